@@ -1,0 +1,162 @@
+"""Command lines made from settings classes, and the edge where errors become exit codes.
+
+An option is defined once, as a field of a ``Config``; here it becomes ``--kebab-case``, with the field's
+description, choices and default in ``--help``. Shared by every command of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from forecast.errors import ForecastError, UsageError
+
+EXIT_INTERRUPTED = 130
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of descriptions and examples, and lines options up in one column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(110, _terminal_width()))
+
+
+def _terminal_width() -> int:
+    try:
+        return max(60, os.get_terminal_size().columns - 2)
+    except OSError:
+        return 100
+
+
+def option_name(field: str) -> str:
+    """The option's spelling on the command line, for example ``--num-samples``."""
+    return "--" + field.replace("_", "-")
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> None:
+    """Add one option per field of ``settings`` to ``parser``; values stay text until validation."""
+    for cls in reversed(settings.__mro__):
+        own = [name for name in getattr(cls, "__annotations__", {}) if name in settings.model_fields]
+        if not own:
+            continue
+        group = parser.add_argument_group(*_group_title(cls))
+        for name in own:
+            _add_option(group, name, settings.model_fields[name])
+
+
+def _group_title(cls: type) -> tuple[str]:
+    doc = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+    return (doc.rstrip("."),)
+
+
+def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    kind = _without_none(field.annotation)
+    required = field.is_required()
+    default = "" if required else _shown_default(field)
+    text = ((field.description or "") + default).replace("%", "%%")
+    common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+    if kind is bool:
+        plain_flag = field.default is False
+        action: Any = "store_true" if plain_flag else argparse.BooleanOptionalAction
+        group.add_argument(option_name(name), action=action, **common)
+        return
+    common["required"] = required
+    if get_origin(kind) is Literal:
+        common["choices"] = [str(choice) for choice in get_args(kind)]
+    elif get_origin(kind) in (list, tuple):
+        common["nargs"] = "*"
+        common["metavar"] = _metavar(get_args(kind)[0])
+    else:
+        common["metavar"] = _metavar(kind)
+    group.add_argument(option_name(name), **common)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [a for a in get_args(annotation) if a is not type(None)]
+        return inner[0]
+    return annotation
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "N", float: "X", Path: "PATH", dt.date: "DATE"}.get(kind, "TEXT")
+
+
+def _shown_default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=False)
+    if value is None or value is False or value is PydanticUndefined:
+        return ""
+    return f" (default: {str(value).lower() if value is True else value})"
+
+
+def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
+    """Validate ``given`` (field name to value) into ``settings``.
+
+    Raises:
+        UsageError: on the first field that does not fit, naming the option, the value and the reason.
+    """
+    try:
+        return settings.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(describe_validation_error(error)) from None
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """One line for the first problem of a validation error, in the words of the command line."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    option = option_name(str(first["loc"][0]))
+    if first["type"] == "extra_forbidden":
+        return f"{option} is not an option"
+    return f"{option} {first['input']}: {message[0].lower()}{message[1:]}"
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Call ``main`` with the command line and turn its errors into one line and an exit code.
+
+    Codes: 0 done, 1 failure, 2 bad usage, 130 interrupted. ``--debug`` anywhere on the command line
+    shows the traceback as well.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return main([a for a in arguments if a != "--debug"])
+    except ForecastError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``); point stdout elsewhere so that the
+        # interpreter's own flush at exit does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return 1
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an operating-system error: what it is, where, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    reason = error.strerror or str(error)
+    return f"{reason.lower()}{where}; free some space or choose a place that can be written"

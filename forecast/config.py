@@ -1,0 +1,89 @@
+"""The one place of every option of data, split, normalization and training.
+
+Each field is an option's only definition: type, default, unit, meaning and limits. Commands, tuning
+trials and checkpoints carry these objects; the command line (``forecast.command``) derives its options
+and its ``--help`` from them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Target = Literal["residual", "level"]
+
+
+class Config(BaseModel):
+    """Frozen, validated settings; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Config):
+    """Which prices, and how their rows are split and normalized."""
+
+    symbol: str = Field("BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it")
+    feature: str = Field("Close", min_length=1, description="column of prices to forecast")
+    source: str = Field(
+        "auto",
+        min_length=1,
+        description="where prices come from: auto (Yahoo, else the local cache, else the bundled snapshot), "
+        "yahoo, snapshot, or the path of a .csv or .parquet file",
+    )
+    start: dt.date | None = Field(None, description="first day to use, ISO date (all history unless given)")
+    end: dt.date | None = Field(None, description="day to stop before, ISO date, exclusive")
+    train_ratio: float = Field(0.85, gt=0, lt=1, description="share of rows before the test rows")
+    val_ratio_within_train: float = Field(
+        0.15, gt=0, lt=1, description="share of the rows before the test rows that is validation"
+    )
+    log_prices: bool = Field(
+        True, description="normalize the logarithm of prices (needs positive prices) instead of the prices"
+    )
+    keep_non_positive: bool = Field(
+        False,
+        description="keep zero and negative prices (for series that really have them) instead of dropping "
+        "them as errors; needs --no-log-prices",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError(f"--start {self.start} is not before --end {self.end}; swap them or widen the range")
+        if self.keep_non_positive and self.log_prices:
+            raise ValueError(
+                "--keep-non-positive cannot go with log prices, which need positive prices; "
+                "add --no-log-prices"
+            )
+        return self
+
+
+class ExperimentConfig(DataConfig):
+    """What all models of one comparison share: the data, the kind of target, the seed, the device."""
+
+    target: Target = Field(
+        "residual",
+        description="residual: predict the change from the window's last value, starting as persistence; "
+        "level: predict the normalized price itself",
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
+
+
+class TrainConfig(ExperimentConfig):
+    """Everything that determines one trained model."""
+
+    sequence_length: int = Field(60, ge=2, le=5000, description="window length: past values a forecast sees, in rows")
+    hidden_size: int = Field(64, ge=1, le=4096, description="width of each LSTM layer")
+    num_layers: int = Field(2, ge=1, le=16, description="number of LSTM layers")
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="dropout between LSTM layers (no effect with one layer)"
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate")
+    batch_size: int = Field(64, ge=1, description="windows per gradient step")
+    max_epochs: int = Field(60, ge=1, description="most passes over the training windows")
+    patience: int = Field(15, ge=1, description="epochs without a better validation loss before stopping")
+    grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of a step")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA where there is one), cpu or cuda"
+    )

@@ -1,0 +1,55 @@
+"""Every error the project raises on purpose, in one tree.
+
+    ForecastError                 anything below; its text is one line: what, the value, the remedy
+    ├── UsageError                an option or a combination of options is wrong       exit code 2
+    ├── DataError                 the prices cannot be had or cannot be used           exit code 1
+    │   ├── SourceUnavailable     a source did not answer; another one may             exit code 1
+    │   └── UnknownSymbol         the source answered that it has no such symbol       exit code 1
+    ├── TrainingError             training produced something that is not a number     exit code 1
+    ├── CheckpointError           a checkpoint is missing, damaged, foreign or newer   exit code 1
+    ├── WindowError               values given for a prediction do not fit the model   exit code 1, HTTP 422
+    └── StudyError                a tuning study cannot be opened, used or written     exit code 1
+
+The command line turns them into exit codes (``forecast.command``) and the server into HTTP statuses
+(``serve_app``); nothing else catches them.
+"""
+
+
+class ForecastError(Exception):
+    """Base of every error raised on purpose; the message is one line fit to be shown to a person."""
+
+    exit_code = 1
+
+
+class UsageError(ForecastError):
+    """An option, or a combination of options, is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ForecastError):
+    """The prices cannot be had, or cannot be used for what was asked."""
+
+
+class SourceUnavailable(DataError):
+    """A source did not give an answer (network, rate limit, garbage); another source may still do."""
+
+
+class UnknownSymbol(DataError):
+    """The source answered, and has no prices under that symbol."""
+
+
+class TrainingError(ForecastError):
+    """Training produced a loss or a prediction that is not a finite number."""
+
+
+class CheckpointError(ForecastError):
+    """A checkpoint is missing, truncated, of a foreign or newer format, or holds code."""
+
+
+class WindowError(ForecastError, ValueError):
+    """Values given for a prediction do not fit the model."""
+
+
+class StudyError(ForecastError):
+    """A tuning study cannot be opened, used or written."""
