@@ -1,0 +1,65 @@
+"""Price series in, tuned and honest forecasts out.
+
+Everything a notebook needs; see each name's own documentation::
+
+    from forecast import TrainConfig, load_series, train
+
+    series = load_series("BTC-USD", source="snapshot")
+    result = train(series, TrainConfig(max_epochs=10))
+    print(result.test.model, result.test.persistence)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forecast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from forecast.config import DataConfig, TrainConfig
+    from forecast.errors import ForecastError
+    from forecast.predictor import Predictor, predict_next_from_values
+    from forecast.series import Series
+    from forecast.source import load_series
+    from forecast.training import evaluate, train
+
+__all__ = [
+    "Checkpoint",
+    "DataConfig",
+    "ForecastError",
+    "Predictor",
+    "Series",
+    "TrainConfig",
+    "evaluate",
+    "load_checkpoint",
+    "load_series",
+    "predict_next_from_values",
+    "save_checkpoint",
+    "train",
+]
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "DataConfig": "config",
+    "ForecastError": "errors",
+    "Predictor": "predictor",
+    "Series": "series",
+    "TrainConfig": "config",
+    "evaluate": "training",
+    "load_checkpoint": "checkpoint",
+    "load_series": "source",
+    "predict_next_from_values": "predictor",
+    "save_checkpoint": "checkpoint",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds, ``--help`` must not."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

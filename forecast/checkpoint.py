@@ -1,0 +1,271 @@
+"""One trained model as one file, safe to load and honest about where it came from.
+
+The file is a dictionary that ``torch.load(weights_only=True)`` reads: plain values and tensors, no code.
+Its first eight keys are those of the original system, whose files load too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import os
+import pickle
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from forecast.config import TrainConfig
+from forecast.errors import CheckpointError
+from forecast.evaluation import Evaluation
+from forecast.atomic import write_atomically
+from forecast.model import LSTMForecaster
+from forecast.normalization import Normalization
+from forecast.windows import Encoding, PreparedSeries
+
+SCHEMA_VERSION = 1
+HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with everything needed to use it and to judge it.
+
+    Attributes:
+        model_state: weights, keys ``lstm.*`` and ``regressor.*``, on the CPU.
+        config: every option it was trained with.
+        normalization: statistics of its training rows.
+        val_loss_best: lowest validation loss, mean squared error in units of the model's output.
+        metrics_test: metrics by name on the test rows; None while the test rows are untouched.
+        metrics_validation: the same on the validation rows; None for files of the original system.
+        persistence: persistence's metrics by part (``validation``, ``test``) and name.
+        trial_number: number of its trial in the study; None when trained alone.
+        trial_params: the hyperparameters the search chose; empty when trained alone.
+        split: last training and validation dates and row counts; empty for files of the original system.
+        provenance: where the prices came from; None for files of the original system.
+        versions: library versions at training.
+        created: UTC time of training, ISO 8601.
+        best_epoch: the epoch of ``model_state``.
+    """
+
+    model_state: dict[str, Tensor]
+    config: TrainConfig
+    normalization: Normalization
+    val_loss_best: float
+    metrics_test: dict[str, float] | None = None
+    metrics_validation: dict[str, float] | None = None
+    persistence: dict[str, dict[str, float]] = field(default_factory=dict)
+    trial_number: int | None = None
+    trial_params: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+    created: str | None = None
+    best_epoch: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        model_state: dict[str, Tensor],
+        config: TrainConfig,
+        prepared: PreparedSeries,
+        val_loss_best: float,
+        best_epoch: int,
+        validation: Evaluation,
+        provenance: dict[str, Any],
+        trial_number: int | None = None,
+        trial_params: dict[str, Any] | None = None,
+    ) -> Checkpoint:
+        """A checkpoint of a model just trained, without test metrics."""
+        return cls(
+            model_state=model_state,
+            config=config,
+            normalization=prepared.normalization,
+            val_loss_best=val_loss_best,
+            metrics_validation=validation.model,
+            persistence={"validation": validation.persistence},
+            trial_number=trial_number,
+            trial_params=dict(trial_params or {}),
+            split=dataclasses.asdict(prepared.split),
+            provenance=provenance,
+            versions=library_versions(),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            best_epoch=best_epoch,
+        )
+
+    def with_test(self, test: Evaluation) -> Checkpoint:
+        """The same checkpoint with its metrics on the test rows, and persistence's, filled in."""
+        return dataclasses.replace(
+            self, metrics_test=test.model, persistence={**self.persistence, "test": test.persistence}
+        )
+
+    @property
+    def encoding(self) -> Encoding:
+        """How prices become inputs of this model and its outputs become prices."""
+        return Encoding(self.normalization, self.config.target)
+
+    def build_model(self) -> LSTMForecaster:
+        """The network with these weights, on the CPU, in eval mode."""
+        model = LSTMForecaster(self.config.hidden_size, self.config.num_layers, zero_head=False)
+        model.load_state_dict(self.model_state)
+        return model.eval()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that can change a result."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one, whole.
+
+    Raises:
+        OSError: when the place cannot be written or the disk is full; nothing at ``path`` has changed.
+    """
+    content = {
+        "model_state": checkpoint.model_state,
+        "config": checkpoint.config.model_dump(mode="json"),
+        "feature_mean": checkpoint.normalization.mean,
+        "feature_std": checkpoint.normalization.std,
+        "val_loss_best": checkpoint.val_loss_best,
+        "metrics_test": checkpoint.metrics_test,
+        "trial_number": checkpoint.trial_number,
+        "trial_params": checkpoint.trial_params,
+        "schema_version": checkpoint.schema_version,
+        "normalization": checkpoint.normalization.to_dict(),
+        "metrics_validation": checkpoint.metrics_validation,
+        "persistence": checkpoint.persistence,
+        "split": checkpoint.split,
+        "provenance": checkpoint.provenance,
+        "versions": checkpoint.versions,
+        "created": checkpoint.created,
+        "best_epoch": checkpoint.best_epoch,
+    }
+    write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, of this system or of the original one.
+
+    Raises:
+        CheckpointError: when the file is missing, truncated, holds code, is newer than this version,
+            lacks a key, or its weights do not fit its configuration or are not finite.
+    """
+    content = _read(Path(path))
+    version = content.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this version reads; "
+            "upgrade this package"
+        )
+    missing = [key for key in ("model_state", "config", "feature_mean", "feature_std") if key not in content]
+    if missing:
+        raise CheckpointError(f"{path} is not a forecaster checkpoint (no {', '.join(missing)}); {HOW_TO_MAKE_ONE}")
+    try:
+        checkpoint = _from_original(content) if version == 0 else _from_content(content)
+        _check_weights(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise CheckpointError(f"{path} is not a usable checkpoint ({reason}); {HOW_TO_MAKE_ONE}") from error
+    return checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; give a checkpoint's path, for example artifacts/best_pareto_lstm.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than plain values and tensors, which could run code, and is refused; {HOW_TO_MAKE_ONE}"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except Exception as error:  # torch.load raises whatever its zip and pickle readers stumble over
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a forecaster checkpoint; {HOW_TO_MAKE_ONE}")
+    return content
+
+
+def _from_content(content: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        model_state=content["model_state"],
+        config=TrainConfig.model_validate(content["config"]),
+        normalization=Normalization(**content["normalization"]),
+        val_loss_best=content["val_loss_best"],
+        metrics_test=content["metrics_test"],
+        metrics_validation=content["metrics_validation"],
+        persistence=content["persistence"],
+        trial_number=content["trial_number"],
+        trial_params=content["trial_params"],
+        split=content["split"],
+        provenance=content["provenance"],
+        versions=content["versions"],
+        created=content["created"],
+        best_epoch=content["best_epoch"],
+        schema_version=content["schema_version"],
+    )
+
+
+def _from_original(content: dict[str, Any]) -> Checkpoint:
+    """A file of the original system: normalized price levels in and out, no logarithm.
+
+    Its configuration had options of its own (paths, for example): those unknown here are left out. The
+    network's size is read from the weights, which cannot be wrong about it.
+    """
+    state = content["model_state"]
+    params = dict(content.get("trial_params") or {})
+    found = {**dict(content["config"]), **params}
+    known = {name: found[name] for name in TrainConfig.model_fields if name in found}
+    layers = {match.group(1) for key in state if (match := re.fullmatch(r"lstm\.weight_hh_l(\d+)", key))}
+    known |= {
+        "hidden_size": int(state["lstm.weight_hh_l0"].shape[1]),
+        "num_layers": len(layers),
+        "target": "level",
+        "log_prices": False,
+        "device": "auto",
+        "source": "yahoo",
+    }
+    return Checkpoint(
+        model_state=state,
+        config=TrainConfig.model_validate(known),
+        normalization=Normalization(
+            mean=float(content["feature_mean"]), std=float(content["feature_std"]), change_std=1.0, log=False
+        ),
+        val_loss_best=float(content.get("val_loss_best", float("nan"))),
+        metrics_test=content.get("metrics_test"),
+        trial_number=content.get("trial_number"),
+        trial_params=params,
+        schema_version=0,
+    )
+
+
+def _check_weights(checkpoint: Checkpoint) -> None:
+    checkpoint.build_model()
+    if not all(bool(torch.isfinite(value).all()) for value in checkpoint.model_state.values()):
+        raise ValueError("its weights are not finite numbers")
+    scale = checkpoint.normalization
+    if not (np.isfinite(scale.mean) and scale.std > 0 and scale.change_std > 0):
+        raise ValueError(f"its normalization is impossible: mean {scale.mean}, std {scale.std}")
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"config {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"no {error.args[0]}"
+    return str(error).strip().splitlines()[0]

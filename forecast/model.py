@@ -1,0 +1,57 @@
+"""The network: an LSTM over the window, then a linear head on its last hidden state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LSTMForecaster(nn.Module):
+    """One number per window.
+
+    The submodules are called ``lstm`` and ``regressor`` so that weights of the original system load as
+    they are.
+    """
+
+    def __init__(self, hidden_size: int, num_layers: int, dropout: float = 0.0, *, zero_head: bool) -> None:
+        """Build the network.
+
+        Args:
+            hidden_size: width of each LSTM layer.
+            num_layers: number of LSTM layers.
+            dropout: dropout between layers; one layer has none.
+            zero_head: start with an output of exactly zero, which for a residual target is persistence.
+        """
+        super().__init__()
+        self.lstm = nn.LSTM(
+            input_size=1,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        self.regressor = nn.Linear(hidden_size, 1)
+        if zero_head:
+            nn.init.zeros_(self.regressor.weight)
+            nn.init.zeros_(self.regressor.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs of shape (n, length) to outputs of shape (n,)."""
+        hidden, _ = self.lstm(inputs.unsqueeze(-1))
+        output: Tensor = self.regressor(hidden[:, -1]).squeeze(-1)
+        return output
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: when CUDA is asked for by name and there is none.
+    """
+    from forecast.errors import UsageError
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: no CUDA device is available here; use --device cpu or auto")
+    return torch.device(device)
