@@ -28,8 +28,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files that only their owner may read; a finished file follows the umask.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -21,10 +21,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from forecast.atomic import write_atomically
 from forecast.config import TrainConfig
 from forecast.errors import CheckpointError
 from forecast.evaluation import Evaluation
-from forecast.atomic import write_atomically
 from forecast.model import LSTMForecaster
 from forecast.normalization import Normalization
 from forecast.windows import Encoding, PreparedSeries
@@ -168,7 +168,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     missing = [key for key in ("model_state", "config", "feature_mean", "feature_std") if key not in content]
     if missing:
-        raise CheckpointError(f"{path} is not a forecaster checkpoint (no {', '.join(missing)}); {HOW_TO_MAKE_ONE}")
+        raise CheckpointError(
+            f"{path} is not a forecaster checkpoint (no {', '.join(missing)}); {HOW_TO_MAKE_ONE}"
+        )
     try:
         checkpoint = _from_original(content) if version == 0 else _from_content(content)
         _check_weights(checkpoint)
@@ -182,13 +184,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; give a checkpoint's path, for example artifacts/best_pareto_lstm.pt")
+        raise CheckpointError(
+            f"{path} is not a file; give a checkpoint's path, for example artifacts/best_pareto_lstm.pt"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
-                f"{path} holds more than plain values and tensors, which could run code, and is refused; {HOW_TO_MAKE_ONE}"
+                f"{path} holds more than plain values and tensors, which could run code, and is refused; "
+                f"{HOW_TO_MAKE_ONE}"
             ) from error
         raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
     except PermissionError as error:

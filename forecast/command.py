@@ -10,10 +10,11 @@ import argparse
 import datetime as dt
 import os
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from forecast.errors import ForecastError, UsageError
 
 EXIT_INTERRUPTED = 130
+DEBUG = "--debug"
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -31,6 +33,20 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=min(110, _terminal_width()))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other error of the project."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 def _terminal_width() -> int:
@@ -47,6 +63,9 @@ def option_name(field: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> None:
     """Add one option per field of ``settings`` to ``parser``; values stay text until validation."""
+    parser.add_argument(
+        DEBUG, action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
     for cls in reversed(settings.__mro__):
         own = [name for name in getattr(cls, "__annotations__", {}) if name in settings.model_fields]
         if not own:
@@ -66,6 +85,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> 
     required = field.is_required()
     default = "" if required else _shown_default(field)
     text = ((field.description or "") + default).replace("%", "%%")
+    name = field.alias or name
     common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if kind is bool:
         plain_flag = field.default is False
@@ -132,9 +152,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     shows the traceback as well.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
+    debug = DEBUG in arguments
     try:
-        return main([a for a in arguments if a != "--debug"])
+        return main([a for a in arguments if a != DEBUG])
     except ForecastError as error:
         if debug:
             raise

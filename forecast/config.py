@@ -24,7 +24,9 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which prices, and how their rows are split and normalized."""
 
-    symbol: str = Field("BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it")
+    symbol: str = Field(
+        "BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it"
+    )
     feature: str = Field("Close", min_length=1, description="column of prices to forecast")
     source: str = Field(
         "auto",
@@ -50,7 +52,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.start and self.end and self.start >= self.end:
-            raise ValueError(f"--start {self.start} is not before --end {self.end}; swap them or widen the range")
+            raise ValueError(
+                f"--start {self.start} is not before --end {self.end}; swap them or widen the range"
+            )
         if self.keep_non_positive and self.log_prices:
             raise ValueError(
                 "--keep-non-positive cannot go with log prices, which need positive prices; "
@@ -73,7 +77,9 @@ class ExperimentConfig(DataConfig):
 class TrainConfig(ExperimentConfig):
     """Everything that determines one trained model."""
 
-    sequence_length: int = Field(60, ge=2, le=5000, description="window length: past values a forecast sees, in rows")
+    sequence_length: int = Field(
+        60, ge=2, le=5000, description="window length: past values a forecast sees, in rows"
+    )
     hidden_size: int = Field(64, ge=1, le=4096, description="width of each LSTM layer")
     num_layers: int = Field(2, ge=1, le=16, description="number of LSTM layers")
     dropout: float = Field(
@@ -81,7 +87,7 @@ class TrainConfig(ExperimentConfig):
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate")
     batch_size: int = Field(64, ge=1, description="windows per gradient step")
-    max_epochs: int = Field(60, ge=1, description="most passes over the training windows")
+    max_epochs: int = Field(60, ge=1, le=1_000_000, description="most passes over the training windows")
     patience: int = Field(15, ge=1, description="epochs without a better validation loss before stopping")
     grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of a step")
     device: str = Field(

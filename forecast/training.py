@@ -30,6 +30,9 @@ from forecast.windows import Encoding, PreparedSeries, Windows, prepare
 INFERENCE_BATCH = 1024
 """Windows per forward pass without gradients: bounds memory, large enough to cost nothing."""
 
+STAGES_PER_SEED = 1_000_003
+"""Distance between the generator seeds of neighbouring ``seed`` options; more than there are epochs."""
+
 
 class Trainer:
     """Trains one model on a prepared series.
@@ -52,8 +55,7 @@ class Trainer:
         self._validation_inputs = torch.from_numpy(self._validation.inputs).to(self.device)
         self._validation_wanted = torch.from_numpy(self._validation.wanted).to(self.device)
 
-        self._random_state = _seeded_state(config.seed)
-        with self._own_randomness():
+        with self._seeded(0):
             self.model = build_model(config).to(self.device)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.epoch = 0
@@ -79,11 +81,11 @@ class Trainer:
             TrainingError: when a validation loss is not finite.
         """
         stop = self.config.max_epochs if until_epoch is None else until_epoch
-        with self._own_randomness():
-            while self.epoch < stop and not self.finished:
+        while self.epoch < stop and not self.finished:
+            with self._seeded(self.epoch + 1):
                 self._train_epoch()
-                self.epoch += 1
-                self._validate()
+            self.epoch += 1
+            self._validate()
 
     def _train_epoch(self) -> None:
         self.model.train()
@@ -93,7 +95,7 @@ class Trainer:
         for rows in order.split(self.config.batch_size):
             loss = nn.functional.mse_loss(self.model(self._train_inputs[rows]), self._train_wanted[rows])
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
             self._optimizer.step()
 
@@ -110,9 +112,15 @@ class Trainer:
             self._best_state = _copy_state(self.model)
             self._best_outputs = outputs.cpu().numpy()
 
-    def evaluate_validation(self) -> Evaluation:
-        """Metrics on the validation rows, in price units, of the best state so far."""
-        return _score(self._best_outputs, self._validation, self._prepared, self.config)
+    def evaluate(self, part: Part = "validation") -> Evaluation:
+        """Metrics on the rows of ``part``, in price units, of the best state so far."""
+        if part == "validation":
+            return _score(self._best_outputs, self._validation, self._prepared, self.config)
+        windows = self._prepared.windows(part, self.config.sequence_length, self.config.target)
+        best = build_model(self.config).to(self.device)
+        best.load_state_dict(self._best_state)
+        outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device))
+        return _score(outputs.cpu().numpy(), windows, self._prepared, self.config)
 
     def best_state(self) -> dict[str, Tensor]:
         """The weights with the lowest validation loss so far, on the CPU."""
@@ -128,7 +136,6 @@ class Trainer:
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "epoch": self.epoch,
-            "random_state": self._random_state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,19 +147,18 @@ class Trainer:
         self.best_loss = state["best_loss"]
         self.best_epoch = state["best_epoch"]
         self.epoch = state["epoch"]
-        self._random_state = state["random_state"]
 
     @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Run with this trainer's random state: others in the process neither disturb it nor notice it."""
+    def _seeded(self, stage: int) -> Iterator[None]:
+        """Draw everything random of one stage (0: weights, n: epoch n) from the seed and the stage alone.
+
+        So an epoch's batches and dropout do not depend on how training was cut into pieces, in which
+        process it runs, or on what else in the process uses torch's generators.
+        """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(self._random_state)
-            if devices:
-                # Dropout on a GPU draws from the GPU's generator; derive its state from ours.
-                torch.cuda.manual_seed(int(torch.randint(2**62, (1,)).item()))
+            torch.manual_seed(self.config.seed * STAGES_PER_SEED + stage)
             yield
-            self._random_state = torch.get_rng_state()
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ def train(
         if on_epoch:
             on_epoch(trainer)
     seconds = time.perf_counter() - started
-    validation = trainer.evaluate_validation()
+    validation = trainer.evaluate()
     checkpoint = Checkpoint.create(
         model_state=trainer.best_state(),
         config=config,
@@ -248,9 +254,3 @@ def _score(
 
 def _copy_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _seeded_state(seed: int) -> Tensor:
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return generator.get_state()

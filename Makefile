@@ -1,0 +1,40 @@
+# One command each, the same for a person and for CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+NUM_SAMPLES ?= 64
+
+.PHONY: help setup run serve test check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## make .venv with everything the project needs
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip check
+	@touch $@
+
+run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
+	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES)
+
+serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app
+
+test: $(READY) ## run all tests
+	$(BIN)/pytest
+
+check: $(READY) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## run the benchmarks
+	$(BIN)/python -m benchmarks.training
+
+clean: ## remove the environment and caches; leaves artifacts/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,277 @@
+"""The ``python -m forecast`` commands: ``train`` and ``infer``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from forecast.command import Parser, add_options, parse_settings
+from forecast.config import Config, TrainConfig
+from forecast.errors import UsageError
+
+if TYPE_CHECKING:
+    from forecast.checkpoint import Checkpoint
+    from forecast.evaluation import Evaluation
+    from forecast.training import Trainer
+
+DEFAULT_PICK = Path("artifacts/best_pareto_lstm.pt")
+"""Where a tuning job leaves its pick."""
+
+
+class TrainOptions(TrainConfig):
+    """The command."""
+
+    checkpoint: Path = Field(Path("model.pt"), description="file to write")
+    quiet: bool = Field(False, description="print only warnings and errors")
+    json_output: bool = Field(False, alias="json", description="print the result as JSON")
+
+
+class InferOptions(Config):
+    """The window and the model; without --values or --file, the latest window of the model's source is used."""
+
+    checkpoint: Path = Field(DEFAULT_PICK, description="model to forecast with")
+    values: list[float] | None = Field(
+        None, description="the window: past values, oldest first, at least as many as the model's window"
+    )
+    file: Path | None = Field(
+        None, description="file with the window's values (numbers, or JSON); - reads standard input"
+    )
+    latest: bool = Field(False, description="use the latest window of the source (what happens by default)")
+    source: str | None = Field(
+        None, description="source of the latest window (the one the model was trained on unless given)"
+    )
+    device: str = TrainConfig.model_fields["device"]  # type: ignore[assignment]
+    json_output: bool = Field(False, alias="json", description="print the forecast as JSON")
+
+    @model_validator(mode="after")
+    def _one_window(self) -> InferOptions:
+        latest = self.latest or self.source is not None
+        if (self.values is not None) + (self.file is not None) + latest > 1:
+            raise ValueError("--values, --file and --latest are three ways to give the window; use one")
+        return self
+
+
+EXAMPLES = {
+    "train": """\
+examples:
+  python -m forecast train
+  python -m forecast train --source prices.csv --symbol ACME --sequence-length 30 --checkpoint acme.pt
+""",
+    "infer": """\
+examples:
+  python -m forecast infer --checkpoint artifacts/best_pareto_lstm.pt
+  python -m forecast infer --checkpoint model.pt --values 101.5 102 101.8 ...
+  tail -n 60 closes.txt | python -m forecast infer --checkpoint model.pt --file - --json
+""",
+}
+
+
+def build_parser() -> Parser:
+    """The command line, derived from the settings classes."""
+    parser = Parser(
+        prog="python -m forecast",
+        description="Train an LSTM price forecaster, or forecast with a trained one.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,infer}")
+    for name, help_text, settings in (
+        ("train", "train one model and score it beside persistence", TrainOptions),
+        ("infer", "forecast the next value of a window", InferOptions),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=EXAMPLES[name],
+        )
+        add_options(command, settings)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; gives back the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    if given.pop("command") == "train":
+        return train_command(parse_settings(TrainOptions, given))
+    return infer_command(parse_settings(InferOptions, given))
+
+
+def train_command(options: TrainOptions) -> int:
+    """Train, score on validation and test, write the checkpoint."""
+    from forecast.checkpoint import save_checkpoint
+    from forecast.describe import series_lines
+    from forecast.source import series_from_config
+    from forecast.split import require_rows
+    from forecast.training import train
+
+    series = series_from_config(options, notify=_warn)
+    require_rows(len(series), options.sequence_length, options.train_ratio, options.val_ratio_within_train)
+    silent = options.quiet or options.json_output
+    if not silent:
+        print(*series_lines(series, options), sep="\n")
+    config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
+    live = not silent and sys.stderr.isatty()
+    result = train(series, config, on_epoch=_show_epoch if live else None)
+    if live:
+        print("\r\033[K", end="", file=sys.stderr)
+    save_checkpoint(result.checkpoint, options.checkpoint)
+    if options.json_output:
+        print(
+            json.dumps(
+                {
+                    "checkpoint": str(options.checkpoint),
+                    "validation": result.validation.to_dict(),
+                    "test": result.test.to_dict(),
+                    "epochs": result.epochs,
+                    "best_epoch": result.checkpoint.best_epoch,
+                    "val_loss_best": result.checkpoint.val_loss_best,
+                    "seconds": result.seconds,
+                    "data": series.provenance.to_dict(),
+                    "integrity": series.integrity.to_dict(),
+                }
+            )
+        )
+    elif not options.quiet:
+        print(f"{result.epochs} epochs in {result.seconds:.1f} s, best epoch {result.checkpoint.best_epoch}")
+        print_evaluations({"validation": result.validation, "test": result.test})
+        print(f"Written to {options.checkpoint}")
+    return 0
+
+
+def infer_command(options: InferOptions) -> int:
+    """Forecast the next value of the window that the options give."""
+    from forecast.predictor import Predictor
+
+    predictor = Predictor(options.checkpoint, options.device)
+    window, dates = _window(options, predictor.checkpoint)
+    prediction = predictor.predict_next(window)
+    config = predictor.checkpoint.config
+    used = [float(value) for value in window[-config.sequence_length :]]
+    if options.json_output:
+        answer: dict[str, Any] = {
+            "prediction": prediction,
+            "last_value": used[-1],
+            "symbol": config.symbol,
+            "feature": config.feature,
+            "sequence_length": config.sequence_length,
+            "checkpoint_path": str(options.checkpoint),
+            "first_date": dates[0] if dates else None,
+            "last_date": dates[1] if dates else None,
+            "values": used,
+        }
+        print(json.dumps(answer, allow_nan=False))
+        return 0
+    after = f" after {dates[1]}" if dates else ""
+    print(f"{config.symbol} {config.feature}: next value{after} is forecast at {prediction:,.6g}")
+    print(f"persistence (the last value): {used[-1]:,.6g}")
+    if predictor.checkpoint.metrics_test:
+        test = predictor.checkpoint.metrics_test
+        beside = predictor.checkpoint.persistence.get("test")
+        line = f"test MAE of this model: {test['MAE']:,.5g}"
+        print(line + (f", of persistence: {beside['MAE']:,.5g}" if beside else ""))
+    return 0
+
+
+def _window(options: InferOptions, checkpoint: Checkpoint) -> tuple[Sequence[float], tuple[str, str] | None]:
+    """The window's values and, where they come from a source, its first and last date."""
+    from forecast.errors import WindowError
+    from forecast.source import load_series
+
+    if options.values is not None:
+        return options.values, None
+    if options.file is not None:
+        return read_values(options.file), None
+    config = checkpoint.config
+    series = load_series(
+        config.symbol,
+        config.feature,
+        options.source or config.source,
+        keep_non_positive=config.keep_non_positive,
+        notify=_warn,
+    )
+    length = config.sequence_length
+    if len(series) < length:
+        raise WindowError(
+            f"{series.provenance.source} has {len(series)} rows: this model needs {length}; take a longer history"
+        )
+    return series.values[-length:].tolist(), (str(series.dates[-length]), str(series.dates[-1]))
+
+
+def read_values(path: Path) -> list[float]:
+    """Numbers from a file (``-``: standard input): JSON (a list, or ``{"values": [...]}``), or plain text.
+
+    Raises:
+        UsageError: when the file is missing or empty, or something in it is not a number.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        text = (sys.stdin.read() if str(path) == "-" else path.read_text()).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"--file {name} cannot be read ({reason}); give a text file of numbers") from None
+    if not text:
+        raise UsageError(f"--file {name} is empty; give the window's values, oldest first")
+    if text[0] in "[{":
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--file {name} is not JSON ({error}); give a list of numbers") from None
+        found = content.get("values") if isinstance(content, dict) else content
+        if not isinstance(found, list):
+            raise UsageError(f'--file {name} has no list of numbers; give [...] or {{"values": [...]}}')
+    else:
+        found = text.replace(",", " ").replace(";", " ").split()
+    values = []
+    for index, item in enumerate(found):
+        try:
+            if isinstance(item, bool | None):
+                raise TypeError
+            values.append(float(item))
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--file {name}: item {index + 1} is {item!r}, not a number; for a table of prices use "
+                "--latest --source FILE"
+            ) from None
+    return values
+
+
+def print_evaluations(evaluations: dict[str, Evaluation]) -> None:
+    """A table of the model beside persistence, a block of rows for each part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("rows")
+    table.add_column("metric")
+    for column in ("model", "persistence", "skill"):
+        table.add_column(column, justify="right")
+    for part, evaluation in evaluations.items():
+        for index, (name, value) in enumerate(evaluation.model.items()):
+            skill = evaluation.skill[name]
+            table.add_row(
+                f"{part} ({evaluation.rows})" if index == 0 else "",
+                f"{name} %" if name == "MAPE" else name,
+                f"{value:,.5g}",
+                f"{evaluation.persistence[name]:,.5g}",
+                "" if skill is None else f"{100 * skill:+.2f} %",
+            )
+        table.add_section()
+    Console().print(table)
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _show_epoch(trainer: Trainer) -> None:
+    print(
+        f"\r\033[Kepoch {trainer.epoch}/{trainer.config.max_epochs}, validation loss {trainer.best_loss:.5f} "
+        f"(best, epoch {trainer.best_epoch})",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,58 @@
+"""What every test shares: one small model, one Ray cluster, and no reach beyond the test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Set before torch or Ray are imported anywhere: many small tests on few cores run best single-threaded, and
+# a cluster that happens to run on the machine is not ours to use.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECAST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """The bundled BTC-USD snapshot, clean."""
+    from forecast import load_series
+
+    return load_series("BTC-USD", source="snapshot")
+
+
+@pytest.fixture(scope="session")
+def tiny_result(snapshot):
+    """A small model trained for two epochs on the snapshot."""
+    from forecast import TrainConfig, train
+
+    config = TrainConfig(
+        source="snapshot", sequence_length=20, hidden_size=8, num_layers=1, max_epochs=2, batch_size=128
+    )
+    return train(snapshot, config)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of ``tiny_result``."""
+    from forecast import save_checkpoint
+
+    path = tmp_path_factory.mktemp("model") / "tiny.pt"
+    save_checkpoint(tiny_result.checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One local Ray cluster of two CPUs for all tests that need one."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,141 @@
+"""Split, normalization, windows and metrics: properties that hold for any series."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from forecast.config import TrainConfig
+from forecast.errors import DataError
+from forecast.evaluation import evaluate_forecasts
+from forecast.normalization import Normalization
+from forecast.split import MIN_TARGETS, required_rows, split_rows
+from forecast.windows import Encoding, PreparedSeries
+
+ratios = st.floats(0.05, 0.95)
+prices = arrays(np.float64, st.integers(10, 200), elements=st.floats(0.01, 1e6), unique=True)
+
+
+@given(rows=st.integers(0, 10_000), train=ratios, val=ratios)
+def test_split_covers_every_row_once_in_order_of_time(rows, train, val):
+    split = split_rows(rows, train, val)
+    assert 0 <= split.train_end <= split.validation_end <= split.rows == rows
+
+
+def test_default_split_is_72_25_12_75_and_15_percent():
+    split = split_rows(10_000, 0.85, 0.15)
+    assert (split.train_end, split.validation_end) == (7225, 8500)
+
+
+@given(rows=st.integers(400, 3000), short=st.integers(2, 60), long=st.integers(61, 120))
+def test_validation_and_test_targets_do_not_depend_on_the_window_length(rows, short, long):
+    split = split_rows(rows, 0.85, 0.15)
+    for part in ("validation", "test"):
+        assert split.targets(part, short) == split.targets(part, long)
+
+
+@given(length=st.integers(2, 200), train=ratios, val=ratios)
+def test_required_rows_is_the_fewest_that_give_each_part_its_targets(length, train, val):
+    def enough(rows):
+        split = split_rows(rows, train, val)
+        return all(len(split.targets(p, length)) >= MIN_TARGETS for p in ("train", "validation", "test"))
+
+    needed = required_rows(length, train, val)
+    assert enough(needed)
+    assert not enough(needed - 1)
+
+
+@given(values=prices, log=st.booleans())
+def test_normalization_round_trips_and_has_zero_mean_and_unit_spread(values, log):
+    try:
+        normalization = Normalization.fit(values, log=log)
+    except DataError:
+        return  # almost equal prices are refused
+    normalized = normalization.normalize(values)
+    assert normalized.mean() == pytest.approx(0, abs=1e-6)
+    assert normalized.std() == pytest.approx(1, rel=1e-6)
+    assert normalization.denormalize(normalized) == pytest.approx(values, rel=1e-6)
+    assert np.diff(normalized).std() == pytest.approx(normalization.change_std, rel=1e-6)
+
+
+def test_normalization_refuses_prices_that_do_not_vary_and_names_the_value():
+    with pytest.raises(DataError, match=r"do not vary \(first value 7\)"):
+        Normalization.fit(np.full(50, 7.0), log=True)
+
+
+def prepared(values, log=True):
+    split = split_rows(len(values), 0.85, 0.15)
+    normalization = Normalization.fit(values[: split.train_end], log=log)
+    return PreparedSeries(normalization.normalize(values), normalization, split)
+
+
+@pytest.fixture
+def walk():
+    return 100 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.02, 400)))
+
+
+def test_windows_end_one_row_before_their_target(walk):
+    series = prepared(walk)
+    windows = series.windows("validation", 10, "level")
+    first = series.split.train_end
+    assert windows.inputs[0] == pytest.approx(series.normalized[first - 10 : first], rel=1e-6)
+    assert windows.wanted[0] == pytest.approx(series.normalized[first], rel=1e-6)
+    assert windows.actual[0] == pytest.approx(walk[first])
+    assert windows.previous[0] == pytest.approx(walk[first - 1])
+
+
+@pytest.mark.parametrize("target", ["residual", "level"])
+def test_an_exact_output_decodes_to_the_actual_price(walk, target):
+    series = prepared(walk)
+    windows = series.windows("test", 30, target)
+    decoded = Encoding(series.normalization, target).prices(windows.wanted, windows.last)
+    assert decoded == pytest.approx(windows.actual, rel=1e-5)
+
+
+def test_a_zero_residual_is_persistence(walk):
+    series = prepared(walk)
+    windows = series.windows("test", 30, "residual")
+    zero = np.zeros(len(windows), np.float32)
+    decoded = Encoding(series.normalization, "residual").prices(zero, windows.last)
+    assert decoded == pytest.approx(windows.previous, rel=1e-12)
+
+
+def test_statistics_and_inputs_ignore_every_row_after_training(walk):
+    changed = walk.copy()
+    changed[split_rows(400, 0.85, 0.15).train_end :] *= 3
+    assert prepared(changed).normalization == prepared(walk).normalization
+    before, after = (prepared(v).windows("train", 20, "residual") for v in (walk, changed))
+    assert np.array_equal(before.inputs, after.inputs)
+    assert np.array_equal(before.wanted, after.wanted)
+
+
+def test_a_series_without_test_rows_cannot_give_test_windows(walk):
+    with pytest.raises(IndexError, match="no test rows"):
+        prepared(walk).without_test().windows("test", 20, "residual")
+
+
+def test_metrics_match_their_definitions_on_a_worked_example():
+    actual, predicted, previous = np.array([100.0, 200.0]), np.array([110.0, 190.0]), np.array([90.0, 220.0])
+    result = evaluate_forecasts(actual, predicted, previous)
+    assert result.model == pytest.approx({"MAE": 10, "RMSE": 10, "MAPE": 7.5})
+    assert result.persistence == pytest.approx({"MAE": 15, "RMSE": np.sqrt(250), "MAPE": 10})
+    assert result.skill == pytest.approx({"MAE": 1 / 3, "RMSE": 1 - 10 / np.sqrt(250), "MAPE": 0.25})
+
+
+def test_mape_clamps_actual_prices_near_zero():
+    result = evaluate_forecasts(np.array([0.0]), np.array([1e-3]), np.array([2e-3]))
+    assert result.model["MAPE"] == pytest.approx(100)
+    assert result.persistence["MAPE"] == pytest.approx(200)
+
+
+@given(actual=prices, noise=st.floats(0.001, 0.5))
+def test_skill_is_zero_for_persistence_itself_and_one_for_an_exact_forecast(actual, noise):
+    previous = actual * (1 + noise)
+    assert evaluate_forecasts(actual, previous, previous).skill == {"MAE": 0, "RMSE": 0, "MAPE": 0}
+    assert evaluate_forecasts(actual, actual, previous).skill == {"MAE": 1, "RMSE": 1, "MAPE": 1}
+
+
+def test_a_config_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="hiden_size"):
+        TrainConfig(hiden_size=3)

@@ -1,0 +1,74 @@
+"""Every option of a tuning job that is not already one of the experiment (``forecast.config``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from forecast.config import ExperimentConfig
+
+Strategy = Literal["min_mape", "min_mae", "min_rmse", "weighted"]
+
+
+class TuneOptions(ExperimentConfig):
+    """The tuning job."""
+
+    num_samples: int = Field(64, ge=1, description="trials the study ends with, finished or failed")
+    output_dir: Path = Field(Path("artifacts"), description="directory of every file the job writes")
+    strategy: Strategy = Field(
+        "min_mape", description="how one point of the Pareto front is picked; a tie goes to the smaller model"
+    )
+    weights: tuple[float, float, float] | None = Field(
+        None, description="weights of MAE, RMSE and MAPE for --strategy weighted (equal unless given)"
+    )
+    objectives_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="rows the objectives are computed on; test reproduces the original design, whose test "
+        "metrics have been searched on and are no estimate of new data",
+    )
+    space: Literal["full", "small"] = Field(
+        "full", description="search space; small is for a first look and for benchmarks"
+    )
+    max_concurrent: int | None = Field(
+        None, ge=1, description="most trials at a time (as many as the cluster has room for unless given)"
+    )
+    cpus_per_trial: float = Field(1.0, gt=0, description="CPUs each trial asks for, also its threads")
+    gpus_per_trial: float | None = Field(
+        None,
+        ge=0,
+        description="GPU share each trial asks for, fractions allowed (unless given, a quarter where the "
+        "cluster has GPUs, else none)",
+    )
+    time_budget: float | None = Field(
+        None, gt=0, description="seconds of search after which the job ends with what is finished"
+    )
+    resume: bool = Field(
+        False, description="continue the study in --output-dir instead of refusing to touch it"
+    )
+    study_name: str = Field(
+        "stock_lstm_optuna", min_length=1, description="name of the study in its database"
+    )
+    storage_path: str | None = Field(
+        None,
+        description="where trials keep their state while they run: a directory or s3:// address that every "
+        "node reaches (a directory in --output-dir unless given; needed with several nodes)",
+    )
+    address: str | None = Field(
+        None,
+        description="Ray cluster to connect to, for example auto (the one in RAY_ADDRESS, else a new local "
+        "one, unless given)",
+    )
+    quiet: bool = Field(False, description="print only warnings and errors")
+    json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> TuneOptions:
+        if self.weights is None:
+            return self
+        if self.strategy != "weighted":
+            raise ValueError(f"--weights {self.weights} needs --strategy weighted, not {self.strategy}")
+        if min(self.weights) < 0 or sum(self.weights) == 0:
+            raise ValueError(f"--weights {self.weights}: weights must not be negative, nor all zero")
+        return self

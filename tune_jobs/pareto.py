@@ -1,0 +1,44 @@
+"""The tuning command: ``python -m tune_jobs.pareto``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from forecast.command import EXIT_INTERRUPTED, Parser, add_options, parse_settings, run
+from tune_jobs.options import TuneOptions
+
+EXAMPLES = """\
+examples:
+  python -m tune_jobs.pareto --num-samples 64
+  python -m tune_jobs.pareto --num-samples 16 --space small --source prices.csv --symbol ACME
+  python -m tune_jobs.pareto --num-samples 200 --address auto --gpus-per-trial 0.25
+  python -m tune_jobs.pareto --num-samples 64 --resume
+"""
+
+
+def build_parser() -> Parser:
+    """The command line, derived from ``TuneOptions``."""
+    parser = Parser(
+        prog="python -m tune_jobs.pareto",
+        description="Search LSTM forecasters over MAE, RMSE and MAPE with Ray Tune and Optuna, and keep the "
+        "Pareto pick as one checkpoint.",
+        epilog=EXAMPLES,
+    )
+    add_options(parser, TuneOptions)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job that the command line describes; gives back the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    options = parse_settings(TuneOptions, given)
+    # Ray and torch take seconds to import: --help and a mistyped option must not wait for them.
+    from tune_jobs.job import run_job
+
+    outcome = run_job(options)
+    return EXIT_INTERRUPTED if outcome.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,95 @@
+"""What a person sees while the search runs: one live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tune_jobs.search import Finished
+from tune_jobs.study import OBJECTIVES
+
+PLAIN_LINE_EVERY = 15.0
+"""Seconds between lines where output is not a terminal."""
+
+
+class SearchProgress:
+    """Counts finished trials and the best of each objective.
+
+    Attributes:
+        done: trials completed.
+        failed: trials failed.
+        seconds: training seconds of the completed ones.
+    """
+
+    def __init__(self, console: Console, samples: int, persistence: dict[str, float], *, quiet: bool) -> None:
+        self.done = self.failed = 0
+        self.seconds = 0.0
+        self._samples, self._persistence = samples, persistence
+        self._best: dict[str, float] = {}
+        self._console, self._quiet = console, quiet
+        self._started = self._last_line = time.monotonic()
+        self._live = Progress(
+            TextColumn("trials"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._live.add_task(self._line(), total=samples)
+
+    def __enter__(self) -> SearchProgress:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._live.stop()
+
+    def finished(self, trial: Finished) -> None:
+        """Take one trial's end into account."""
+        if trial.objectives is None:
+            self.failed += 1
+            if not self._quiet:
+                self._console.print(
+                    f"trial {trial.number} failed: {trial.reason}",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        else:
+            self.done += 1
+            self.seconds += trial.seconds
+            for name, value in trial.objectives.items():
+                self._best[name] = min(value, self._best.get(name, value))
+        self._live.update(self._task, completed=self.done + self.failed, description=self._line())
+
+    def tick(self) -> None:
+        """Say where the search is, if it is time to and nothing live does."""
+        now = time.monotonic()
+        if self._quiet or self._console.is_terminal or now - self._last_line < PLAIN_LINE_EVERY:
+            return
+        self._last_line = now
+        self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        best = "  ".join(
+            f"{name} {self._best[name]:.5g} ({self._persistence[name]:.5g})"
+            for name in OBJECTIVES
+            if name in self._best
+        )
+        ended = self.done + self.failed
+        text = f"{self.done}/{self._samples} done, {self.failed} failed"
+        if best:
+            text += f"; best (persistence): {best}"
+        if 0 < ended < self._samples:
+            left = (time.monotonic() - self._started) / ended * (self._samples - ended)
+            text += f"; about {_duration(left)} left"
+        return text
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,75 @@
+"""What the search may choose: the original system's space, and a small one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Choices and ranges of every hyperparameter; calling it samples one configuration.
+
+    Ranges are (first, last, step), both ends included. It is a define-by-run space: dropout acts between
+    layers, so it is sampled only where there are several; a dimension that does nothing would mislead the
+    sampler.
+    """
+
+    sequence_length: tuple[int, int, int]
+    hidden_size: tuple[int, ...]
+    num_layers: tuple[int, int]
+    batch_size: tuple[int, ...]
+    max_epochs: tuple[int, int, int]
+    dropout: tuple[float, float] = (0.0, 0.5)
+    learning_rate: tuple[float, float] = (1e-4, 5e-3)
+    patience: tuple[int, int, int] = (10, 25, 5)
+
+    def __call__(self, trial: optuna.Trial) -> None:
+        """Suggest one value of each hyperparameter to ``trial``."""
+        first, last, step = self.sequence_length
+        trial.suggest_int("sequence_length", first, last, step=step)
+        trial.suggest_categorical("hidden_size", self.hidden_size)
+        layers = trial.suggest_int("num_layers", *self.num_layers)
+        if layers > 1:
+            trial.suggest_float("dropout", *self.dropout)
+        trial.suggest_float("learning_rate", *self.learning_rate, log=True)
+        trial.suggest_categorical("batch_size", self.batch_size)
+        first, last, step = self.max_epochs
+        trial.suggest_int("max_epochs", first, last, step=step)
+        first, last, step = self.patience
+        trial.suggest_int("patience", first, last, step=step)
+
+    @property
+    def longest_window(self) -> int:
+        """The largest ``sequence_length`` a trial can have."""
+        return self.sequence_length[1]
+
+    @property
+    def longest_training(self) -> int:
+        """The largest ``max_epochs`` a trial can have."""
+        return self.max_epochs[1]
+
+
+def complete_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with the value that holds where the space does not sample one."""
+    return {"dropout": 0.0, **params}
+
+
+SPACES = {
+    "full": SearchSpace(
+        sequence_length=(20, 120, 10),
+        hidden_size=(32, 64, 128, 256),
+        num_layers=(1, 4),
+        batch_size=(32, 64, 128),
+        max_epochs=(30, 120, 30),
+    ),
+    "small": SearchSpace(
+        sequence_length=(20, 60, 10),
+        hidden_size=(32, 64),
+        num_layers=(1, 2),
+        batch_size=(64, 128),
+        max_epochs=(30, 60, 30),
+    ),
+}

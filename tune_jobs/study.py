@@ -1,0 +1,196 @@
+"""The study: an Optuna study in an SQLite file, which is the truth about every trial.
+
+Ray Tune's own state is thrown away after a run; what is finished, failed or to be run again is read from
+this database alone.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
+
+from forecast.errors import StudyError
+from forecast.evaluation import METRICS
+
+STUDY_FILE = "optuna_study.db"
+OBJECTIVES = list(METRICS)
+"""Names of the objectives, all minimized, in the order of a trial's values."""
+
+INTERRUPTED = "interrupted"
+"""Reason of a trial that did not fail but lost its driver; its parameters are queued again."""
+REASON = "reason"
+REQUEUED = "requeued"
+BASIS = "basis"
+
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+
+LOCK_WAIT = 30.0
+"""Seconds to wait for another process's lock on the database before giving up."""
+
+
+@contextmanager
+def study_errors(path: Path) -> Iterator[None]:
+    """Turn database errors into one clear line."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise StudyError(
+            f"the study's database {path} cannot be used ({reason}); free the disk, close what locks it, or "
+            "choose another --output-dir"
+        ) from error
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """Open, or make, the database at ``path``.
+
+    Write-ahead logging with ``synchronous=NORMAL`` more than halves the cost of each trial's writes and
+    lets a dashboard read while the job writes; a power cut can lose the last transactions but not the
+    file's integrity.
+
+    Raises:
+        StudyError: when the file cannot be opened or is not such a database.
+    """
+
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    with study_errors(path):
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": LOCK_WAIT}}
+        )
+        sqlalchemy.event.listen(storage.engine, "connect", set_pragmas)
+        # Connections opened before the listener was there lack the settings: start the pool anew.
+        storage.engine.dispose()
+        return storage
+
+
+def open_study(
+    storage: optuna.storages.RDBStorage, name: str, *, path: Path, resume: bool, basis: dict[str, Any]
+) -> optuna.Study:
+    """Open the study ``name``, made when it is not there.
+
+    Args:
+        storage: the opened database.
+        name: the study's name.
+        path: the database's path, for messages.
+        resume: whether a study that has trials may be continued.
+        basis: what its trials' metrics depend on beside their hyperparameters (data, split, target ...);
+            kept with a new study and compared with a resumed one's.
+
+    Raises:
+        StudyError: when a study of that name has other objectives or another basis, or has trials and
+            ``resume`` is off.
+    """
+    with study_errors(path):
+        if name not in optuna.get_all_study_names(storage):
+            study = optuna.create_study(
+                storage=storage, study_name=name, directions=["minimize"] * len(OBJECTIVES)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(OBJECTIVES)
+            study.set_user_attr(BASIS, basis)
+            return study
+        study = optuna.load_study(study_name=name, storage=storage)
+        names = study.metric_names or [direction.name.lower() for direction in study.directions]
+        if names != OBJECTIVES:
+            raise StudyError(
+                f"the study {name!r} in {path} has other objectives ({', '.join(names)}) than "
+                f"{', '.join(OBJECTIVES)}; choose another --study-name or --output-dir"
+            )
+        count = len(study.get_trials(deepcopy=False))
+        if count and not resume:
+            raise StudyError(
+                f"the study {name!r} in {path} has {count} trials already; continue it with --resume, or start "
+                "another with --output-dir or --study-name"
+            )
+        _check_basis(study, basis, path)
+        return study
+
+
+def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None:
+    before = study.user_attrs.get(BASIS, {})
+    for key, value in basis.items():
+        if key in before and before[key] != value:
+            raise StudyError(
+                f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, this job has {value}: "
+                "their metrics cannot be compared; use the same, or another --study-name or --output-dir"
+            )
+
+
+def put_back_running(study: optuna.Study) -> int:
+    """Tell FAIL to trials whose driver is gone, queue their parameters again, and count them.
+
+    Call it only while no job works on the study.
+    """
+    count = 0
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        interrupt(study, trial.number)
+        count += 1
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.FAIL]):
+        # Queueing comes before marking: a crash between the two repeats a trial rather than losing it.
+        if trial.user_attrs.get(REASON) == INTERRUPTED and not trial.user_attrs.get(REQUEUED):
+            study.enqueue_trial(trial.params)
+            _set_attr(study, trial, REQUEUED, True)
+    return count
+
+
+def interrupt(study: optuna.Study, number: int) -> None:
+    """End a running trial as interrupted, so that ``--resume`` runs it again."""
+    fail(study, number, INTERRUPTED)
+
+
+def fail(study: optuna.Study, number: int, reason: str) -> None:
+    """End a running trial as failed, with the reason beside it."""
+    trial = study.get_trials(deepcopy=False)[number]
+    _set_attr(study, trial, REASON, reason)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def _set_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that finished with all objectives."""
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def failed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that genuinely failed; interrupted ones, which run again, are not among them."""
+    trials = study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    return [trial for trial in trials if trial.user_attrs.get(REASON) != INTERRUPTED]
+
+
+def remaining(study: optuna.Study, num_samples: int) -> int:
+    """Trials still to run until completed and failed ones come to ``num_samples``."""
+    return max(0, num_samples - len(completed(study)) - len(failed(study)))
+
+
+def usable_objectives(result: dict[str, Any] | None) -> list[float] | None:
+    """The objectives of a trial's last result in order, or None when one is missing or not finite."""
+    values = [(result or {}).get(name) for name in OBJECTIVES]
+    if all(isinstance(value, float) and math.isfinite(value) for value in values):
+        return values  # type: ignore[return-value]
+    return None
+
+
+def close_storage(storage: optuna.storages.RDBStorage, path: Path) -> None:
+    """Fold the write-ahead log into the database file, so that the one file is the whole study."""
+    with study_errors(path), storage.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    storage.remove_session()
+    storage.engine.dispose()
