@@ -50,9 +50,9 @@ def tiny_checkpoint(tiny_result, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One local Ray cluster of two CPUs for all tests that need one."""
+    """One local Ray cluster of two CPUs and a GPU that is only a number, for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -25,7 +25,7 @@ from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
 from forecast.errors import StudyError
 from forecast.evaluation import evaluate_forecasts
-from forecast.series import Series
+from forecast.series import Provenance
 from forecast.split import require_rows
 from forecast.windows import PreparedSeries, prepare
 from tune_jobs import study as studies
@@ -63,6 +63,21 @@ class Outcome:
     interrupted: bool
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search left: the front and the pick, none of them scored on the test rows yet.
+
+    ``front`` is empty and ``picked`` None when no trial finished.
+    """
+
+    front: list[FrontPoint]
+    picked: FrontPoint | None
+    states: dict[str, int]
+    stop: Stop
+    run: dict[str, Any]
+    """This run's share: trials, seconds, workers, cores, efficiency."""
+
+
 def run_job(options: TuneOptions) -> Outcome:
     """Search, pick and report.
 
@@ -72,116 +87,143 @@ def run_job(options: TuneOptions) -> Outcome:
     """
     started = time.perf_counter()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console = Console(quiet=options.quiet or options.json_output)
-    errors = Console(stderr=True)
-    output = options.output_dir.absolute()
-    database = output / studies.STUDY_FILE
-    space = SPACES[options.space]
-
+    console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     series = series_from_config(options, notify=lambda line: _say(errors, line, "yellow"))
-    require_rows(len(series), space.longest_window, options.train_ratio, options.val_ratio_within_train)
+    longest = SPACES[options.space].longest_window
+    require_rows(len(series), longest, options.train_ratio, options.val_ratio_within_train)
     prepared = prepare(series, options)
-    searched = prepared if options.objectives_on == "test" else prepared.without_test()
     persistence = {part: persistence_metrics(prepared, part) for part in ("validation", "test")}
     _say(console, "\n".join(series_lines(series, options)))
     if options.objectives_on == "test":
         _say(errors, SEARCHED_ON_TEST, "yellow")
 
-    with _only_job_in(output):
-        storage = studies.open_storage(database)
-        study = studies.open_study(
-            storage, options.study_name, path=database, resume=options.resume, basis=_basis(options, series)
+    with _only_job_in(options.output_dir):
+        found = search_and_pick(
+            series.provenance, prepared, options, persistence[options.objectives_on], console, errors
         )
-        with studies.study_errors(database):
-            put_back = studies.put_back_running(study)
-            samples = studies.remaining(study, options.num_samples)
-        _describe_resume(console, options, study, put_back, samples)
+        front = [score_on_test(point, prepared) for point in found.front]
+        picked = next(
+            (point for point in front if found.picked and point.number == found.picked.number), None
+        )
+        if picked:
+            write_front(front, options.output_dir / FRONT_FILE)
+            save_checkpoint(picked.checkpoint, options.output_dir / PICK_FILE)
+        summary = {
+            "study": options.study_name,
+            "trials": {"asked": options.num_samples, **found.states},
+            "stopped_by": found.stop.reason,
+            "objectives_on": options.objectives_on,
+            "strategy": options.strategy,
+            "pick": describe_point(picked) if picked else None,
+            "front": [describe_point(point) for point in front],
+            "persistence": persistence,
+            "search": found.run,
+            "total_seconds": time.perf_counter() - started,
+            "data": series.provenance.to_dict(),
+            "integrity": series.integrity.to_dict(),
+            "options": options.model_dump(mode="json"),
+            "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
+        }
+        write_summary(summary, options.output_dir / SUMMARY_FILE)
 
-        stop = Stop()
-        progress = SearchProgress(errors, samples, persistence[options.objectives_on], quiet=options.quiet)
-        search_seconds, resources = 0.0, None
-        if samples:
-            with _cluster(options.address):
-                resources = plan_resources(
-                    options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent
-                )
-                _describe_cluster(console, resources, samples, options)
-                if options.time_budget:
-                    stop.deadline = time.monotonic() + options.time_budget
-                with progress, studies.study_errors(database), _tune_state(options, output) as storage_path:
-                    search_seconds = run_search(
-                        SearchInput(
-                            searched, options, series.provenance.to_dict(), space, options.objectives_on
-                        ),
-                        study,
-                        storage,
-                        samples=samples,
-                        resources=resources,
-                        checkpoint_dir=output / CHECKPOINT_DIR,
-                        storage_path=storage_path,
-                        stop=stop,
-                        on_finished=progress.finished,
-                        on_event=progress.tick,
-                    )
-
-        with studies.study_errors(database):
-            front, problems = pareto_front(study, output / CHECKPOINT_DIR)
-            states = count_states(study)
-        for problem in problems:
-            _say(errors, f"warning: {problem}", "yellow")
-        front = [score_on_test(point, prepared) for point in front]
-        picked = None
-        if front:
-            picked = pick(
-                front,
-                options.strategy,
-                persistence=persistence[options.objectives_on],
-                weights=options.weights,
-            )
-            write_front(front, output / FRONT_FILE)
-            save_checkpoint(picked.checkpoint, output / PICK_FILE)
-        studies.close_storage(storage, database)
-
-    summary = {
-        "study": options.study_name,
-        "trials": {"asked": options.num_samples, **states},
-        "stopped_by": stop.reason,
-        "objectives_on": options.objectives_on,
-        "strategy": options.strategy,
-        "pick": describe_point(picked) if picked else None,
-        "front": [describe_point(point) for point in front],
-        "persistence": persistence,
-        "search": {
-            "trials": progress.done + progress.failed,
-            "wall_seconds": search_seconds,
-            "training_seconds": progress.seconds,
-            "workers": resources.max_concurrent if resources else 0,
-            "cores": resources.cluster_cpus if resources else 0,
-            "gpus": resources.cluster_gpus if resources else 0,
-            "efficiency": (
-                progress.seconds / (resources.cluster_cpus * search_seconds) if resources else None
-            ),
-        },
-        "total_seconds": time.perf_counter() - started,
-        "data": series.provenance.to_dict(),
-        "integrity": series.integrity.to_dict(),
-        "options": options.model_dump(mode="json"),
-        "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
-    }
-    write_summary(summary, output / SUMMARY_FILE)
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
-    interrupted = stop.reason is not None
+    interrupted = found.stop.reason is not None
     if interrupted:
-        _say(errors, _ended_early(stop, states), "yellow")
-    if picked is None:
-        if interrupted:
-            return Outcome(summary, interrupted)
+        _say(errors, _ended_early(found), "yellow")
+    if picked:
+        _describe_result(console, front, picked, options, found)
+    elif not interrupted:
         raise StudyError(
-            f"no trial finished with usable metrics ({states.get('FAIL', 0)} failed); the reasons are in {database}"
+            f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); their reasons are in "
+            f"{options.output_dir / studies.STUDY_FILE}"
         )
-    _describe_result(console, front, picked, options, summary)
     return Outcome(summary, interrupted)
+
+
+def search_and_pick(
+    provenance: Provenance,
+    prepared: PreparedSeries,
+    options: TuneOptions,
+    persistence: dict[str, float],
+    console: Console,
+    errors: Console,
+) -> Found:
+    """Bring the study to ``options.num_samples`` finished trials and pick from its front.
+
+    Nothing here reads a test row, unless ``--objectives-on test`` asks for it.
+
+    Args:
+        provenance: where the prices came from.
+        prepared: the normalized series.
+        options: the job's.
+        persistence: persistence's metrics on the rows of the objectives.
+        console: for what happens.
+        errors: for progress and warnings.
+    """
+    output = options.output_dir.absolute()
+    database, checkpoints = output / studies.STUDY_FILE, output / CHECKPOINT_DIR
+    storage = studies.open_storage(database)
+    study = studies.open_study(
+        storage,
+        options.study_name,
+        path=database,
+        resume=options.resume,
+        basis=_basis(options, provenance),
+    )
+    with studies.study_errors(database):
+        put_back = studies.put_back_running(study)
+        samples = studies.remaining(study, options.num_samples)
+    _describe_resume(console, options, study, put_back, samples)
+
+    stop = Stop()
+    progress = SearchProgress(errors, samples, persistence, quiet=options.quiet)
+    run: dict[str, Any] = {"trials": 0}
+    if samples:
+        with _cluster(options.address), _tune_state(options, output) as storage_path:
+            resources = plan_resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
+            _describe_cluster(console, resources, samples, options)
+            if options.time_budget:
+                stop.deadline = time.monotonic() + options.time_budget
+            search = SearchInput(
+                prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
+                experiment=options,
+                provenance=provenance.to_dict(),
+                space=SPACES[options.space],
+                part=options.objectives_on,
+            )
+            with progress, studies.study_errors(database):
+                seconds = run_search(
+                    search,
+                    study,
+                    storage,
+                    samples=samples,
+                    resources=resources,
+                    checkpoint_dir=checkpoints,
+                    storage_path=storage_path,
+                    stop=stop,
+                    on_finished=progress.finished,
+                    on_event=progress.tick,
+                )
+        run = {
+            "trials": progress.done + progress.failed,
+            "wall_seconds": seconds,
+            "training_seconds": progress.seconds,
+            "efficiency": progress.seconds / (resources.cluster_cpus * seconds),
+            "workers": resources.max_concurrent,
+            "cores": resources.cluster_cpus,
+            "gpus": resources.cluster_gpus,
+        }
+    with studies.study_errors(database):
+        front, problems = pareto_front(study, checkpoints)
+        states = count_states(study)
+    for problem in problems:
+        _say(errors, f"warning: {problem}", "yellow")
+    studies.close_storage(storage, database)
+    picked = (
+        pick(front, options.strategy, persistence=persistence, weights=options.weights) if front else None
+    )
+    return Found(front, picked, states, stop, run)
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Any) -> dict[str, float]:
@@ -190,12 +232,11 @@ def persistence_metrics(prepared: PreparedSeries, part: Any) -> dict[str, float]
     return evaluate_forecasts(windows.actual, windows.previous, windows.previous).persistence
 
 
-def _basis(options: TuneOptions, series: Series) -> dict[str, Any]:
+def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
     """What the metrics of a study's trials depend on beside their hyperparameters."""
     shared = ("symbol", "feature", "train_ratio", "val_ratio_within_train", "log_prices", "target")
     return {
-        "rows": f"{series.provenance.first_date} to {series.provenance.last_date} "
-        f"(sha256 {series.provenance.sha256[:12]})",
+        "rows": f"{where.first_date} to {where.last_date} (sha256 {where.sha256[:12]})",
         **{name: getattr(options, name) for name in shared},
         "objectives_on": options.objectives_on,
         "space": options.space,
@@ -295,10 +336,10 @@ def _describe_cluster(console: Console, resources: Resources, samples: int, opti
     )
 
 
-def _ended_early(stop: Stop, states: dict[str, int]) -> str:
+def _ended_early(found: Found) -> str:
     return (
-        f"stopped by {stop.reason} with {states.get('COMPLETE', 0)} trials finished and kept; continue with the same "
-        f"command and --resume"
+        f"stopped by {found.stop.reason} with {found.states.get('COMPLETE', 0)} trials finished and kept; continue "
+        "with the same command and --resume"
     )
 
 
@@ -307,13 +348,13 @@ def _describe_result(
     front: list[FrontPoint],
     picked: FrontPoint,
     options: TuneOptions,
-    summary: dict[str, Any],
+    found: Found,
 ) -> None:
     # A pipe or a file has no width of its own: never cut a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
     wide.print(front_table(front, picked, options.objectives_on))
-    search, pick_path = summary["search"], options.output_dir / PICK_FILE
-    if search["wall_seconds"]:
+    search, pick_path = found.run, options.output_dir / PICK_FILE
+    if search["trials"]:
         _say(
             console,
             f"{search['trials']} trials in {search['wall_seconds']:.0f} s; training took "

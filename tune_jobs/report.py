@@ -66,7 +66,8 @@ def _test(point: FrontPoint) -> Any:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    # Six digits: points of a front often differ in the fourth.
+    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.1f}"
 
 
 def _percent(value: float | None) -> str:

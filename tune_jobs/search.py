@@ -258,7 +258,7 @@ class StudySearch(OptunaSearch):
         values = studies.usable_objectives(result)
         if error or result is None or values is None or saved is None:
             reason = (result or {}).get(FAILURE) or self._watch.why_failed(trial_id)
-            studies.fail(self._study, trial.number, reason)
+            studies.fail(self._study, trial, reason)
             self._on_finished(Finished(trial.number, None, reason=reason))
             return
         self._keep_checkpoint(trial, saved)

@@ -27,7 +27,7 @@ OBJECTIVES = list(METRICS)
 INTERRUPTED = "interrupted"
 """Reason of a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
-REQUEUED = "requeued"
+RERUN_OF = "rerun_of"
 BASIS = "basis"
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -136,32 +136,21 @@ def put_back_running(study: optuna.Study) -> int:
 
     Call it only while no job works on the study.
     """
-    count = 0
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        interrupt(study, trial.number)
-        count += 1
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.FAIL]):
-        # Queueing comes before marking: a crash between the two repeats a trial rather than losing it.
-        if trial.user_attrs.get(REASON) == INTERRUPTED and not trial.user_attrs.get(REQUEUED):
-            study.enqueue_trial(trial.params)
-            _set_attr(study, trial, REQUEUED, True)
-    return count
+    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    queued = {trial.user_attrs.get(RERUN_OF) for trial in study.get_trials(deepcopy=False)}
+    for trial in running:
+        # Queueing comes before telling, and is seen by a later call: killed between the two, the job neither
+        # loses a trial nor runs it twice.
+        if trial.number not in queued:
+            study.enqueue_trial(trial.params, user_attrs={RERUN_OF: trial.number})
+        fail(study, trial, INTERRUPTED)
+    return len(running)
 
 
-def interrupt(study: optuna.Study, number: int) -> None:
-    """End a running trial as interrupted, so that ``--resume`` runs it again."""
-    fail(study, number, INTERRUPTED)
-
-
-def fail(study: optuna.Study, number: int, reason: str) -> None:
+def fail(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
     """End a running trial as failed, with the reason beside it."""
-    trial = study.get_trials(deepcopy=False)[number]
-    _set_attr(study, trial, REASON, reason)
-    study.tell(number, state=TrialState.FAIL)
-
-
-def _set_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:

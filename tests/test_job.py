@@ -1,0 +1,319 @@
+"""Whole tuning jobs on a real Ray cluster, and jobs that are killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from forecast import Predictor, load_checkpoint
+from forecast.errors import StudyError
+from forecast.windows import prepare
+from tune_jobs import job as jobs
+from tune_jobs import study as studies
+from tune_jobs.options import TuneOptions
+from tune_jobs.search import Finished, Resources, SearchInput, Stop, plan_resources, run_search
+from tune_jobs.space import SearchSpace
+
+pytestmark = pytest.mark.slow
+
+TINY_SPACE = SearchSpace(
+    sequence_length=(20, 40, 10),
+    hidden_size=(8, 16),
+    num_layers=(1, 2),
+    batch_size=(128,),
+    max_epochs=(6, 12, 6),
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_space(monkeypatch):
+    monkeypatch.setitem(jobs.SPACES, "small", TINY_SPACE)
+
+
+def options(directory, **changes):
+    settings = {
+        "source": "snapshot",
+        "space": "small",
+        "num_samples": 6,
+        "quiet": True,
+        "output_dir": directory,
+    }
+    return TuneOptions(**(settings | changes))
+
+
+def study_of(directory):
+    return optuna.load_study(
+        study_name="stock_lstm_optuna", storage=f"sqlite:///{directory / 'optuna_study.db'}"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("job")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(jobs.SPACES, "small", TINY_SPACE)
+        outcome = jobs.run_job(options(directory))
+    return directory, outcome
+
+
+def test_a_job_leaves_its_five_artifacts_and_nothing_else(finished):
+    directory, _ = finished
+    names = {path.name for path in directory.iterdir() if not path.name.startswith(".lock")}
+    assert names == {
+        "optuna_study.db",
+        "pareto_trials.csv",
+        "checkpoints",
+        "best_pareto_lstm.pt",
+        "summary.json",
+    }
+
+
+def test_every_trial_is_complete_in_the_study_with_its_checkpoint(finished):
+    directory, _ = finished
+    study = study_of(directory)
+    assert study.metric_names == ["MAE", "RMSE", "MAPE"]
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
+    for trial in study.trials:
+        checkpoint = load_checkpoint(directory / "checkpoints" / f"trial_{trial.number:05d}.pt")
+        assert checkpoint.trial_number == trial.number
+        assert checkpoint.trial_params == trial.params
+        assert list(checkpoint.metrics_validation.values()) == trial.values
+        assert checkpoint.provenance["source"] == "snapshot"
+
+
+def test_only_the_front_is_scored_on_test_and_the_pick_is_on_it(finished):
+    directory, outcome = finished
+    front = {trial.number for trial in study_of(directory).best_trials}
+    scored = {
+        number
+        for number in range(6)
+        if load_checkpoint(directory / "checkpoints" / f"trial_{number:05d}.pt").metrics_test
+    }
+    assert scored == front
+    picked = load_checkpoint(directory / "best_pareto_lstm.pt")
+    assert picked.trial_number == outcome.summary["pick"]["trial_number"]
+    assert picked.trial_number == min(study_of(directory).best_trials, key=lambda t: t.values[2]).number
+    assert picked.metrics_test == outcome.summary["pick"]["test"]
+
+
+def test_the_csv_and_the_summary_show_the_front_beside_persistence(finished, snapshot):
+    directory, _ = finished
+    summary = json.loads((directory / "summary.json").read_text())
+    with (directory / "pareto_trials.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["trial_number"]) for row in rows] == [point["trial_number"] for point in summary["front"]]
+    for row, point in zip(rows, summary["front"], strict=True):
+        assert float(row["MAE"]) == point["objectives"]["MAE"] == point["validation"]["MAE"]
+        assert float(row["test_RMSE"]) == point["test"]["RMSE"]
+        assert float(row["persistence_test_MAE"]) == summary["persistence"]["test"]["MAE"]
+    test_rows = snapshot.values[int(len(snapshot) * 0.85) - 1 :]
+    assert summary["persistence"]["test"]["MAE"] == pytest.approx(np.mean(np.abs(np.diff(test_rows))))
+    assert summary["trials"] == {"asked": 6, "COMPLETE": 6}
+    assert 0 < summary["search"]["training_seconds"] < 2 * summary["search"]["wall_seconds"]
+    assert summary["data"]["sha256"] == snapshot.provenance.sha256
+
+
+def test_the_pick_forecasts_what_the_command_line_prints(finished, snapshot):
+    directory, _ = finished
+    pick = directory / "best_pareto_lstm.pt"
+    done = subprocess.run(
+        [sys.executable, "-m", "forecast", "infer", "--checkpoint", str(pick), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert answer["last_date"] == str(snapshot.dates[-1])
+    assert answer["prediction"] == pytest.approx(Predictor(pick).predict_next(answer["values"]), rel=1e-6)
+
+
+def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished):
+    directory, outcome = finished
+    with pytest.raises(StudyError, match="has 6 trials already; continue it with --resume"):
+        jobs.run_job(options(directory))
+    again = jobs.run_job(options(directory, resume=True))
+    assert again.summary["trials"] == outcome.summary["trials"]
+    assert again.summary["search"]["trials"] == 0
+
+
+def small_search(directory, prepared, space=TINY_SPACE, samples=4, experiment=None, stop=None):
+    experiment = experiment or options(directory)
+    storage = studies.open_storage(directory / "optuna_study.db")
+    study = studies.open_study(storage, "s", path=directory / "optuna_study.db", resume=True, basis={})
+    seen: list[Finished] = []
+    run_search(
+        SearchInput(prepared, experiment, {}, space),
+        study,
+        storage,
+        samples=samples,
+        resources=Resources(1, 0, 2, 2, 0, 1),
+        checkpoint_dir=directory / "checkpoints",
+        storage_path=str(directory / "tune"),
+        stop=stop or Stop(),
+        on_finished=seen.append,
+    )
+    trials = study.trials
+    studies.close_storage(storage, directory / "optuna_study.db")
+    return trials, seen
+
+
+def test_replacing_every_test_row_by_nan_changes_nothing_the_search_does_or_picks(
+    cluster, tmp_path, snapshot
+):
+    results = []
+    for name in ("as_they_are", "nan"):
+        directory = tmp_path / name
+        settings = options(directory, max_concurrent=1, num_samples=5)
+        prepared = prepare(snapshot, settings)
+        if name == "nan":
+            normalized = prepared.normalized.copy()
+            normalized[prepared.split.validation_end :] = np.nan
+            prepared = replace(prepared, normalized=normalized)
+        directory.mkdir()
+        persistence = jobs.persistence_metrics(prepared, "validation")
+        quiet = Console(quiet=True)
+        found = jobs.search_and_pick(snapshot.provenance, prepared, settings, persistence, quiet, quiet)
+        trials = [(trial.params, trial.values, trial.state) for trial in study_of(directory).trials]
+        results.append((trials, found.picked.number, [point.number for point in found.front]))
+    assert results[0] == results[1]
+
+
+def test_trials_that_diverge_are_failures_with_their_reason_and_never_on_the_front(
+    cluster, tmp_path, snapshot
+):
+    prepared = prepare(snapshot, options(tmp_path))
+    normalized = prepared.normalized.copy()
+    normalized[prepared.split.train_end + 5] = np.nan
+    trials, seen = small_search(tmp_path, replace(prepared, normalized=normalized), samples=3)
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
+    assert all("validation loss is nan" in trial.user_attrs["reason"] for trial in trials)
+    assert [end.objectives for end in seen] == [None] * 3
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_crashing_trial_is_a_failure_and_the_others_finish(cluster, tmp_path, snapshot):
+    # One of the two widths is beyond what a configuration allows: those trials raise in their actor.
+    space = replace(TINY_SPACE, hidden_size=(8, 100_000))
+    trials, _ = small_search(tmp_path, prepare(snapshot, options(tmp_path)), space, samples=6)
+    states = {trial.params["hidden_size"]: trial.state for trial in trials}
+    assert states == {8: TrialState.COMPLETE, 100_000: TrialState.FAIL}
+    assert len(trials) == 6
+    failed = next(trial for trial in trials if trial.state == TrialState.FAIL)
+    assert "4096" in failed.user_attrs["reason"]
+
+
+def test_a_full_disk_ends_the_search_in_its_own_words_and_loses_no_finished_trial(
+    cluster, tmp_path, snapshot
+):
+    prepared = prepare(snapshot, options(tmp_path))
+    trials, _ = small_search(tmp_path, prepared, samples=2)
+    assert len(trials) == 2
+    finished = sorted((tmp_path / "checkpoints").iterdir())
+    contents = [path.read_bytes() for path in finished]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("tune_jobs.search.save_checkpoint", full)
+        with pytest.raises(OSError, match="No space left"):
+            small_search(tmp_path, prepared, samples=2)
+    assert [path.read_bytes() for path in finished] == contents
+    trials, _ = small_search(tmp_path, prepared, samples=1)
+    assert [trial.state for trial in trials].count(TrialState.COMPLETE) >= 3
+
+
+def test_a_time_budget_ends_the_job_and_resume_completes_it(cluster, tmp_path):
+    first = jobs.run_job(options(tmp_path, num_samples=40, time_budget=8))
+    assert first.interrupted
+    states = [trial.state for trial in study_of(tmp_path).trials]
+    assert TrialState.RUNNING not in states
+    complete = states.count(TrialState.COMPLETE)
+    assert complete < 40
+    second = jobs.run_job(options(tmp_path, num_samples=complete + 3, resume=True))
+    assert not second.interrupted
+    assert second.summary["trials"]["COMPLETE"] == complete + 3
+    assert second.summary["search"]["trials"] == 3
+
+
+def test_asking_for_more_than_the_cluster_has_is_refused_at_once(cluster):
+    from forecast.errors import UsageError
+
+    with pytest.raises(UsageError, match="--cpus-per-trial 64: the cluster has 2 CPUs"):
+        plan_resources(64, None, None)
+    with pytest.raises(UsageError, match="--gpus-per-trial 3: the cluster has"):
+        plan_resources(1, 3, None)
+
+
+def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
+    # The cluster's one GPU is a number to Ray: it schedules by it, and torch finds none behind it.
+    outcome = jobs.run_job(options(tmp_path, num_samples=2, gpus_per_trial=None))
+    assert outcome.summary["search"]["gpus"] == 1
+    assert plan_resources(1, None, None).gpus_per_trial == 0.25
+    assert plan_resources(1, 0.5, None).max_concurrent == 2
+    assert plan_resources(1, 1, None).max_concurrent == 1
+    assert outcome.summary["trials"]["COMPLETE"] == 2
+
+
+def start_job(directory, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--space", "small"]
+    return subprocess.Popen(
+        [*command, "--output-dir", str(directory), "--address", "local", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_finished(directory, count, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list((directory / "checkpoints").glob("trial_*.pt"))) >= count:
+            return
+        time.sleep(0.2)
+    raise AssertionError(process.communicate(timeout=10))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_ends_the_job_with_everything_finished_kept(tmp_path, number):
+    process = start_job(tmp_path, "--num-samples", "100")
+    wait_for_finished(tmp_path, 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "continue with the same command and --resume" in errors
+    states = [trial.state for trial in study_of(tmp_path).trials]
+    assert states.count(TrialState.COMPLETE) >= 2
+    assert TrialState.RUNNING not in states
+    assert (tmp_path / "best_pareto_lstm.pt").exists()
+
+
+def test_a_killed_driver_is_resumed_to_the_exact_number_of_samples(tmp_path):
+    process = start_job(tmp_path, "--num-samples", "6")
+    wait_for_finished(tmp_path, 2, process)
+    process.kill()
+    process.communicate(timeout=60)
+    before = {trial.number: trial.values for trial in study_of(tmp_path).trials if trial.values}
+    process = start_job(tmp_path, "--num-samples", "6", "--resume")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    trials = study_of(tmp_path).trials
+    states = [trial.state for trial in trials]
+    assert states.count(TrialState.COMPLETE) == 6
+    assert TrialState.RUNNING not in states
+    assert {number: trials[number].values for number in before} == before
+    interrupted = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert all(trial.user_attrs["reason"] == "interrupted" for trial in interrupted)

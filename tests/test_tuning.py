@@ -1,0 +1,249 @@
+"""The tuning job's parts that need no cluster: study, selection, options, command line."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from forecast.errors import StudyError, UsageError
+from tune_jobs import study as studies
+from tune_jobs.options import TuneOptions
+from tune_jobs.pareto import main
+from tune_jobs.selection import FrontPoint, pick
+from tune_jobs.space import SPACES
+from tune_jobs.trial import next_rung
+
+PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
+
+
+@pytest.fixture
+def open_study(tmp_path):
+    storages = []
+
+    def open_(name="study", resume=False, basis=None):
+        path = tmp_path / "study.db"
+        storages.append(studies.open_storage(path))
+        return studies.open_study(storages[-1], name, path=path, resume=resume, basis=basis or {})
+
+    yield open_
+    for storage in storages:
+        studies.close_storage(storage, tmp_path / "study.db")
+
+
+def point(tiny_result, number, mae, rmse, mape, hidden=8):
+    state = {"w": np.zeros(hidden)}
+    state = {
+        name: value[:1] if hidden == 1 else value
+        for name, value in tiny_result.checkpoint.model_state.items()
+    }
+    checkpoint = replace(tiny_result.checkpoint, model_state=state)
+    return FrontPoint(number, {"MAE": mae, "RMSE": rmse, "MAPE": mape}, {}, checkpoint, Path("x.pt"))
+
+
+@pytest.mark.parametrize(("strategy", "number"), [("min_mae", 0), ("min_rmse", 1), ("min_mape", 2)])
+def test_each_strategy_takes_the_least_of_its_objective(tiny_result, strategy, number):
+    front = [point(tiny_result, *p) for p in [(0, 1, 9, 9), (1, 9, 1, 9), (2, 9, 9, 1)]]
+    assert pick(front, strategy, persistence=PERSISTENCE).number == number
+
+
+def test_weighted_divides_each_objective_by_persistences(tiny_result):
+    front = [point(tiny_result, 0, 9, 20, 2.2), point(tiny_result, 1, 11, 18, 1.8)]
+    # 0.9 + 1.0 + 1.1 = 3.0 against 1.1 + 0.9 + 0.9 = 2.9
+    assert pick(front, "weighted", persistence=PERSISTENCE).number == 1
+    assert pick(front, "weighted", persistence=PERSISTENCE, weights=(1, 0, 0)).number == 0
+
+
+def test_a_tie_goes_to_the_smaller_model(tiny_result):
+    front = [point(tiny_result, 0, 1, 1, 1), point(tiny_result, 1, 1, 1, 1, hidden=1)]
+    assert pick(front, "min_mape", persistence=PERSISTENCE).number == 1
+
+
+def test_rungs_grow_threefold():
+    assert [next_rung(epoch) for epoch in (0, 4, 5, 14, 15, 44)] == [5, 5, 15, 15, 45, 45]
+
+
+def test_dropout_is_sampled_only_between_layers():
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = {}
+    for _ in range(40):
+        trial = study.ask()
+        SPACES["full"](trial)
+        seen.setdefault(trial.params["num_layers"] > 1, set()).add("dropout" in trial.params)
+    assert seen == {True: {True}, False: {False}}
+
+
+def test_the_full_space_is_the_originals():
+    space = SPACES["full"]
+    assert space.sequence_length == (20, 120, 10)
+    assert space.hidden_size == (32, 64, 128, 256)
+    assert space.num_layers == (1, 4)
+    assert space.dropout == (0.0, 0.5)
+    assert space.learning_rate == (1e-4, 5e-3)
+    assert space.batch_size == (32, 64, 128)
+    assert space.max_epochs == (30, 120, 30)
+    assert space.patience == (10, 25, 5)
+
+
+def test_a_new_study_names_its_objectives(open_study):
+    assert open_study().metric_names == ["MAE", "RMSE", "MAPE"]
+
+
+def test_an_existing_study_is_not_touched_without_resume(open_study):
+    open_study().ask()
+    with pytest.raises(StudyError, match="has 1 trials already; continue it with --resume, or start another"):
+        open_study()
+    assert len(open_study(resume=True).trials) == 1
+
+
+def test_a_study_with_other_objectives_is_refused(tmp_path, open_study):
+    optuna.create_study(
+        study_name="study", storage=f"sqlite:///{tmp_path / 'study.db'}", direction="maximize"
+    )
+    with pytest.raises(
+        StudyError, match=r"other objectives \(maximize\) than MAE, RMSE, MAPE; choose another"
+    ):
+        open_study()
+
+
+def test_a_study_of_other_data_is_not_resumed(open_study):
+    open_study(basis={"rows": "a"}).ask()
+    with pytest.raises(StudyError, match="made with rows a, this job has b"):
+        open_study(resume=True, basis={"rows": "b"})
+
+
+def test_a_damaged_database_is_one_clear_line(tmp_path):
+    path = tmp_path / "study.db"
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StudyError, match=r"^the study's database [^\n]*study\.db cannot be used[^\n]*$"):
+        studies.open_storage(path)
+
+
+def test_trials_of_a_dead_driver_fail_and_are_queued_again_once(open_study):
+    study = open_study()
+    SPACES["small"](trial := study.ask())
+    assert studies.put_back_running(study) == 1
+    assert studies.put_back_running(study) == 0
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert study.trials[0].user_attrs["reason"] == "interrupted"
+    again = study.ask()
+    SPACES["small"](again)
+    assert again.params == trial.params
+
+
+def test_a_job_killed_while_it_puts_a_trial_back_queues_it_only_once(open_study, monkeypatch):
+    study = open_study()
+    SPACES["small"](study.ask())
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "fail", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            studies.put_back_running(study)
+    studies.put_back_running(study)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_interrupted_trials_do_not_count_as_samples_but_failed_ones_do(open_study):
+    study = open_study()
+    study.tell(study.ask(), [1.0, 1.0, 1.0])
+    studies.fail(study, study.ask(), "diverged")
+    study.ask()
+    studies.put_back_running(study)
+    assert studies.remaining(study, 10) == 8
+    assert studies.remaining(study, 1) == 0
+
+
+@pytest.mark.parametrize(
+    "result",
+    [None, {}, {"MAE": 1.0, "RMSE": 2.0}, {"MAE": 1.0, "RMSE": float("nan"), "MAPE": 3.0}],
+)
+def test_missing_or_non_finite_objectives_are_not_usable(result):
+    assert studies.usable_objectives(result) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-samples", "0"], "--num-samples 0: input should be greater than or equal to 1"),
+        (["--strategy", "best"], "--strategy: invalid choice: 'best'"),
+        (["--train-ratio", "1"], "--train-ratio 1: input should be less than 1"),
+        (
+            ["--start", "2020-02-01", "--end", "2020-01-01"],
+            "--start 2020-02-01 is not before --end 2020-01-01",
+        ),
+        (["--weights", "1", "1", "1"], "needs --strategy weighted"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_usage_names_the_option_and_the_value(arguments, message):
+    with pytest.raises(UsageError) as caught:
+        main(arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def run_command(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "snapshot", "--feature", "Price"], "Price"),
+        (["--source", "snapshot", "--start", "2019-06-01"], "rows are needed"),
+        (["--source", "no/such.csv"], "no/such.csv"),
+        (["--source", "snapshot", "--symbol", "NOSUCH"], "NOSUCH"),
+    ],
+)
+def test_a_failed_job_says_one_line_exits_with_one_and_starts_nothing(tmp_path, arguments, message):
+    done = run_command("tune_jobs.pareto", "--output-dir", str(tmp_path / "out"), *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_directory_that_is_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    done = run_command("tune_jobs.pareto", "--source", "snapshot", "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["tune_jobs.pareto", "forecast", "forecast train", "forecast infer"])
+def test_help_needs_neither_torch_nor_ray(command):
+    module, *arguments = command.split()
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', *{arguments!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=False)\n"
+        "except SystemExit as exit:\n"
+        "    assert exit.code == 0, exit.code\n"
+        "print({'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+def test_forecast_imports_no_ray_optuna_or_web_framework():
+    code = (
+        "import pkgutil, importlib, sys, forecast\n"
+        "names = [m.name for m in pkgutil.iter_modules(forecast.__path__) if m.name != '__main__']\n"
+        "[importlib.import_module(f'forecast.{name}') for name in names]\n"
+        "print(sorted({'ray', 'optuna', 'fastapi', 'starlette', 'tune_jobs', 'serve_app'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_options_have_one_meaning_in_every_command():
+    tune, train = TuneOptions.model_fields, __import__("forecast.config").config.TrainConfig.model_fields
+    shared = set(tune) & set(train)
+    assert {"symbol", "feature", "source", "seed", "target"} <= shared
+    assert all(tune[name].description == train[name].description for name in shared)
