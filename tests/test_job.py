@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+import ray
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -23,6 +25,7 @@ from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.search import Finished, Resources, SearchInput, Stop, plan_resources, run_search
 from tune_jobs.space import SearchSpace
+from tune_jobs.trial import LSTMTrial
 
 pytestmark = pytest.mark.slow
 
@@ -202,8 +205,8 @@ def test_trials_that_diverge_are_failures_with_their_reason_and_never_on_the_fro
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_crashing_trial_is_a_failure_and_the_others_finish(cluster, tmp_path, snapshot):
-    # One of the two widths is beyond what a configuration allows: those trials raise in their actor.
+def test_a_trial_that_raises_is_a_failure_and_the_others_finish(cluster, tmp_path, snapshot):
+    # One of the two widths is beyond what a configuration allows.
     space = replace(TINY_SPACE, hidden_size=(8, 100_000))
     trials, _ = small_search(tmp_path, prepare(snapshot, options(tmp_path)), space, samples=6)
     states = {trial.params["hidden_size"]: trial.state for trial in trials}
@@ -211,6 +214,36 @@ def test_a_crashing_trial_is_a_failure_and_the_others_finish(cluster, tmp_path, 
     assert len(trials) == 6
     failed = next(trial for trial in trials if trial.state == TrialState.FAIL)
     assert "4096" in failed.user_attrs["reason"]
+
+
+class DyingTrial(LSTMTrial):
+    """Its process dies at once where the width is 16, and in the second step, once, where it is 8."""
+
+    def step(self):
+        if self._params["hidden_size"] == 16:
+            os._exit(1)
+        mark = Path(self._experiment.output_dir) / f"died_{self.trial_id}"
+        if self.iteration == 1 and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return super().step()
+
+
+def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_the_second_time(
+    cluster, tmp_path, snapshot, monkeypatch
+):
+    monkeypatch.setattr("tune_jobs.search.LSTMTrial", DyingTrial)
+    prepared = prepare(snapshot, options(tmp_path))
+    # Workers cannot import this file: its class travels with its code.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        trials, _ = small_search(tmp_path, prepared, samples=4)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    states = {(trial.params["hidden_size"], trial.state) for trial in trials}
+    assert states == {(8, TrialState.COMPLETE), (16, TrialState.FAIL)}
+    assert all("worker died" in t.user_attrs["reason"] for t in trials if t.state == TrialState.FAIL)
+    assert list(tmp_path.glob("died_*"))
 
 
 def test_a_full_disk_ends_the_search_in_its_own_words_and_loses_no_finished_trial(

@@ -264,12 +264,6 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Tune's own tables are replaced by ours, its log files by the study.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # The job has its own signal handling, which the study takes part in.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     wanted = address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -148,11 +151,11 @@ class TrialWatch(tune.Callback):
     def __init__(self, stop: Stop, on_event: Callable[[], None]) -> None:
         self._stop, self._on_event = stop, on_event
         self._saved: dict[str, tune.Checkpoint] = {}
-        self._trials: dict[str, Any] = {}
+        self._trials: Sequence[Any] = ()
 
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Remember the trial."""
-        self._trials[trial.trial_id] = trial
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Keep hold of Tune's list of trials."""
+        self._trials = trials
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         """Remember where it is saved."""
@@ -162,7 +165,7 @@ class TrialWatch(tune.Callback):
         """Let progress be drawn; when the search is to stop, do not wait for steps under way."""
         self._on_event()
         if self._stop.now():
-            for trial in self._trials.values():
+            for trial in trials:
                 if actor := trial.temporary_state.ray_actor:
                     ray.kill(actor)
 
@@ -175,11 +178,13 @@ class TrialWatch(tune.Callback):
         return self._saved.pop(trial_id, None)
 
     def why_failed(self, trial_id: str) -> str:
-        """The last line of an ended trial's error; forgets the trial."""
-        trial = self._trials.pop(trial_id, None)
-        error = trial.get_error() if trial is not None else None
-        lines = str(error).strip().splitlines() if error else []
-        return lines[-1].strip() if lines else "its worker died"
+        """What ended a trial that could not say so itself, in one line."""
+        error = next((trial.get_error() for trial in self._trials if trial.trial_id == trial_id), None)
+        if error is None:
+            return "it reported no finite objectives"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        causes = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt): ", line)]
+        return f"its worker died: {(causes or lines or [type(error).__name__])[-1 if causes else 0]}"
 
 
 @dataclass(frozen=True)
@@ -378,6 +383,7 @@ def run_search(
             verbose=0,
         ),
     )
+    _quiet_tune()
     started = time.perf_counter()
     with stop_on_signals(stop):
         tuner.fit()
@@ -386,3 +392,14 @@ def run_search(
         raise stop.failure
     studies.put_back_running(study)
     return seconds
+
+
+def _quiet_tune() -> None:
+    """Leave to Tune what it does best: its tables are replaced by ours, its log files by the study.
+
+    Its handling of Ctrl-C is replaced by ours, which the study takes part in.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -77,35 +77,35 @@ class LSTMTrial(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        resources = self.trial_resources.required_resources if self.trial_resources else {}
-        torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        params = {name: value for name, value in config.items() if name != TRIAL_NUMBER}
-        self._train_config = trial_config(self._experiment, params, _assigned_device())
+        # The trainer is built in the first step: what is wrong with a configuration is then that trial's
+        # failure, with its reason, and not its actor's.
+        self._params = {name: value for name, value in config.items() if name != TRIAL_NUMBER}
         self._trainer: Trainer | None = None
         self._seconds = 0.0
 
     @property
     def _current(self) -> Trainer:
-        # Built in the first step, not when the actor is set up or reset: what is wrong with a
-        # configuration is then that trial's failure.
         if self._trainer is None:
-            self._trainer = Trainer(self._prepared, self._train_config)
+            resources = self.trial_resources.required_resources if self.trial_resources else {}
+            torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+            config = trial_config(self._experiment, self._params, _assigned_device())
+            self._trainer = Trainer(self._prepared, config)
         return self._trainer
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung and report; a failure of the training itself is a result too.
+        """Train to the next rung and report; an exception is a result too.
 
-        So the actor lives on for the next trial, and the study learns the reason.
+        So the study learns the reason, and the actor lives on for the next trial.
         """
         started = time.perf_counter()
         try:
             trainer = self._current
             trainer.advance(next_rung(trainer.epoch))
             objectives = trainer.evaluate(self._part).model
-        except ForecastError as error:
+        except Exception as error:
             self._trainer = None
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
-            return {**nothing, "epoch": 0, FAILURE: str(error), DONE: True}
+            return {**nothing, "epoch": 0, FAILURE: _in_one_line(error), DONE: True}
         self._seconds += time.perf_counter() - started
         report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds)
         return {**objectives, **dict(zip(REPORTED, report, strict=True)), DONE: trainer.finished}
@@ -135,3 +135,8 @@ def _assigned_device() -> str:
     """CUDA only where Ray gave this trial a share of a GPU that torch can see."""
     assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU")
     return "cuda" if assigned and torch.cuda.is_available() else "cpu"
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ForecastError) else f"{type(error).__name__}: {text}"
