@@ -44,7 +44,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         median = statistics.median(seconds)
         windows = len(prepared.split.targets("train", window))
-        print(f"| {window} | {hidden} | {layers} | {batch} | {median:.2f} | {windows / median:,.0f} |", flush=True)
+        print(
+            f"| {window} | {hidden} | {layers} | {batch} | {median:.2f} | {windows / median:,.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

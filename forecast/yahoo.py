@@ -7,10 +7,11 @@ import logging
 import re
 import threading
 import time
+import warnings
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from forecast.errors import DataError, SourceUnavailable, UnknownSymbol
+from forecast.errors import SourceUnavailable, UnknownSymbol
 from forecast.table import Table
 
 ATTEMPTS = 3
@@ -73,9 +74,13 @@ def _fetch_once(symbol: str) -> Table:
     logging.getLogger("yfinance").setLevel(logging.CRITICAL)
     ticker = yf.Ticker(symbol)
     try:
-        frame = ticker.history(
-            period="max", interval="1d", auto_adjust=False, actions=False, timeout=REQUEST_TIMEOUT
-        )
+        with warnings.catch_warnings():
+            # The client's own use of pandas; nothing of it is ours or the user's to mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            frame = ticker.history(
+                period="max", interval="1d", auto_adjust=False, actions=False, timeout=REQUEST_TIMEOUT
+            )
         meta: dict[str, Any] = ticker.get_history_metadata() or {}
     except YFTickerMissingError as error:
         raise UnknownSymbol(
@@ -83,8 +88,6 @@ def _fetch_once(symbol: str) -> Table:
         ) from error
     except YFRateLimitError as error:
         raise SourceUnavailable("Yahoo Finance limits the rate of requests; try again later") from error
-    except DataError:
-        raise
     except Exception as error:  # whatever the client's network and parsing layers raise
         raise SourceUnavailable(f"Yahoo Finance could not be read ({_short(error)})") from error
     if frame.empty:

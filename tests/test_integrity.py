@@ -1,0 +1,114 @@
+"""Integrity rules: each counts what it finds, and nothing is lost without being counted."""
+
+import datetime as dt
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecast.integrity import check_integrity
+
+FUTURE = dt.date(2100, 1, 1)
+rows = st.lists(
+    st.tuples(
+        st.integers(10_000, 10_400),
+        st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0.5, 1e5)),
+    ),
+    max_size=120,
+)
+
+
+def days(*texts):
+    return np.array(texts, dtype="datetime64[D]")
+
+
+def daily(count, start="2024-01-01"):
+    return np.datetime64(start) + np.arange(count)
+
+
+def check(dates, values, as_of=FUTURE, **options):
+    return check_integrity(dates, np.asarray(values, dtype=float), as_of=as_of, **options)
+
+
+def found(report):
+    return {rule.rule: rule.found for rule in report.rules if rule.found}
+
+
+@given(rows)
+def test_the_result_is_clean_and_every_row_is_accounted_for(pairs):
+    dates = np.array([day for day, _ in pairs], dtype="datetime64[D]")
+    clean_dates, clean, report = check(dates, [value for _, value in pairs])
+    assert np.isfinite(clean).all()
+    assert (clean > 0).all()
+    assert (np.diff(clean_dates) > np.timedelta64(0)).all()
+    counts = found(report)
+    dropped = sum(counts.get(name, 0) for name in ("non_finite", "non_positive", "duplicate_dates"))
+    assert report.rows_in - dropped == report.rows_out == len(clean)
+
+
+@given(rows)
+def test_cleaning_what_is_clean_changes_nothing(pairs):
+    dates = np.array([day for day, _ in pairs], dtype="datetime64[D]")
+    once = check(dates, [value for _, value in pairs])
+    twice = check(once[0], once[1])
+    assert np.array_equal(once[0], twice[0])
+    assert np.array_equal(once[1], twice[1])
+    assert set(found(twice[2])) <= {"holes", "stale_runs"}
+
+
+def test_no_large_move_is_treated_as_an_error():
+    values = [100.0, 63.0, 250.0, 1.0, 9e5]
+    assert check(daily(5), values)[1].tolist() == values
+
+
+def test_of_a_repeated_day_the_last_row_is_kept_and_disagreement_counted():
+    dates = days("2024-01-01", "2024-01-02", "2024-01-02", "2024-01-02", "2024-01-03")
+    _, values, report = check(dates, [1, 2, 3, 3, 4])
+    assert values.tolist() == [1, 3, 4]
+    rule = next(rule for rule in report.rules if rule.rule == "duplicate_dates")
+    assert (rule.found, rule.detail) == (2, "1 disagreed with the next")
+
+
+def test_newest_first_is_sorted_and_said():
+    dates, values, report = check(daily(5)[::-1], [5, 4, 3, 2, 1])
+    assert values.tolist() == [1, 2, 3, 4, 5]
+    assert found(report) == {"unsorted": 4}
+    assert dates[0] == np.datetime64("2024-01-01")
+
+
+def test_rows_of_days_that_were_not_over_are_dropped():
+    _, values, report = check(daily(5), [1, 2, 3, 4, 5], as_of=dt.date(2024, 1, 4))
+    assert values.tolist() == [1, 2, 3]
+    assert found(report) == {"partial_last_day": 2}
+
+
+def test_weekends_and_holidays_of_an_exchange_are_no_holes_but_a_missing_fortnight_is():
+    weekdays = np.array([day for day in daily(200) if np.is_busday(day)])
+    without_holidays = np.delete(weekdays, [40, 41])
+    assert found(check(without_holidays, np.arange(1, len(without_holidays) + 1))[2]) == {}
+    fortnight = np.delete(weekdays, range(40, 50))
+    report = check(fortnight, np.arange(1, len(fortnight) + 1))[2]
+    assert found(report) == {"holes": 1}
+
+
+def test_one_missing_day_of_a_market_that_never_closes_is_a_hole():
+    dates = np.delete(daily(60), 30)
+    report = check(dates, np.arange(1, 60))[2]
+    rule = next(rule for rule in report.rules if rule.rule == "holes")
+    assert (rule.found, rule.detail) == (1, "1 days missing, the longest between 2024-01-30 and 2024-02-01")
+    assert report.rows_out == 59
+
+
+def test_weekly_prices_have_no_holes_between_weeks():
+    assert found(check(daily(400)[::7], np.arange(1, 59))[2]) == {}
+
+
+def test_a_stale_run_is_reported_and_kept():
+    _, values, report = check(daily(8), [1, 2, 3, 3, 3, 3, 3, 4])
+    assert len(values) == 8
+    assert found(report) == {"stale_runs": 1}
+    assert any("5 rows from 2024-01-03" in line for line in report.lines())
+
+
+def test_a_clean_series_says_so():
+    assert check(daily(3), [1, 2, 3])[2].lines() == ["3 rows read, nothing to repair"]
