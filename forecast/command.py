@@ -121,8 +121,15 @@ def _shown_default(field: FieldInfo) -> str:
     return f" (default: {str(value).lower() if value is True else value})"
 
 
-def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
+def parse_settings(
+    settings: type[Settings], given: dict[str, Any], spell: Callable[[str], str] = option_name
+) -> Settings:
     """Validate ``given`` (field name to value) into ``settings``.
+
+    Args:
+        settings: the class to make.
+        given: values by field name, as text or as they are.
+        spell: how a field is spelled for whoever gave it.
 
     Raises:
         UsageError: on the first field that does not fit, naming the option, the value and the reason.
@@ -130,19 +137,24 @@ def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
     try:
         return settings.model_validate(given)
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error)) from None
+        raise UsageError(_describe(error, spell)) from None
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """One line for the first problem of a validation error, in the words of the command line."""
+def _describe(error: ValidationError, spell: Callable[[str], str]) -> str:
+    """One line for the first problem of a validation error, in the words of whoever gave the options."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    option = option_name(str(first["loc"][0]))
+    option = spell(str(first["loc"][0]))
     if first["type"] == "extra_forbidden":
-        return f"{option} is not an option"
-    return f"{option} {first['input']}: {message[0].lower()}{message[1:]}"
+        return f"{option}: no such option"
+    value = first["input"]
+    if len(first["loc"]) > 1:
+        option = f"{option} (number {int(first['loc'][1]) + 1})"
+    if first["type"] == "missing":
+        return f"{option}: too few values"
+    return f"{option} {value}: {message[0].lower()}{message[1:]}"
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -53,10 +53,12 @@ class Predictor:
                 log prices, not positive; names the first such value.
         """
         values = self._checked(windows)
-        normalized = self.checkpoint.normalization.normalize(values)
-        inputs = torch.from_numpy(self._encoding.inputs(normalized)).to(self.device)
-        outputs = forward_in_batches(self._model, inputs).cpu().numpy()
-        prices = self._encoding.prices(outputs, normalized[:, -1])
+        # What overflows on the way is refused by its result, below.
+        with np.errstate(all="ignore"):
+            normalized = self.checkpoint.normalization.normalize(values)
+            inputs = torch.from_numpy(self._encoding.inputs(normalized)).to(self.device)
+            outputs = forward_in_batches(self._model, inputs).cpu().numpy()
+            prices = self._encoding.prices(outputs, normalized[:, -1])
         if not np.isfinite(prices).all():
             raise WindowError(
                 "the forecast for these values is not a finite number: they lie too far outside the training "

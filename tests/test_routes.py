@@ -1,0 +1,172 @@
+"""The web application without a cluster: what it answers, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import httpx2 as httpx
+import pytest
+import torch
+from bodies import BAD_BODIES, GOOD
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forecast import Predictor
+from forecast.errors import UsageError
+from serve_app.deployment import DEFAULT_GPU_SHARE, replica_gpus
+from serve_app.flags import SERVE_FLAGS
+from serve_app.options import ServeOptions
+from serve_app.routes import DRAIN_FACTOR, build_web_app
+
+LIMIT = 20_000
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint):
+    return Predictor(tiny_checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    with TestClient(build_web_app(predictor, max_body_bytes=LIMIT)) as client:
+        yield client
+
+
+def test_a_forecast_has_the_originals_six_fields_and_the_predictors_number(client, predictor):
+    answer = client.post("/predict", json={"values": GOOD})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "ok": True,
+        "prediction": pytest.approx(predictor.predict_next(GOOD), rel=1e-6),
+        "checkpoint_path": predictor.path,
+        "sequence_length": 20,
+        "symbol": "BTC-USD",
+        "feature": "Close",
+    }
+
+
+def test_integers_are_numbers_and_unknown_fields_are_ignored(client):
+    body = {"values": [int(value) for value in GOOD], "comment": None}
+    assert client.post("/predict", json=body).json()["prediction"] == pytest.approx(
+        client.post("/predict", json={"values": GOOD}).json()["prediction"]
+    )
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_refused_with_what_where_and_the_remedy(client, name):
+    answer = client.post("/predict", content=BAD_BODIES[name])
+    assert answer.status_code == 422
+    refusal = answer.json()
+    assert refusal["ok"] is False
+    problem = refusal["detail"][0]
+    assert problem["loc"][0] == "body"
+    assert len(problem["msg"]) > 10
+
+
+def test_a_refusal_names_the_place_of_the_bad_value(client):
+    problem = client.post("/predict", content=BAD_BODIES["null"]).json()["detail"][0]
+    assert problem["loc"] == ["body", "values", 19]
+    few = client.post("/predict", content=BAD_BODIES["too few values"]).json()["detail"][0]
+    assert few["msg"] == "2 values are too few: this model needs at least 20, oldest first"
+
+
+def test_a_body_over_the_limit_gets_413_whatever_its_headers_say(client):
+    large = json.dumps({"values": [1.0] * LIMIT}).encode()
+    assert client.post("/predict", content=large).status_code == 413
+
+    def chunks():
+        for start in range(0, len(large), 1000):
+            yield large[start : start + 1000]
+
+    refused = client.post("/predict", content=chunks())
+    assert refused.status_code == 413
+    assert "send fewer values" in refused.json()["detail"][0]["msg"]
+    assert client.post("/predict", content=b" " * (LIMIT * DRAIN_FACTOR + 1)).status_code == 413
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=True) | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=25) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=200), json_values, st.fixed_dictionaries({"values": json_values})))
+def test_no_body_whatever_makes_the_server_fail(client, body):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post("/predict", content=content)
+    assert answer.status_code in (200, 422)
+    json.loads(answer.text, parse_constant=lambda word: pytest.fail(f"{word} in an answer"))
+
+
+@given(st.lists(st.floats(1e-3, 1e9), min_size=20, max_size=40))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_window_of_positive_prices_gets_a_finite_forecast_or_a_clear_refusal(client, values):
+    answer = client.post("/predict", json={"values": values})
+    if answer.status_code == 200:
+        assert 0 < answer.json()["prediction"] < float("inf")
+    else:
+        assert answer.status_code == 422
+        assert "training range" in answer.json()["detail"][0]["msg"]
+
+
+def test_the_model_is_described_beside_persistence(client, tiny_result):
+    about = client.get("/model").json()
+    assert (about["symbol"], about["feature"], about["sequence_length"]) == ("BTC-USD", "Close", 20)
+    assert about["metrics_test"] == tiny_result.test.model
+    assert about["persistence"]["test"] == tiny_result.test.persistence
+    assert about["trained_on"]["last_date"] == "2020-01-16"
+
+
+def test_health_and_documentation_answer(client):
+    assert client.get("/healthz").json() == {"ok": True}
+    assert client.get("/docs").status_code == 200
+    schema = client.get("/openapi.json").json()
+    body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["values"]["type"] == "array"
+    assert client.get("/predict").status_code == 405
+    assert client.get("/nowhere").status_code == 404
+
+
+def test_a_replica_asks_for_a_gpu_only_where_there_is_one():
+    assert replica_gpus(None, 0) == 0
+    assert replica_gpus(None, 4) == DEFAULT_GPU_SHARE
+    assert replica_gpus(0.5, 1) == 0.5
+    with pytest.raises(UsageError, match="num_gpus=1: the cluster has 0 GPUs"):
+        replica_gpus(1, 0)
+
+
+def test_the_checkpoint_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch):
+    monkeypatch.setenv("FORECAST_CHECKPOINT", "from/environment.pt")
+    assert ServeOptions(checkpoint="given.pt").checkpoint == "given.pt"
+    assert ServeOptions().checkpoint == "from/environment.pt"
+    monkeypatch.delenv("FORECAST_CHECKPOINT")
+    assert ServeOptions().checkpoint == "artifacts/best_pareto_lstm.pt"
+
+
+def test_importing_the_application_sets_the_flags_and_keeps_those_already_set():
+    code = "import os, serve_app; print({n: os.environ[n] for n in serve_app.flags.SERVE_FLAGS})"
+    environment = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
+    environment["RAY_SERVE_HAPROXY_NBTHREAD"] = "3"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, timeout=100
+    )
+    assert done.stdout.strip() == str({**SERVE_FLAGS, "RAY_SERVE_HAPROXY_NBTHREAD": "3"})
+
+
+def test_an_out_of_range_forecast_is_refused_and_not_answered_with_nan(tiny_result, tmp_path):
+    from dataclasses import replace
+
+    from forecast import save_checkpoint
+
+    state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
+    state["regressor.bias"] = torch.tensor([1e30])
+    save_checkpoint(replace(tiny_result.checkpoint, model_state=state), tmp_path / "wild.pt")
+    web = build_web_app(Predictor(tmp_path / "wild.pt", "cpu"), max_body_bytes=LIMIT)
+    with TestClient(web) as client:
+        answer: httpx.Response = client.post("/predict", json={"values": GOOD})
+    assert answer.status_code == 422
+    assert "not a finite number" in answer.json()["detail"][0]["msg"]

@@ -1,0 +1,131 @@
+"""``serve run`` for real: HAProxy in front, a real HTTP client, and a missing checkpoint."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from bodies import BAD_BODIES
+
+from forecast import Predictor
+from forecast.cli import main as forecast_main
+from serve_app.flags import SERVE_FLAGS
+
+pytestmark = pytest.mark.slow
+
+URL = "http://127.0.0.1:8000"
+SERVE = str(Path(sys.executable).with_name("serve"))
+
+
+def environment():
+    kept = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
+    return {**kept, "RAY_ADDRESS": "local"}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint, tmp_path_factory):
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", 8000)) != 0, "port 8000 is taken: stop what listens there"
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [SERVE, "run", "serve_app:app", f"checkpoint={tiny_checkpoint}"],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                if httpx.get(f"{URL}/healthz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        yield URL
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkpoint, capsys):
+    assert forecast_main(["infer", "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    answer = httpx.post(f"{server}/predict", json={"values": printed["values"]}).json()
+    assert answer == {
+        "ok": True,
+        "prediction": pytest.approx(printed["prediction"], rel=1e-6),
+        "checkpoint_path": str(tiny_checkpoint),
+        "sequence_length": 20,
+        "symbol": "BTC-USD",
+        "feature": "Close",
+    }
+    predictor = Predictor(tiny_checkpoint, "cpu")
+    assert answer["prediction"] == pytest.approx(predictor.predict_next(printed["values"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_it_refuses_bad_bodies(server, name):
+    assert httpx.post(f"{server}/predict", content=BAD_BODIES[name]).status_code == 422
+
+
+def test_it_refuses_a_body_of_100_mb_and_goes_on(server):
+    chunk = b"1.0," * 250_000
+
+    def hundred_megabytes():
+        yield b'{"values": ['
+        for _ in range(100):
+            yield chunk
+
+    assert httpx.post(f"{server}/predict", content=hundred_megabytes(), timeout=60).status_code == 413
+    length = {"content-length": str(100 * len(chunk))}
+    sized = httpx.post(f"{server}/predict", content=(chunk for _ in range(100)), headers=length, timeout=60)
+    assert sized.status_code == 413
+    assert httpx.get(f"{server}/healthz").json() == {"ok": True}
+
+
+def test_it_describes_its_model_and_its_interface(server):
+    assert httpx.get(f"{server}/model").json()["symbol"] == "BTC-USD"
+    assert "/predict" in httpx.get(f"{server}/openapi.json").json()["paths"]
+    assert httpx.get(f"{server}/docs").status_code == 200
+
+
+def test_haproxy_is_what_answers(server):
+    names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.parent.exists()]
+    assert "haproxy" in names
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated"])
+def test_without_a_usable_checkpoint_it_ends_within_seconds_and_says_how_to_make_one(
+    tmp_path, tiny_checkpoint, kind
+):
+    path = tmp_path / "model.pt"
+    if kind == "truncated":
+        path.write_bytes(tiny_checkpoint.read_bytes()[:500])
+    started = time.monotonic()
+    done = subprocess.run(
+        [SERVE, "run", "serve_app:app"],
+        capture_output=True,
+        text=True,
+        env={**environment(), "FORECAST_CHECKPOINT": str(path)},
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - started < 30
+    last = done.stderr.strip().splitlines()[-1]
+    assert str(path) in last
+    assert "python -m tune_jobs.pareto" in last
+    assert "Traceback" not in done.stderr
