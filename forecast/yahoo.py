@@ -8,8 +8,13 @@ import re
 import threading
 import time
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
+
+import pandas as pd
 
 from forecast.errors import SourceUnavailable, UnknownSymbol
 from forecast.table import Table
@@ -22,6 +27,8 @@ REQUEST_TIMEOUT = 10.0
 """Seconds one request may take."""
 TOTAL_TIMEOUT = 30.0
 """Seconds after which Yahoo counts as unreachable whatever its client is doing."""
+NO_SUCH_SYMBOL = re.compile(r"no data found|not found|delisted|data doesn't exist", re.IGNORECASE)
+"""Yahoo's words for a symbol without prices; every other reason it gives is a failure of its own."""
 
 
 def fetch(symbol: str) -> Table:
@@ -31,6 +38,8 @@ def fetch(symbol: str) -> Table:
         UnknownSymbol: when Yahoo answers that it has no prices under that symbol.
         SourceUnavailable: when Yahoo does not answer, limits the rate, or answers with something else.
     """
+    import yfinance
+
     result: list[Table | BaseException] = []
 
     def work() -> None:
@@ -42,13 +51,36 @@ def fetch(symbol: str) -> Table:
     # The client makes requests of its own (cookies, crumbs) with time limits we do not set: the thread
     # bounds them all.
     thread = threading.Thread(target=work, name="yahoo", daemon=True)
-    thread.start()
-    thread.join(TOTAL_TIMEOUT)
+    with _client_lock, _exceptions_shown(yfinance):
+        thread.start()
+        thread.join(TOTAL_TIMEOUT)
     if not result:
         raise SourceUnavailable(f"Yahoo Finance did not answer within {TOTAL_TIMEOUT:g} s")
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]
+
+
+_client_lock = threading.Lock()
+"""Held while the client's settings, which are those of the whole process, are ours."""
+
+
+@contextmanager
+def _exceptions_shown(yfinance: ModuleType) -> Iterator[None]:
+    """Failures of the client come as exceptions, not as log lines and an empty frame; undone afterwards."""
+    debug, log = yfinance.config.debug, logging.getLogger("yfinance")
+    hidden, level = debug.hide_exceptions, log.level
+    debug.hide_exceptions = False
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # The client's own use of pandas; nothing of it is ours or the user's to mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        debug.hide_exceptions = hidden
+        log.setLevel(level)
 
 
 def _fetch_with_retries(symbol: str) -> Table:
@@ -66,25 +98,17 @@ def _fetch_with_retries(symbol: str) -> Table:
 
 
 def _fetch_once(symbol: str) -> Table:
-    import yfinance as yf
     from yfinance.exceptions import YFRateLimitError, YFTickerMissingError
 
-    # Failures come as exceptions, not as log lines and an empty frame.
-    yf.config.debug.hide_exceptions = False
-    logging.getLogger("yfinance").setLevel(logging.CRITICAL)
-    ticker = yf.Ticker(symbol)
     try:
-        with warnings.catch_warnings():
-            # The client's own use of pandas; nothing of it is ours or the user's to mend.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            frame = ticker.history(
-                period="max", interval="1d", auto_adjust=False, actions=False, timeout=REQUEST_TIMEOUT
-            )
-        meta: dict[str, Any] = ticker.get_history_metadata() or {}
+        frame, meta = _history(symbol)
     except YFTickerMissingError as error:
+        reason = str(error.rationale)
+        # The client calls every refusal a missing symbol, an outage of Yahoo's too; Yahoo's words differ.
+        if getattr(error, "yahoo_reason", None) and not NO_SUCH_SYMBOL.search(reason):
+            raise SourceUnavailable(f"Yahoo Finance could not be read (it answered: {reason})") from error
         raise UnknownSymbol(
-            f"Yahoo Finance has no prices for {symbol!r} ({error.rationale}); check the symbol's spelling"
+            f"Yahoo Finance has no prices for {symbol!r} ({reason}); check the symbol's spelling"
         ) from error
     except YFRateLimitError as error:
         raise SourceUnavailable("Yahoo Finance limits the rate of requests; try again later") from error
@@ -92,7 +116,7 @@ def _fetch_once(symbol: str) -> Table:
         raise SourceUnavailable(f"Yahoo Finance could not be read ({_short(error)})") from error
     if frame.empty:
         raise UnknownSymbol(f"Yahoo Finance has no prices for {symbol!r}; check the symbol's spelling")
-    days = frame.index.tz_localize(None).to_numpy().astype("datetime64[D]")
+    days = pd.DatetimeIndex(frame.index).tz_localize(None).to_numpy().astype("datetime64[D]")
     now = dt.datetime.now(dt.UTC)
     return Table(
         dates=days,
@@ -103,7 +127,33 @@ def _fetch_once(symbol: str) -> Table:
     )
 
 
-def first_incomplete_day(meta: dict[str, Any], now: dt.datetime) -> dt.date:
+def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    """Prices and the chart's metadata; raises what the client raises."""
+    import yfinance
+    from yfinance.exceptions import YFTzMissingError
+
+    # The client looks the time zone up through a memory without an expiry, which would give a second
+    # attempt the first one's bad answer.
+    yfinance.data.YfData.cache_get.cache_clear()
+    ticker = yfinance.Ticker(symbol)
+    try:
+        # Rows without a price are kept here, so that the integrity rules count them.
+        frame = ticker.history(
+            period="max",
+            interval="1d",
+            auto_adjust=False,
+            actions=False,
+            keepna=True,
+            timeout=REQUEST_TIMEOUT,
+        )
+    except YFTzMissingError:
+        # Says nothing of why. A short chart needs no time zone, and its failure carries Yahoo's reason.
+        ticker.history(period="5d", timeout=REQUEST_TIMEOUT)
+        raise ValueError(f"no time zone for {symbol!r}") from None
+    return frame, ticker.get_history_metadata() or {}
+
+
+def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
     """The exchange's current day, or the next one once today's session has ended.
 
     Args:

@@ -14,12 +14,13 @@ DAY = 86_400
 
 
 class YahooServer(ThreadingHTTPServer):
-    """Answers as ``mode`` says: success, empty, unknown, rate_limit, garbage or slow.
+    """Answers as ``mode`` says: success, empty, unknown, rate_limit, refusal, garbage or slow.
 
     Attributes:
         closes: the daily closes of its one symbol, BTC-USD; None is a row without a price.
         first: time of the first row, seconds since 1970.
         session_end: the end of the current trading session.
+        garbage_first: answers that are garbage before those of ``mode``.
         requests: paths asked for so far.
     """
 
@@ -31,6 +32,7 @@ class YahooServer(ThreadingHTTPServer):
         self.closes: list[float | None] = [100.0 + row for row in range(50)]
         self.first = 1_700_006_400
         self.session_end = 0
+        self.garbage_first = 0
         self.requests: list[str] = []
 
     @property
@@ -80,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(path)
-        mode = self.server.mode
+        mode = "garbage" if len(self.server.requests) <= self.server.garbage_first else self.server.mode
         symbol = path.rsplit("/", 1)[-1]
         if mode == "slow":
             time.sleep(5)
@@ -88,6 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(429, "Too Many Requests")
         elif mode == "garbage":
             self._answer(503, "<html>We will return shortly</html>")
+        elif mode == "refusal":
+            error = {"code": "Internal Server Error", "description": "An internal error"}
+            self._answer(500, json.dumps({"chart": {"result": None, "error": error}}))
         elif mode == "unknown" or symbol != "BTC-USD":
             error = {"code": "Not Found", "description": "No data found, symbol may be delisted"}
             self._answer(404, json.dumps({"chart": {"result": None, "error": error}}))
