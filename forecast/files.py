@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,21 @@ from forecast.table import Table
 
 DATE_NAMES = ("date", "datetime", "timestamp", "time", "day")
 READABLE = (".csv", ".parquet")
+SYMBOL_NAMES = ("symbol", "ticker", "name")
+"""Columns that may tell the symbol of each row; the first that is there does."""
+DATE_FORMS = ("ISO8601", "%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y")
+"""Forms of dates in figures, once their separators are dashes; a column is read in one of them."""
+NAMED_SYMBOLS = 10
+"""Symbols that an error lists."""
 
 
 def read_file(path: Path, symbol: str) -> Table:
     """Read a ``.csv`` or ``.parquet`` file with a date column and price columns, in any order of rows.
 
     Understood: a plain header; the three header lines that yfinance writes; dates as text, as a Parquet
-    index, with or without a time zone, or as seconds or milliseconds since 1970. Of a file with several
-    symbols the columns of ``symbol`` are taken.
+    index, with or without a time zone, as figures such as 20241231, or as seconds (or parts of them) since
+    1970. A column of dates is read in one form; where both 31/12 and 12/31 would do, in the one that spans
+    fewer days. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
 
     Raises:
         DataError: when the file is missing, empty, of another kind, damaged, or without usable dates.
@@ -48,19 +56,24 @@ def read_file(path: Path, symbol: str) -> Table:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        head = path.read_text(encoding="utf-8-sig").splitlines()[:3]
-        # yfinance writes two header lines (Price, Ticker) and a third that names the index only.
-        many = len(head) == 3 and head[0].split(",")[0] == "Price" and head[1].split(",")[0] == "Ticker"
-        if many:
-            frame = pd.read_csv(path, header=[0, 1], index_col=0, skiprows=[2], encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            head = [row for row, _ in zip(csv.reader(stream), range(3), strict=False)]
+        # yfinance writes two header lines (Price, Ticker) and mostly a third that names the index only.
+        if [row[0] for row in head[:2] if row] in (["Price", "Ticker"], ["Ticker", "Price"]):
+            third = len(head) == 3 and head[2][:1] != [""] and not any(head[2][1:])
+            frame = pd.read_csv(
+                path, header=[0, 1], index_col=0, skiprows=[2] if third else None, encoding="utf-8-sig"
+            )
             frame.index.name = "Date"
             return frame
-        return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
+        return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text; save it as CSV in UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{path} is not a usable CSV file ({reason}); correct it") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -72,14 +85,34 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _one_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
-    """The columns of ``symbol`` from a frame with (feature, symbol) columns; another frame as it is."""
+    """The columns or rows of ``symbol`` from a frame with several symbols; another frame as it is."""
     if frame.columns.nlevels == 1:
+        return _rows_of_symbol(frame, symbol, path)
+    # yfinance's columns are (price, ticker), or (ticker, price) when grouped by ticker.
+    at = 0 if frame.columns.names[0] == "Ticker" else -1
+    symbols = [str(column[at]) for column in frame.columns]
+    _require_symbol(symbols, symbol, path)
+    chosen = frame.loc[:, [name == symbol for name in symbols]]
+    return chosen.set_axis([str(column[-1 - at]) for column in chosen.columns], axis=1)
+
+
+def _rows_of_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
+    columns = {str(column).strip().lower(): column for column in frame.columns}
+    column = next((columns[name] for name in SYMBOL_NAMES if name in columns), None)
+    # A file of one symbol may spell it in its own way: BTC/USD for BTC-USD.
+    if column is None or frame[column].nunique() < 2:
         return frame
-    symbols = list(dict.fromkeys(str(column[-1]) for column in frame.columns))
-    if symbol not in symbols:
-        raise DataError(f"{path} holds {', '.join(symbols)}, not {symbol}; choose one with --symbol")
-    chosen = frame.loc[:, [str(column[-1]) == symbol for column in frame.columns]]
-    return chosen.set_axis([str(column[0]) for column in chosen.columns], axis=1)
+    symbols = frame[column].astype("string").str.strip()
+    _require_symbol(symbols.dropna().tolist(), symbol, path)
+    return frame[(symbols == symbol).fillna(False).to_numpy(dtype=bool)]
+
+
+def _require_symbol(symbols: list[str], symbol: str, path: Path) -> None:
+    there = list(dict.fromkeys(symbols))
+    if symbol not in there:
+        more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
+        listed = ", ".join(there[:NAMED_SYMBOLS]) + more
+        raise DataError(f"{path} holds {listed}, not {symbol}; choose one with --symbol")
 
 
 def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64], pd.DataFrame]:
@@ -100,26 +133,58 @@ def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64
 
 def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
     """Calendar days; of a time with a zone, the day in that zone."""
-    if pd.api.types.is_numeric_dtype(column):
-        # Seconds reach the year 5138 before they reach 1e11; milliseconds pass it in 1973.
-        unit: Literal["ms", "s"] = "ms" if column.abs().max() > 1e11 else "s"
-        return _days(pd.to_datetime(column.to_numpy(dtype=np.float64), unit=unit))
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        return _days(pd.DatetimeIndex(column).tz_localize(None))
-    # A day written with a time and an offset is that day where it was written.
-    text = column.astype("string").str.strip().str.replace(r"([T ]\d{1,2}:\d{2}.*)$", "", regex=True)
-    days = pd.to_datetime(text, errors="coerce", format="ISO8601")
-    if days.isna().any():
-        days = pd.to_datetime(text, errors="coerce", format="mixed")
-    wrong = np.flatnonzero(days.isna().to_numpy())
+        column = column.dt.tz_localize(None)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
+        days = column.to_numpy().astype("datetime64[D]")
+    elif pd.api.types.is_numeric_dtype(column):
+        days = _days_of_numbers(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    else:
+        days = _days_of_text(column.astype("string").str.strip())
+    wrong = np.flatnonzero(np.isnat(days))
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
             f"{path} has {column.iloc[row]!r} where a date should be (row {row + 1}); correct it, for example "
             "2024-12-31"
         )
-    return _days(pd.DatetimeIndex(days))
+    return days
 
 
-def _days(index: pd.DatetimeIndex) -> NDArray[np.datetime64]:
-    return index.to_numpy().astype("datetime64[D]")
+def _days_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.datetime64]:
+    """Days from figures such as 20241231 or from times since 1970; NaT where a number is neither."""
+    largest = np.abs(numbers[np.isfinite(numbers)]).max(initial=0)
+    if 1900_01_01 <= largest <= 2100_12_31:
+        return _days_of_text(pd.Series(numbers).map("{:.0f}".format).astype("string"))
+    # Seconds reach the year 5138 before they reach 1e11, milliseconds 1e14 and so on; and prices that end
+    # before 1973, at 1e8 seconds, are row numbers rather than times.
+    per_second = next((unit for unit in (1, 1e3, 1e6, 1e9) if 1e8 <= largest < 1e11 * unit), np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.floor(numbers / (86_400 * per_second)).astype("datetime64[D]")
+
+
+def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
+    """Days from text in one form for all rows; NaT where a row has no form, or not that of the others."""
+    # A day written with a time and an offset is that day where it was written.
+    text = column.str.replace(r"([T ]\d{1,2}:\d{2}.*)$", "", regex=True)
+    figures = text.str.replace(r"[./]", "-", regex=True)
+    readings = []
+    for form in DATE_FORMS:
+        days = _parse(figures, form)
+        if form == "ISO8601" and not np.isnat(days).any():
+            return days
+        readings.append(days)
+    # Only a month that is named leaves no doubt of what comes first.
+    readings.append(_parse(text.where(text.str.contains(r"[A-Za-z]{3}")), "mixed"))
+    missing = [int(np.isnat(days).sum()) for days in readings]
+    best = [days for days, count in zip(readings, missing, strict=True) if count == min(missing)]
+    return min(best, key=_span)
+
+
+def _parse(text: pd.Series[str], form: str) -> NDArray[np.datetime64]:
+    return pd.to_datetime(text, errors="coerce", format=form).to_numpy().astype("datetime64[D]")
+
+
+def _span(days: NDArray[np.datetime64]) -> int:
+    known = days[~np.isnat(days)]
+    return int((known.max() - known.min()).astype(int)) if len(known) else 0

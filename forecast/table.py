@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from forecast.errors import DataError
 
+THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"
+"""Numbers with a comma between thousands."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -39,13 +42,17 @@ class Table:
             DataError: when there is no such column (lists those there are), or it holds text.
         """
         names = {_plain(str(name)): name for name in self.columns.columns}
+        if feature in self.columns.columns:
+            names[_plain(feature)] = feature
         if _plain(feature) not in names:
             there = ", ".join(str(name) for name in self.columns.columns)
             raise DataError(f"{self.origin} has no feature {feature!r}; choose one of: {there}")
         column = self.columns[names[_plain(feature)]]
         if pd.api.types.is_numeric_dtype(column):
             return column.to_numpy(dtype=np.float64, na_value=np.nan)
-        text = column.astype("string").str.strip().str.replace(r"(?<=\d),(?=\d{3})", "", regex=True)
+        text = column.astype("string").str.strip()
+        # Commas go only where they can be nothing but thousands separators: 1234,567 is no such number.
+        text = text.mask(text.str.fullmatch(THOUSANDS).fillna(False), text.str.replace(",", ""))
         empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-"])
         numbers = pd.to_numeric(text.mask(empty), errors="coerce")
         wrong = np.flatnonzero((numbers.isna() & ~empty).to_numpy())
