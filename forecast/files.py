@@ -27,10 +27,10 @@ NAMED_SYMBOLS = 10
 def read_file(path: Path, symbol: str) -> Table:
     """Read a ``.csv`` or ``.parquet`` file with a date column and price columns, in any order of rows.
 
-    Understood: a plain header; the three header lines that yfinance writes; dates as text, as a Parquet
-    index, with or without a time zone, as figures such as 20241231, or as seconds (or parts of them) since
-    1970. A column of dates is read in one form; where both 31/12 and 12/31 would do, in the one that spans
-    fewer days. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
+    Understood: a plain header; the header lines that yfinance writes; dates as text, as a Parquet index, with
+    or without a time zone, as figures such as 20241231, or as seconds (or parts of them) since 1970. A column
+    of dates is read in one form, and where day and month could be either way round, in the one that leaves
+    the smaller gaps. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
 
     Raises:
         DataError: when the file is missing, empty, of another kind, damaged, or without usable dates.
@@ -60,7 +60,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
             head = [row for row, _ in zip(csv.reader(stream), range(3), strict=False)]
         # yfinance writes two header lines (Price, Ticker) and mostly a third that names the index only.
         if [row[0] for row in head[:2] if row] in (["Price", "Ticker"], ["Ticker", "Price"]):
-            third = len(head) == 3 and head[2][:1] != [""] and not any(head[2][1:])
+            third = len(head) == 3 and not any(head[2][1:]) and head[2][0].lower() in (*DATE_NAMES, "")
             frame = pd.read_csv(
                 path, header=[0, 1], index_col=0, skiprows=[2] if third else None, encoding="utf-8-sig"
             )
@@ -144,23 +144,29 @@ def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
     wrong = np.flatnonzero(np.isnat(days))
     if len(wrong):
         row = int(wrong[0])
+        value = column.iloc[row]
+        shown = repr(value) if isinstance(value, str) else str(value)
         raise DataError(
-            f"{path} has {column.iloc[row]!r} where a date should be (row {row + 1}); correct it, for example "
-            "2024-12-31"
+            f"{path} has {shown} where a date should be (row {row + 1}); correct it, for example 2024-12-31"
         )
     return days
 
 
 def _days_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.datetime64]:
     """Days from figures such as 20241231 or from times since 1970; NaT where a number is neither."""
-    largest = np.abs(numbers[np.isfinite(numbers)]).max(initial=0)
+    finite = np.isfinite(numbers)
+    largest = np.abs(numbers[finite]).max(initial=0)
     if 1900_01_01 <= largest <= 2100_12_31:
         return _days_of_text(pd.Series(numbers).map("{:.0f}".format).astype("string"))
-    # Seconds reach the year 5138 before they reach 1e11, milliseconds 1e14 and so on; and prices that end
-    # before 1973, at 1e8 seconds, are row numbers rather than times.
-    per_second = next((unit for unit in (1, 1e3, 1e6, 1e9) if 1e8 <= largest < 1e11 * unit), np.nan)
-    with np.errstate(invalid="ignore"):
-        return np.floor(numbers / (86_400 * per_second)).astype("datetime64[D]")
+    # Seconds reach the year 5138 before they reach 1e11, milliseconds 1e14 and so on; figures that end
+    # below 1e8 seconds, in 1973, are row numbers rather than times.
+    per_second = next((unit for unit in (1, 1e3, 1e6, 1e9) if 1e8 <= largest < 1e11 * unit), None)
+    days = np.full(len(numbers), np.datetime64("NaT"), dtype="datetime64[D]")
+    if per_second:
+        days[finite] = (
+            np.floor(numbers[finite] / (86_400 * per_second)).astype(np.int64).astype("datetime64[D]")
+        )
+    return days
 
 
 def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
@@ -178,13 +184,13 @@ def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
     readings.append(_parse(text.where(text.str.contains(r"[A-Za-z]{3}")), "mixed"))
     missing = [int(np.isnat(days).sum()) for days in readings]
     best = [days for days, count in zip(readings, missing, strict=True) if count == min(missing)]
-    return min(best, key=_span)
+    return min(best, key=_largest_gap)
 
 
 def _parse(text: pd.Series[str], form: str) -> NDArray[np.datetime64]:
     return pd.to_datetime(text, errors="coerce", format=form).to_numpy().astype("datetime64[D]")
 
 
-def _span(days: NDArray[np.datetime64]) -> int:
-    known = days[~np.isnat(days)]
-    return int((known.max() - known.min()).astype(int)) if len(known) else 0
+def _largest_gap(days: NDArray[np.datetime64]) -> int:
+    gaps = np.diff(np.sort(days[~np.isnat(days)])).astype(int)
+    return int(gaps.max(initial=0))

@@ -26,6 +26,10 @@ def say_on_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
 def load_series(
     symbol: str = DataConfig.model_fields["symbol"].default,
     feature: str = DataConfig.model_fields["feature"].default,
@@ -34,7 +38,7 @@ def load_series(
     end: str | dt.date | None = None,
     *,
     keep_non_positive: bool = False,
-    notify: Notify = say_on_stderr,
+    notify: Notify | None = say_on_stderr,
 ) -> Series:
     """Prices of one feature of one symbol, clean, oldest first.
 
@@ -46,7 +50,7 @@ def load_series(
         start: first day, ISO date; all history unless given.
         end: day to stop before, ISO date.
         keep_non_positive: keep zero and negative prices instead of dropping them as errors.
-        notify: gets a line when ``auto`` had to fall back.
+        notify: gets a line when ``auto`` had to fall back; None to say nothing.
 
     Raises:
         UsageError: when ``start`` is not before ``end``, or an argument is not what it should be.
@@ -67,9 +71,9 @@ def load_series(
     return series_from_config(config, notify=notify)
 
 
-def series_from_config(config: DataConfig, *, notify: Notify = say_on_stderr) -> Series:
+def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
     """Prices as ``config`` asks for them; see ``load_series``."""
-    table, used, fallback = _read(config, notify)
+    table, used, fallback = _read(config, notify or _say_nothing)
     values = table.values(config.feature)
     # The rules see the whole history, so that a repair does not depend on the range that was asked for;
     # the report is of the whole history too.
@@ -87,9 +91,11 @@ def series_from_config(config: DataConfig, *, notify: Notify = say_on_stderr) ->
     if config.end:
         wanted &= dates < np.datetime64(config.end)
     if not wanted.any():
+        asked = [f"from {config.start}"] if config.start else []
+        asked += [f"before {config.end}"] if config.end else []
         raise DataError(
-            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, nothing between {config.start} and "
-            f"{config.end}; change --start or --end"
+            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, nothing {' and '.join(asked)}; "
+            "change --start or --end"
         )
     dates, values = dates[wanted], values[wanted]
     provenance = Provenance(

@@ -41,6 +41,23 @@ SHAPES = {
         *[f"{int(d.timestamp() * 1000)},1,{c}" for d, c in zip(DATES, CLOSES, strict=True)],
         header="timestamp,o,close",
     ),
+    "microseconds": csv(
+        *[f"{int(d.timestamp()) * 10**6},1,{c}" for d, c in zip(DATES, CLOSES, strict=True)],
+        header="time,o,close",
+    ),
+    "nanoseconds": csv(
+        *[f"{int(d.timestamp()) * 10**9},1,{c}" for d, c in zip(DATES, CLOSES, strict=True)],
+        header="time,o,close",
+    ),
+    "figures": csv(*rows("{d:%Y%m%d},1,{c}")),
+    "day first": csv(*rows("{d:%d/%m/%Y},1,{c}")),
+    "day first with dots, newest first": csv(*reversed(rows("{d:%d.%m.%y},1,{c}"))),
+    "yfinance without its third line": "Price,Open,Close\nTicker,ACME,ACME\n" + csv(*rows(), header="")[1:],
+    "yfinance grouped by ticker": "Ticker,ACME,ACME\nPrice,Open,Close\n" + csv(*rows(), header="Date,,"),
+    "one symbol, spelled otherwise": csv(*rows("{d:%Y-%m-%d},AC/ME,{c}"), header="Date,Symbol,Close"),
+    "symbols in rows": csv(
+        *rows("{d:%Y-%m-%d},ACME,{c}"), *rows("{d:%Y-%m-%d},ZINC,900"), header="Date,Ticker,Close"
+    ),
     "saved index": csv(*rows(), header=",Open,Close"),
     "quoted thousands": csv(*rows('{d:%Y-%m-%d},"1,234.5",{c}')),
 }
@@ -87,6 +104,23 @@ def test_of_several_symbols_the_one_asked_for_is_read(tmp_path):
     assert load_series("BBB", source=str(path)).values.tolist() == [2, 4]
     with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with --symbol"):
         load_series("CCC", source=str(path))
+    path.write_text(csv("2024-01-01,AAA,1", "2024-01-01,BBB,2", header="date,name,close"))
+    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with --symbol"):
+        load_series("CCC", source=str(path))
+
+
+def test_a_month_first_series_of_months_is_not_read_as_days_of_january(tmp_path):
+    months = pd.date_range("2015-01-01", "2024-12-01", freq="MS")
+    path = tmp_path / "prices.csv"
+    path.write_text(csv(*[f"{month:%m/%d/%Y},1,5" for month in months]))
+    series = load_series("X", source=str(path))
+    assert [str(day) for day in series.dates[:3]] == ["2015-01-01", "2015-02-01", "2015-03-01"]
+
+
+def test_a_column_named_exactly_as_asked_goes_before_one_of_another_case(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text(csv("2024-01-01,1,9", "2024-01-02,2,9", header="Date,close,Close"))
+    assert load_series("X", "close", str(path)).values.tolist() == [1, 2]
 
 
 def test_null_cells_are_missing_prices_not_text(tmp_path):
@@ -112,6 +146,13 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
             csv("2024-01-01,1,2", "2024-01-02,1,two"),
             r"'two' in column Close on 2024-01-02 \(row 2\)",
         ),
+        (
+            "comma.csv",
+            csv('2024-01-01,1,"1,234"', '2024-01-02,1,"1234,567"'),
+            r"'1234,567' in column Close on 2024-01-02 \(row 2\)",
+        ),
+        ("number.csv", csv("0,1,2", "1,1,2"), r"has 0 where a date should be \(row 1\)"),
+        ("hole.csv", csv("1704067200,1,2", ",1,2"), r"has nan where a date should be \(row 2\)"),
         ("feature.csv", csv("2024-01-01,1,2", header="Date,Open,High"), "choose one of: Open, High"),
         ("ragged.csv", csv("2024-01-01,1,2", "2024-01-02,1,2,3,4"), "is not a usable CSV file"),
         ("garbage.parquet", "garbage", "is not a usable Parquet file"),

@@ -196,7 +196,7 @@ def test_a_damaged_copy_is_as_none(yahoo_at, closed_port):
     cache.cache_path("BTC-USD").parent.mkdir(parents=True, exist_ok=True)
     cache.cache_path("BTC-USD").write_bytes(b"PAR1 not parquet")
     yahoo_at(closed_port)
-    assert load_series(notify=lambda line: None).provenance.source == "snapshot"
+    assert load_series(notify=None).provenance.source == "snapshot"
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_not_fatal(yahoo_at, monkeypatch, tmp_path):
@@ -241,7 +241,11 @@ def test_start_is_included_and_end_is_not():
             "2020-01-01 is not before --end 2019-01-01",
         ),
         ({"start": "yesterday"}, UsageError, "--start yesterday"),
-        ({"start": "2030-01-01"}, DataError, "from 2014-11-28 to 2020-01-16, nothing between"),
+        (
+            {"start": "2030-01-01"},
+            DataError,
+            "from 2014-11-28 to 2020-01-16, nothing from 2030-01-01; change",
+        ),
         (
             {"feature": "Price"},
             DataError,
