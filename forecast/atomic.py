@@ -36,6 +36,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     _sync_directory(target.parent)
 
 
+def require_writable(directory: Path) -> None:
+    """Make ``directory`` and write to it once: before long work, not after it.
+
+    Raises:
+        OSError: when that cannot be done.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as stream:
+        stream.write(b"\0" * 4096)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)

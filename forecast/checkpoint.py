@@ -190,7 +190,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        # torch names what it will not load, a class or a function; anything else is not a checkpoint at all.
+        if re.search(r"Unsupported (global|class)|GLOBAL ", str(error)):
             raise CheckpointError(
                 f"{path} holds more than plain values and tensors, which could run code, and is refused; "
                 f"{HOW_TO_MAKE_ONE}"

@@ -102,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train_command(options: TrainOptions) -> int:
     """Train, score on validation and test, write the checkpoint."""
+    from forecast.atomic import require_writable
     from forecast.checkpoint import save_checkpoint
     from forecast.describe import series_lines
     from forecast.source import series_from_config
@@ -110,6 +111,7 @@ def train_command(options: TrainOptions) -> int:
 
     series = series_from_config(options, notify=_warn)
     require_rows(len(series), options.sequence_length, options.train_ratio, options.val_ratio_within_train)
+    require_writable(options.checkpoint.absolute().parent)
     silent = options.quiet or options.json_output
     if not silent:
         print(*series_lines(series, options), sep="\n")
@@ -171,8 +173,8 @@ def infer_command(options: InferOptions) -> int:
     if predictor.checkpoint.metrics_test:
         test = predictor.checkpoint.metrics_test
         beside = predictor.checkpoint.persistence.get("test")
-        line = f"test MAE of this model: {test['MAE']:,.5g}"
-        print(line + (f", of persistence: {beside['MAE']:,.5g}" if beside else ""))
+        line = f"test MAE of this model: {test['MAE']:,.6g}"
+        print(line + (f", of persistence: {beside['MAE']:,.6g}" if beside else ""))
     return 0
 
 
@@ -255,8 +257,8 @@ def print_evaluations(evaluations: dict[str, Evaluation]) -> None:
             table.add_row(
                 f"{part} ({evaluation.rows})" if index == 0 else "",
                 f"{name} %" if name == "MAPE" else name,
-                f"{value:,.5g}",
-                f"{evaluation.persistence[name]:,.5g}",
+                f"{value:,.6g}",
+                f"{evaluation.persistence[name]:,.6g}",
                 "" if skill is None else f"{100 * skill:+.2f} %",
             )
         table.add_section()

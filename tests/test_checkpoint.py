@@ -95,6 +95,13 @@ def test_weights_that_are_not_finite_are_refused(tiny_checkpoint, tmp_path):
         load_checkpoint(tmp_path / "nan.pt")
 
 
+def test_a_file_that_is_no_checkpoint_at_all_is_called_damaged_and_not_dangerous(tmp_path):
+    for content in (b"# A readme\n" * 50, b"", b"PK\x03\x04 not a zip", bytes(range(256))):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
+            load_checkpoint(tmp_path / "file")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_a_foreign_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "foreign.pt")

@@ -6,6 +6,7 @@ import socket
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import yfinance
 from yahoo_server import DAY, serving
@@ -13,6 +14,7 @@ from yahoo_server import DAY, serving
 from forecast import cache, load_series, yahoo
 from forecast.config import DataConfig
 from forecast.errors import DataError, SourceUnavailable, UnknownSymbol, UsageError
+from forecast.table import Table
 
 
 @pytest.fixture(autouse=True)
@@ -192,11 +194,23 @@ def test_source_yahoo_never_falls_back(yahoo_at, closed_port):
         load_series(source="yahoo")
 
 
-def test_a_damaged_copy_is_as_none(yahoo_at, closed_port):
-    cache.cache_path("BTC-USD").parent.mkdir(parents=True, exist_ok=True)
-    cache.cache_path("BTC-USD").write_bytes(b"PAR1 not parquet")
-    yahoo_at(closed_port)
-    assert load_series(notify=None).provenance.source == "snapshot"
+def test_a_copy_with_any_one_bit_changed_is_as_none_or_whole(snapshot):
+    prices = pd.DataFrame({"Close": snapshot.values[:100], "Volume": np.full(100, np.nan)})
+    kept = Table(snapshot.dates[:100], prices, dt.date(2020, 1, 17), "Yahoo", dt.date(2020, 1, 17))
+    assert cache.store("BTC-USD", kept) is None
+    path = cache.cache_path("BTC-USD")
+    content = path.read_bytes()
+    refused = 0
+    for position in range(0, len(content), 37):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :]
+        )
+        copy = cache.load("BTC-USD")
+        refused += copy is None
+        assert copy is None or (copy.columns.equals(prices) and (copy.dates == kept.dates).all())
+    path.write_bytes(content[: len(content) // 2])
+    assert cache.load("BTC-USD") is None
+    assert refused > 10
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_not_fatal(yahoo_at, monkeypatch, tmp_path):

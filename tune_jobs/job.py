@@ -18,14 +18,15 @@ from typing import Any
 
 import optuna
 import ray
-from forecast.source import series_from_config
 from rich.console import Console
 
+from forecast.atomic import require_writable
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
 from forecast.errors import StudyError
 from forecast.evaluation import evaluate_forecasts
 from forecast.series import Provenance
+from forecast.source import series_from_config
 from forecast.split import require_rows
 from forecast.windows import PreparedSeries, prepare
 from tune_jobs import study as studies
@@ -246,7 +247,7 @@ def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
 @contextlib.contextmanager
 def _only_job_in(output: Path) -> Iterator[None]:
     """Hold the output directory: a second job would take this one's running trials for dead."""
-    output.mkdir(parents=True, exist_ok=True)
+    require_writable(output)
     with (output / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,123 @@
+"""``python -m forecast``: what it prints, what it writes, and how it fails."""
+
+import io
+import json
+
+import pytest
+
+from forecast import Predictor, load_checkpoint
+from forecast.cli import main
+from forecast.command import run
+
+WINDOW = [100.0 + row for row in range(25)]
+TRAIN = ["train", "--source", "snapshot", "--max-epochs", "1", "--hidden-size", "4", "--num-layers", "1"]
+
+
+def test_train_writes_a_checkpoint_and_prints_persistence_beside_the_model(tmp_path, capsys):
+    path = tmp_path / "new" / "model.pt"
+    assert run(main, [*TRAIN, "--checkpoint", str(path)]) == 0
+    printed = capsys.readouterr().out
+    checkpoint = load_checkpoint(path)
+    for part in ("validation", "test"):
+        assert f"{checkpoint.persistence[part]['MAE']:,.6g}" in printed
+    assert f"{checkpoint.metrics_test['RMSE']:,.6g}" in printed
+    assert "holes: 1, kept, never filled in" in printed
+
+
+def test_train_as_json_is_json_alone(tmp_path, capsys):
+    assert run(main, [*TRAIN, "--checkpoint", str(tmp_path / "m.pt"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["test"]["model"] == load_checkpoint(tmp_path / "m.pt").metrics_test
+    assert answer["data"]["rows"] == 1864
+
+
+def expected(checkpoint):
+    return pytest.approx(Predictor(checkpoint).predict_next(WINDOW), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(map(str, WINDOW)),
+        ", ".join(map(str, WINDOW)),
+        json.dumps(WINDOW),
+        json.dumps({"values": WINDOW, "other": 1}),
+    ],
+    ids=["lines", "commas", "json list", "request body"],
+)
+def test_infer_reads_values_from_a_file_or_standard_input_in_any_usual_form(
+    tiny_checkpoint, tmp_path, capsys, monkeypatch, text
+):
+    path = tmp_path / "window.txt"
+    path.write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    for source in (str(path), "-"):
+        assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--file", source, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["prediction"] == expected(tiny_checkpoint)
+
+
+def test_infer_takes_values_from_the_command_line(tiny_checkpoint, capsys):
+    values = [str(value) for value in WINDOW]
+    assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--json", "--values", *values]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["prediction"] == expected(tiny_checkpoint)
+    assert answer["values"] == WINDOW[-20:]
+
+
+def test_infer_uses_the_latest_window_of_the_models_source_by_default(tiny_checkpoint, snapshot, capsys):
+    assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint)]) == 0
+    printed = capsys.readouterr().out
+    prediction = Predictor(tiny_checkpoint).predict_next(snapshot.values[-20:].tolist())
+    assert f"next value after 2020-01-16 is forecast at {prediction:,.6g}" in printed
+    assert "persistence (the last value): 8,710.15" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--values", "1", "2"], 1, "2 values are too few: this model needs at least 20"),
+        (["--values", "1", "x"], 2, "--values (number 2) x: "),
+        (["--values", "1", "nan"], 2, "--values (number 2) nan: "),
+        (["--values", "1", "--latest"], 2, "three ways to give the window; use one"),
+        (["--file", "no/such.txt"], 2, "--file no/such.txt cannot be read"),
+        (["--latest", "--source", "no/such.csv"], 1, "no file at no/such.csv"),
+        (["--checkpoint", "no/such.pt"], 1, "no checkpoint at no/such.pt"),
+        (["--device", "tpu"], 2, "--device tpu"),
+    ],
+)
+def test_infer_fails_with_one_line_and_the_right_code(tiny_checkpoint, capsys, arguments, code, message):
+    assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), *arguments]) == code
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_window_file_with_text_in_it_names_the_item(tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "prices.csv").write_text("Date,Close\n2024-01-01,5\n")
+    arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--file", str(tmp_path / "prices.csv")]
+    assert run(main, arguments) == 2
+    assert (
+        "item 1 is 'Date', not a number; for a table of prices use --latest --source FILE"
+        in capsys.readouterr().err
+    )
+
+
+def test_train_refuses_a_place_it_cannot_write_before_it_trains(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(main, [*TRAIN, "--checkpoint", str(tmp_path / "file" / "model.pt")]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert "rows" not in output.out
+
+
+def test_debug_shows_the_traceback(tiny_checkpoint):
+    from forecast.errors import CheckpointError
+
+    with pytest.raises(CheckpointError):
+        run(main, ["infer", "--checkpoint", "no/such.pt", "--debug"])
+
+
+def test_no_command_is_a_usage_error(capsys):
+    assert run(main, []) == 2
+    assert "required: {train,infer}" in capsys.readouterr().err
