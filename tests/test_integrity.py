@@ -95,7 +95,7 @@ def test_one_missing_day_of_a_market_that_never_closes_is_a_hole():
     dates = np.delete(daily(60), 30)
     report = check(dates, np.arange(1, 60))[2]
     rule = next(rule for rule in report.rules if rule.rule == "holes")
-    assert (rule.found, rule.detail) == (1, "1 days missing, the longest between 2024-01-30 and 2024-02-01")
+    assert (rule.found, rule.detail) == (1, "1 day missing, the longest between 2024-01-30 and 2024-02-01")
     assert report.rows_out == 59
 
 

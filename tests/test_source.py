@@ -163,13 +163,15 @@ def test_auto_uses_yahoo_and_then_its_own_copy_of_it_saying_so(yahoo_at, closed_
     assert "the local cache of BTC-USD instead, 2023-11-15 to 2024-01-03" in lines[0]
 
 
-def test_auto_falls_back_to_the_snapshot_and_records_why(yahoo_at, closed_port):
+def test_auto_falls_back_to_the_snapshot_and_records_why(yahoo_at, closed_port, capsys):
     lines = []
     yahoo_at(closed_port)
     series = load_series(notify=lines.append)
     assert series.provenance.source == "snapshot"
     assert series.provenance.fallback in lines[0]
     assert "the bundled snapshot of BTC-USD instead, 2014-11-28 to 2020-01-17" in lines[0]
+    load_series(notify=None)
+    assert capsys.readouterr().err == ""
 
 
 def test_auto_never_answers_with_another_symbols_prices(yahoo_at, closed_port):
