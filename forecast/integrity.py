@@ -118,7 +118,8 @@ def _holes(dates: NDArray[np.datetime64]) -> RuleResult:
         return RuleResult("holes", 0, "kept")
     missing = int((gaps[holes] - 1).sum())
     at = int(holes[np.argmax(gaps[holes])])
-    detail = f"{missing} {'day' if missing == 1 else 'days'} missing, the longest between {dates[at]} and {dates[at + 1]}"
+    days = "1 day" if missing == 1 else f"{missing} days"
+    detail = f"{days} missing, the longest between {dates[at]} and {dates[at + 1]}"
     return RuleResult("holes", len(holes), "kept, never filled in", detail)
 
 

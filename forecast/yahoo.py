@@ -168,7 +168,7 @@ def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
     try:
         end = meta["currentTradingPeriod"]["regular"]["end"]
         ended = dt.datetime.fromtimestamp(float(getattr(end, "timestamp", lambda: end)()), zone)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return today
     return today + dt.timedelta(days=1) if ended.date() == today and now >= ended else today
 
