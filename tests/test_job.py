@@ -23,8 +23,11 @@ from forecast.windows import prepare
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
-from tune_jobs.search import Finished, Resources, SearchInput, Stop, plan_resources, run_search
+from tune_jobs.resources import Resources, plan_resources
+from tune_jobs.search import run_search
+from tune_jobs.searcher import Finished, SearchInput
 from tune_jobs.space import SearchSpace
+from tune_jobs.stopping import Stop
 from tune_jobs.trial import LSTMTrial
 
 pytestmark = pytest.mark.slow
@@ -259,7 +262,7 @@ def test_a_full_disk_ends_the_search_in_its_own_words_and_loses_no_finished_tria
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr("tune_jobs.search.save_checkpoint", full)
+        patch.setattr("tune_jobs.searcher.save_checkpoint", full)
         with pytest.raises(OSError, match="No space left"):
             small_search(tmp_path, prepared, samples=2)
     assert [path.read_bytes() for path in finished] == contents

@@ -42,9 +42,12 @@ from tune_jobs.report import (
     write_front,
     write_summary,
 )
-from tune_jobs.search import Resources, SearchInput, Stop, plan_resources, run_search
+from tune_jobs.resources import Resources, plan_resources
+from tune_jobs.search import run_search
+from tune_jobs.searcher import SearchInput
 from tune_jobs.selection import FrontPoint, pareto_front, pick, score_on_test
 from tune_jobs.space import SPACES
+from tune_jobs.stopping import Stop
 
 CHECKPOINT_DIR = "checkpoints"
 TUNE_STATE_DIR = ".tune_state"

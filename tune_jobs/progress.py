@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tune_jobs.search import Finished
+from tune_jobs.searcher import Finished
 from tune_jobs.study import OBJECTIVES
 
 PLAIN_LINE_EVERY = 15.0

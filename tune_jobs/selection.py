@@ -15,7 +15,7 @@ from forecast.evaluation import Evaluation
 from forecast.training import evaluate_part
 from forecast.windows import PreparedSeries
 from tune_jobs.options import Strategy
-from tune_jobs.search import trial_checkpoint_path
+from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import complete_params
 from tune_jobs.study import OBJECTIVES
 

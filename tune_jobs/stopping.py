@@ -1,0 +1,64 @@
+"""Ending a search before its last trial: signals, the time budget, and failures that make going on useless."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+
+@dataclass
+class Stop:
+    """Whether and why the search is to end before its last trial; asked by Tune after every event."""
+
+    deadline: float | None = None
+    reason: str | None = None
+    failure: Exception | None = None
+    """What makes going on useless: a full disk, a database that cannot be written."""
+
+    def now(self) -> bool:
+        """Whether to stop; the time budget is looked at here."""
+        if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.reason = "time budget"
+        return self.reason is not None
+
+
+class StopWhenTold(tune.Stopper):
+    """Lets Tune's loop see a ``Stop``."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to end one trial: never, that is for the scheduler and the trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end the search."""
+        return self._stop.now()
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the search cleanly; a second Ctrl-C ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.reason = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
