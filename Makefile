@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 NUM_SAMPLES ?= 64
+# More options of the command, for example `make run ARGS=--resume`.
+ARGS ?=
 
 .PHONY: help setup run serve test check bench clean
 
@@ -20,7 +22,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
-	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES)
+	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES) $(ARGS)
 
 serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app

@@ -185,6 +185,15 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             raise
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if debug:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        print(
+            f"error: unexpected {type(error).__name__}: {lines[0]}; {DEBUG} shows where it comes from",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def describe_os_error(error: OSError) -> str:

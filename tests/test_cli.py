@@ -121,3 +121,15 @@ def test_debug_shows_the_traceback(tiny_checkpoint):
 def test_no_command_is_a_usage_error(capsys):
     assert run(main, []) == 2
     assert "required: {train,infer}" in capsys.readouterr().err
+
+
+def test_what_nobody_expected_is_one_line_too(capsys):
+    def broken(_):
+        raise ZeroDivisionError("division by zero\nand more")
+
+    assert run(broken, []) == 1
+    assert capsys.readouterr().err == (
+        "error: unexpected ZeroDivisionError: division by zero; --debug shows where it comes from\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(broken, ["--debug"])

@@ -77,7 +77,8 @@ class Found:
     front: list[FrontPoint]
     picked: FrontPoint | None
     states: dict[str, int]
-    stop: Stop
+    stopped_by: str | None
+    """What ended the search before its last trial, None when nothing did."""
     run: dict[str, Any]
     """This run's share: trials, seconds, workers, cores, efficiency."""
 
@@ -115,7 +116,7 @@ def run_job(options: TuneOptions) -> Outcome:
         summary = {
             "study": options.study_name,
             "trials": {"asked": options.num_samples, **found.states},
-            "stopped_by": found.stop.reason,
+            "stopped_by": found.stopped_by,
             "objectives_on": options.objectives_on,
             "strategy": options.strategy,
             "pick": describe_point(picked) if picked else None,
@@ -132,7 +133,7 @@ def run_job(options: TuneOptions) -> Outcome:
 
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
-    interrupted = found.stop.reason is not None
+    interrupted = found.stopped_by is not None
     if interrupted:
         _say(errors, _ended_early(found), "yellow")
     if picked:
@@ -221,13 +222,14 @@ def search_and_pick(
     with studies.study_errors(database):
         front, problems = pareto_front(study, checkpoints)
         states = count_states(study)
+        left = studies.remaining(study, options.num_samples)
     for problem in problems:
         _say(errors, f"warning: {problem}", "yellow")
     studies.close_storage(storage, database)
     picked = (
         pick(front, options.strategy, persistence=persistence, weights=options.weights) if front else None
     )
-    return Found(front, picked, states, stop, run)
+    return Found(front, picked, states, stop.reason if left else None, run)
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Any) -> dict[str, float]:
@@ -336,7 +338,7 @@ def _describe_cluster(console: Console, resources: Resources, samples: int, opti
 
 def _ended_early(found: Found) -> str:
     return (
-        f"stopped by {found.stop.reason} with {found.states.get('COMPLETE', 0)} trials finished and kept; continue "
+        f"stopped by {found.stopped_by} with {found.states.get('COMPLETE', 0)} trials finished and kept; continue "
         "with the same command and --resume"
     )
 

@@ -152,6 +152,8 @@ class StudySearch(OptunaSearch):
         trial = self._ot_trials[trial_id]
         saved = self._watch.last_saved(trial_id)
         values = studies.usable_objectives(result)
+        if error and self._stop.now():
+            return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
         if error or result is None or values is None or saved is None:
             reason = (result or {}).get(FAILURE) or self._watch.why_failed(trial_id)
             studies.fail(self._study, trial, reason)
