@@ -352,7 +352,7 @@ def _describe_result(
 ) -> None:
     # A pipe or a file has no width of its own: never cut a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
-    wide.print(front_table(front, picked, options.objectives_on))
+    wide.print(front_table(front, picked, options.objectives_on, wide.width))
     search, pick_path = found.run, options.output_dir / PICK_FILE
     if search["trials"]:
         _say(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from rich import box
 from rich.table import Table
 
 from forecast.atomic import write_atomically
@@ -21,40 +22,56 @@ FRONT_FILE = "pareto_trials.csv"
 PICK_FILE = "best_pareto_lstm.pt"
 SUMMARY_FILE = "summary.json"
 
+SHORT = {"validation": "val.", "test": "test"}
+WIDE = 100
+"""Columns of a terminal from which on a table has room for hyperparameters."""
 
-def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str) -> Table:
-    """The front as a table, the pick marked, persistence's row last."""
-    table = Table(title=f"Pareto front ({len(front)} of the finished trials)", title_justify="left")
-    table.add_column("trial", justify="right")
-    for rows in dict.fromkeys((part, "test")):
+
+def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str, width: int) -> Table:
+    """The front as a table, the pick marked, persistence's row last.
+
+    Args:
+        front: points scored on the test rows.
+        picked: one of them.
+        part: rows the objectives were computed on.
+        width: columns of the terminal; hyperparameters are left out where there is no room.
+    """
+    title = f"Pareto front: {len(front)} of the finished trials, * is the pick"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    table.add_column("trial", justify="right", no_wrap=True)
+    shown = list(dict.fromkeys((part, "test")))
+    for rows in shown:
         for name in METRICS:
             unit = " %" if name == "MAPE" else ""
-            table.add_column(f"{rows}\n{name}{unit}", justify="right")
-    table.add_column("test\nMAE skill", justify="right")
-    table.add_column("window\nrows", justify="right")
-    table.add_column("hidden\nx layers", justify="right")
-    table.add_column("learning\nrate", justify="right")
+            table.add_column(f"{SHORT[rows]}\n{name}{unit}", justify="right", no_wrap=True)
+    table.add_column("test\nskill", justify="right", no_wrap=True)
+    wide = width >= WIDE
+    if wide:
+        table.add_column("window, hidden x layers,\nlearning rate", no_wrap=True)
     for point in front:
         test = _test(point)
-        searched = point.objectives if part != "test" else {}
-        chosen = point is picked
-        table.add_row(
-            f"{point.number}{' *' if chosen else ''}",
-            *(_number(searched[name]) for name in searched),
-            *(_number(test.model[name]) for name in METRICS),
-            _percent(test.skill["MAE"]),
-            str(point.params["sequence_length"]),
-            f"{point.params['hidden_size']} x {point.params['num_layers']}",
-            f"{point.params['learning_rate']:.1e}",
-            style="bold" if chosen else None,
+        scores = {"validation": point.objectives, "test": test.model}
+        params = point.params
+        model = (
+            f"{params['sequence_length']}, {params['hidden_size']} x {params['num_layers']}, "
+            f"{params['learning_rate']:.1e}"
         )
-    table.add_section()
+        table.add_row(
+            f"{point.number}{' *' if point is picked else '  '}",
+            *(_number(scores[rows][name]) for rows in shown for name in METRICS),
+            _percent(test.skill["MAE"]),
+            *([model] if wide else []),
+            style="bold" if point is picked else None,
+        )
     persistence = picked.checkpoint.persistence
+    table.add_section()
     table.add_row(
         "persistence",
-        *(_number(persistence[rows][name]) for rows in dict.fromkeys((part, "test")) for name in METRICS),
+        *(_number(persistence[rows][name]) for rows in shown for name in METRICS),
         _percent(0.0),
-        *["", "", ""],
+        *([""] if wide else []),
     )
     return table
 
@@ -71,7 +88,7 @@ def _number(value: float) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.2f} %"
+    return "" if value is None else f"{100 * value:+.2f}%"
 
 
 def write_front(front: Sequence[FrontPoint], path: Path) -> None:
