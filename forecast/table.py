@@ -53,7 +53,7 @@ class Table:
         text = column.astype("string").str.strip()
         # Commas go only where they can be nothing but thousands separators: 1234,567 is no such number.
         text = text.mask(text.str.fullmatch(THOUSANDS).fillna(False), text.str.replace(",", ""))
-        empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-"])
+        empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-", "."])
         numbers = pd.to_numeric(text.mask(empty), errors="coerce")
         wrong = np.flatnonzero((numbers.isna() & ~empty).to_numpy())
         if len(wrong):

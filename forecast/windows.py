@@ -18,13 +18,16 @@ from forecast.split import Part, Split, split_rows
 
 Array = NDArray[np.float64]
 
+CHANGE_BOUND = 3.0
+"""Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
+
 
 @dataclass(frozen=True)
 class Encoding:
     """Prices to model inputs and model outputs to prices, for one kind of target.
 
-    ``residual``: the inputs are the window's one-step changes and the output is the next one, all in units
-    of the training changes' standard deviation; an output of zero is persistence.
+    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next
+    one, all in units of the training changes' standard deviation; an output of zero is persistence.
     ``level``: inputs and output are normalized prices (the original design).
     """
 
@@ -35,7 +38,10 @@ class Encoding:
         """Normalized windows (n, sequence_length) to model inputs, (n, sequence_length - 1) for residual."""
         if self.target == "level":
             return normalized.astype(np.float32)
-        return (np.diff(normalized, axis=-1) / self.normalization.change_std).astype(np.float32)
+        changes = np.diff(normalized, axis=-1) / self.normalization.change_std
+        # A few violent days would otherwise decide what is learned, and a calmer or wilder market than the
+        # training's would be answered with changes of its own size.
+        return (CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)).astype(np.float32)
 
     def wanted(self, normalized_last: Array, normalized_next: Array) -> NDArray[np.float32]:
         """The output that would be exact, (n,), from the values before and at the target rows."""

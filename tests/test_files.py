@@ -126,11 +126,18 @@ def test_a_column_named_exactly_as_asked_goes_before_one_of_another_case(tmp_pat
 def test_null_cells_are_missing_prices_not_text(tmp_path):
     path = tmp_path / "prices.csv"
     path.write_text(
-        csv("2024-01-01,1,5", "2024-01-02,null,null", "2024-01-03,1,", "2024-01-04,1,N/A", "2024-01-05,1,6")
+        csv(
+            "2024-01-01,1,5",
+            "2024-01-02,null,null",
+            "2024-01-03,1,",
+            "2024-01-04,1,N/A",
+            "2024-01-05,1,.",
+            "2024-01-06,1,6",
+        )
     )
     series = load_series("X", source=str(path))
     assert series.values.tolist() == [5, 6]
-    assert {rule.rule: rule.found for rule in series.integrity.rules}["non_finite"] == 3
+    assert {rule.rule: rule.found for rule in series.integrity.rules}["non_finite"] == 4
 
 
 @pytest.mark.parametrize(

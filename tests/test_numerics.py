@@ -11,7 +11,7 @@ from forecast.errors import DataError
 from forecast.evaluation import evaluate_forecasts
 from forecast.normalization import Normalization
 from forecast.split import MIN_TARGETS, required_rows, split_rows
-from forecast.windows import Encoding, PreparedSeries
+from forecast.windows import CHANGE_BOUND, Encoding, PreparedSeries
 
 ratios = st.floats(0.05, 0.95)
 prices = arrays(np.float64, st.integers(10, 200), elements=st.floats(0.01, 1e6), unique=True)
@@ -91,6 +91,18 @@ def test_an_exact_output_decodes_to_the_actual_price(walk, target):
     windows = series.windows("test", 30, target)
     decoded = Encoding(series.normalization, target).prices(windows.wanted, windows.last)
     assert decoded == pytest.approx(windows.actual, rel=1e-5)
+
+
+def test_a_residual_model_sees_changes_in_training_deviations_and_never_more_than_the_bound(walk):
+    series = prepared(walk)
+    inputs = series.windows("train", 30, "residual").inputs[0]
+    changes = np.diff(np.log(walk[:30])) / np.diff(np.log(walk[: series.split.train_end])).std()
+    small = np.abs(changes) < 0.3
+    assert inputs[small] == pytest.approx(changes[small], rel=0.01)
+    assert np.array_equal(np.argsort(inputs), np.argsort(changes))
+    crash = np.array([[0.0, -1e3, 1e3]])
+    bounded = Encoding(series.normalization, "residual").inputs(crash)
+    assert bounded.tolist() == [[-CHANGE_BOUND, CHANGE_BOUND]]
 
 
 def test_a_zero_residual_is_persistence(walk):
