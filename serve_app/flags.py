@@ -18,6 +18,9 @@ SERVE_FLAGS = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # HAProxy's metrics port listens on all interfaces without authentication.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Seconds a leaving replica stays for load balancers to notice. HAProxy beside it is told at once; Ray's
+    # default of 30 is for load balancers that poll, and makes Ctrl-C take half a minute.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 

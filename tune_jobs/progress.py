@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from tune_jobs.searcher import Finished
 from tune_jobs.study import OBJECTIVES
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between lines where output is not a terminal."""
+WIDE = 130
+"""Columns of a terminal from which on the live line has room for a bar and persistence's metrics."""
 
 
 class SearchProgress:
@@ -30,11 +32,10 @@ class SearchProgress:
         self._best: dict[str, float] = {}
         self._console, self._quiet = console, quiet
         self._started = self._last_line = time.monotonic()
+        bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
         self._live = Progress(
-            TextColumn("trials"),
-            BarColumn(bar_width=20),
+            *bar,
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=quiet or not console.is_terminal,
@@ -75,21 +76,23 @@ class SearchProgress:
         self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
+        """Done, failed, best of each objective, time left; beside persistence where there is room."""
+        roomy = self._console.width >= WIDE or not self._console.is_terminal
         best = "  ".join(
-            f"{name} {self._best[name]:.5g} ({self._persistence[name]:.5g})"
+            f"{name} {self._best[name]:.5g}" + (f" ({self._persistence[name]:.5g})" if roomy else "")
             for name in OBJECTIVES
             if name in self._best
         )
         ended = self.done + self.failed
         text = f"{self.done}/{self._samples} done, {self.failed} failed"
         if best:
-            text += f"; best (persistence): {best}"
+            text += f"; best{' (persistence)' if roomy else ''}: {best}"
         if 0 < ended < self._samples:
             left = (time.monotonic() - self._started) / ended * (self._samples - ended)
-            text += f"; about {_duration(left)} left"
+            text += f"; {_duration(left)} left"
         return text
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes >= 3 else f"{round(seconds)} s"
