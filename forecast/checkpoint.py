@@ -235,6 +235,8 @@ def _from_original(content: dict[str, Any]) -> Checkpoint:
     state = content["model_state"]
     params = dict(content.get("trial_params") or {})
     found = {**dict(content["config"]), **params}
+    if "sequence_length" not in found:
+        raise KeyError("sequence_length in its config")
     known = {name: found[name] for name in TrainConfig.model_fields if name in found}
     layers = {match.group(1) for key in state if (match := re.fullmatch(r"lstm\.weight_hh_l(\d+)", key))}
     known |= {

@@ -64,7 +64,7 @@ class DataConfig(Config):
 
 
 class ExperimentConfig(DataConfig):
-    """What all models of one comparison share: the data, the kind of target, the seed, the device."""
+    """What all models of one comparison share beside the data: the kind of target and the seed."""
 
     target: Target = Field(
         "residual",

@@ -24,7 +24,7 @@ from forecast.errors import TrainingError
 from forecast.evaluation import Evaluation, evaluate_forecasts
 from forecast.model import LSTMForecaster, choose_device
 from forecast.series import Series
-from forecast.split import Part, require_rows
+from forecast.split import Part, require_rows, split_rows
 from forecast.windows import Encoding, PreparedSeries, Windows, prepare
 
 INFERENCE_BATCH = 1024
@@ -225,7 +225,7 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
     """
     config = checkpoint.config
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
-    split = prepare(series, config).split
+    split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     normalized = checkpoint.normalization.normalize(series.values)
     return evaluate_part(checkpoint, PreparedSeries(normalized, checkpoint.normalization, split), part)
 

@@ -187,6 +187,15 @@ def test_an_original_checkpoint_keeps_its_facts(original_checkpoint):
     ) == (30, 16, 2)
 
 
+def test_an_original_checkpoint_that_does_not_say_its_window_is_refused(original_checkpoint):
+    path = original_checkpoint[0]
+    content = torch.load(path, weights_only=True)
+    del content["config"]["sequence_length"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="no sequence_length in its config"):
+        load_checkpoint(path)
+
+
 def test_many_windows_at_once_give_what_each_gives_alone(snapshot, tiny_checkpoint):
     predictor = Predictor(tiny_checkpoint)
     windows = np.stack([snapshot.values[start : start + 25] for start in range(50)])
