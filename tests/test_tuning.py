@@ -193,7 +193,10 @@ def run_command(*arguments):
     ("arguments", "message"),
     [
         (["--source", "snapshot", "--feature", "Price"], "Price"),
-        (["--source", "snapshot", "--start", "2019-06-01"], "rows are needed"),
+        (
+            ["--source", "snapshot", "--start", "2019-11-01"],
+            "77 rows are too few for windows of 120: 195 rows are needed",
+        ),
         (["--source", "no/such.csv"], "no/such.csv"),
         (["--source", "snapshot", "--symbol", "NOSUCH"], "NOSUCH"),
     ],

@@ -70,12 +70,15 @@ class TrialWatch(tune.Callback):
 
     def why_failed(self, trial_id: str) -> str:
         """What ended a trial that could not say so itself, in one line."""
-        error = next((trial.get_error() for trial in self._trials if trial.trial_id == trial_id), None)
-        if error is None:
+        trial = next((trial for trial in self._trials if trial.trial_id == trial_id), None)
+        # Tune's own ``get_error`` reads a copy of this file that may not be there yet.
+        log = Path(trial.error_file) if trial is not None and trial.error_file else None
+        if log is None or not log.exists():
             return "it reported no finite objectives"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("Failure # ")]
         causes = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt): ", line)]
-        return f"its worker died: {(causes or lines or [type(error).__name__])[-1 if causes else 0]}"
+        return f"its worker died: {causes[-1] if causes else lines[0] if lines else 'no reason given'}"
 
 
 @dataclass(frozen=True)
