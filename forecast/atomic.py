@@ -43,10 +43,14 @@ def require_writable(directory: Path) -> None:
         OSError: when that cannot be done.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as stream:
-        stream.write(b"\0" * 4096)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with tempfile.TemporaryFile(dir=directory) as stream:
+            stream.write(b"\0" * 4096)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        # Name the directory, not the file that was tried.
+        raise OSError(error.errno, error.strerror, str(directory)) from None
 
 
 def _umask() -> int:

@@ -57,8 +57,8 @@ class TuneOptions(ExperimentConfig):
     )
     address: str | None = Field(
         None,
-        description="Ray cluster to connect to, for example auto (the one in RAY_ADDRESS, else a new local "
-        "one, unless given)",
+        description="Ray cluster to connect to, for example auto (unless given: the one in RAY_ADDRESS, else one "
+        "that runs on this machine, else a new local one)",
     )
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
