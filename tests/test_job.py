@@ -299,6 +299,7 @@ def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
     assert plan_resources(1, None, None).gpus_per_trial == 0.25
     assert plan_resources(1, 0.5, None).max_concurrent == 2
     assert plan_resources(1, 1, None).max_concurrent == 1
+    assert plan_resources(1, 1, 64).max_concurrent == 64
     assert outcome.summary["trials"]["COMPLETE"] == 2
 
 

@@ -32,7 +32,10 @@ class TuneOptions(ExperimentConfig):
         "full", description="search space; small is for a first look and for benchmarks"
     )
     max_concurrent: int | None = Field(
-        None, ge=1, description="most trials at a time (as many as the cluster has room for unless given)"
+        None,
+        ge=1,
+        description="most trials at a time (as many as the cluster has room for unless given; give more to let an "
+        "autoscaling cluster grow)",
     )
     cpus_per_trial: float = Field(1.0, gt=0, description="CPUs each trial asks for, also its threads")
     gpus_per_trial: float | None = Field(

@@ -46,7 +46,8 @@ def plan_resources(
     return Resources(
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=share,
-        max_concurrent=min(room, max_concurrent or room),
+        # More than there is room for lets an autoscaling cluster see what is wanted, and grow.
+        max_concurrent=max_concurrent or room,
         cluster_cpus=cpus,
         cluster_gpus=gpus,
         nodes=len([node for node in ray.nodes() if node["Alive"]]),
