@@ -1,5 +1,6 @@
 """The tuning job's parts that need no cluster: study, selection, options, command line."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,11 +10,15 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from forecast.errors import StudyError, UsageError
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
+from tune_jobs.progress import SearchProgress
+from tune_jobs.report import front_table
+from tune_jobs.searcher import Finished
 from tune_jobs.selection import FrontPoint, pick
 from tune_jobs.space import SPACES
 from tune_jobs.trial import next_rung
@@ -250,3 +255,48 @@ def test_options_have_one_meaning_in_every_command():
     shared = set(tune) & set(train)
     assert {"symbol", "feature", "source", "seed", "target"} <= shared
     assert all(tune[name].description == train[name].description for name in shared)
+
+
+def test_progress_counts_ends_and_keeps_the_best_of_each_objective(monkeypatch):
+    monkeypatch.setattr("tune_jobs.progress.PLAIN_LINE_EVERY", 0)
+    console = Console(file=io.StringIO(), width=200)
+    with SearchProgress(console, 4, PERSISTENCE, quiet=False) as progress:
+        progress.finished(Finished(0, {"MAE": 9.0, "RMSE": 21.0, "MAPE": 1.9}, seconds=2))
+        progress.finished(Finished(1, None, reason="it [diverged]"))
+        progress.finished(Finished(2, {"MAE": 8.0, "RMSE": 22.0, "MAPE": 1.8}, seconds=3))
+        progress.tick()
+    assert (progress.done, progress.failed, progress.seconds) == (2, 1, 5)
+    printed = console.file.getvalue().splitlines()
+    assert printed[0] == "trial 1 failed: it [diverged]"
+    assert printed[1].startswith(
+        "2/4 done, 1 failed; best (persistence): MAE 8 (10)  RMSE 21 (20)  MAPE 1.8 (2); "
+    )
+    assert printed[1].endswith(" left")
+
+
+def test_quiet_progress_says_nothing(monkeypatch):
+    monkeypatch.setattr("tune_jobs.progress.PLAIN_LINE_EVERY", 0)
+    console = Console(file=io.StringIO(), width=200)
+    with SearchProgress(console, 4, PERSISTENCE, quiet=True) as progress:
+        progress.finished(Finished(1, None, reason="diverged"))
+        progress.tick()
+    assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_the_front_table_fits_80_columns_with_persistence_in_its_last_row(tiny_result, part):
+    params = {"sequence_length": 20, "hidden_size": 8, "num_layers": 1, "learning_rate": 1e-3}
+    shown = replace(
+        point(tiny_result, 12345, 17_792.3, 20_885.9, 2.345), params=params, test=tiny_result.test
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table([shown], shown, part, 80))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert any("12345 *" in line for line in lines)
+    assert lines[-1].split()[0] == "persistence"
+    assert f"{tiny_result.test.persistence['MAE']:,.6g}" in lines[-1]
+    wide = Console(file=io.StringIO(), width=120)
+    wide.print(front_table([shown], shown, part, 120))
+    assert "20, 8 x 1, 1.0e-03" in wide.file.getvalue()
