@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -41,7 +40,6 @@ def open_study(tmp_path):
 
 
 def point(tiny_result, number, mae, rmse, mape, hidden=8):
-    state = {"w": np.zeros(hidden)}
     state = {
         name: value[:1] if hidden == 1 else value
         for name, value in tiny_result.checkpoint.model_state.items()
