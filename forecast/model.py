@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from forecast.errors import UsageError
+
+DEFAULT_GPU_SHARE = 0.25
+"""Share of a GPU that one of these networks is given, where GPUs are shared out: it fills a fraction of one."""
 
 
 class LSTMForecaster(nn.Module):
@@ -48,10 +55,16 @@ def choose_device(device: str) -> torch.device:
     Raises:
         UsageError: when CUDA is asked for by name and there is none.
     """
-    from forecast.errors import UsageError
-
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: no CUDA device is available here; use --device cpu or auto")
     return torch.device(device)
+
+
+def device_for_share(gpu_ids: Sequence[object] | None) -> str:
+    """CUDA for a process that was given a share of a GPU, and only where torch can see it; else the CPU.
+
+    A process without a share keeps off the GPUs it can see: they are others'.
+    """
+    return "cuda" if gpu_ids and torch.cuda.is_available() else "cpu"

@@ -17,12 +17,11 @@ from ray.serve.config import BackpressureConfig
 from forecast.checkpoint import load_checkpoint
 from forecast.command import parse_settings
 from forecast.errors import ForecastError, UsageError
+from forecast.model import DEFAULT_GPU_SHARE, device_for_share
 from forecast.predictor import Predictor
 from serve_app.options import ServeOptions
 from serve_app.routes import build_web_app
 
-DEFAULT_GPU_SHARE = 0.25
-"""A small LSTM fills a fraction of a GPU: several replicas share one."""
 RETRY_AFTER_SECONDS = 1.0
 
 
@@ -101,6 +100,5 @@ def cluster_gpus() -> float:
 
 
 def assigned_device() -> str:
-    """CUDA only where Ray gave this replica a share of a GPU that torch can see."""
-    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU")
-    return "cuda" if assigned and torch.cuda.is_available() else "cpu"
+    """Where this replica's model runs: on the GPU that Ray gave it a share of, else on the CPU."""
+    return device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from forecast import Predictor
 from forecast.errors import UsageError
-from serve_app.deployment import DEFAULT_GPU_SHARE, replica_gpus
+from forecast.model import DEFAULT_GPU_SHARE, device_for_share
+from serve_app.deployment import replica_gpus
 from serve_app.flags import SERVE_FLAGS
 from serve_app.options import ServeOptions
 from serve_app.routes import DRAIN_FACTOR, build_web_app
@@ -137,6 +138,17 @@ def test_a_replica_asks_for_a_gpu_only_where_there_is_one():
     assert replica_gpus(0.5, 1) == 0.5
     with pytest.raises(UsageError, match="num_gpus=1: the cluster has 0 GPUs"):
         replica_gpus(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "visible", "device"),
+    [(["0"], True, "cuda"), (["0"], False, "cpu"), ([], True, "cpu"), (None, True, "cpu")],
+)
+def test_a_process_uses_a_gpu_only_with_a_share_of_one_that_torch_can_see(
+    monkeypatch, gpu_ids, visible, device
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: visible)
+    assert device_for_share(gpu_ids) == device
 
 
 def test_the_checkpoint_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ray
 
 from forecast.errors import UsageError
+from forecast.model import DEFAULT_GPU_SHARE
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,6 @@ class Resources:
     cluster_cpus: float
     cluster_gpus: float
     nodes: int
-
-
-DEFAULT_GPU_SHARE = 0.25
-"""A small LSTM fills a fraction of a GPU: several share one."""
 
 
 def plan_resources(

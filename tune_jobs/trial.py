@@ -15,6 +15,7 @@ from ray.tune.result import DONE
 from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import ForecastError
 from forecast.evaluation import METRICS
+from forecast.model import device_for_share
 from forecast.split import Part
 from forecast.training import Trainer
 from forecast.windows import PreparedSeries
@@ -132,9 +133,7 @@ class LSTMTrial(tune.Trainable):
 
 
 def _assigned_device() -> str:
-    """CUDA only where Ray gave this trial a share of a GPU that torch can see."""
-    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU")
-    return "cuda" if assigned and torch.cuda.is_available() else "cpu"
+    return device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
 
 
 def _in_one_line(error: Exception) -> str:
