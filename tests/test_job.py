@@ -18,15 +18,16 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from forecast import Predictor, load_checkpoint
-from forecast.errors import StudyError
+from forecast.errors import StudyError, UsageError
 from forecast.windows import prepare
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
-from tune_jobs.resources import Resources, plan_resources
+from tune_jobs.placement import Placement
 from tune_jobs.search import run_search
 from tune_jobs.searcher import Finished, SearchInput
 from tune_jobs.space import SearchSpace
+from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import LSTMTrial
 
@@ -153,8 +154,8 @@ def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished
     assert again.summary["search"]["trials"] == 0
 
 
-def small_search(directory, prepared, space=TINY_SPACE, samples=4, experiment=None, stop=None):
-    experiment = experiment or options(directory)
+def small_search(directory, prepared, space=TINY_SPACE, samples=4, **more):
+    experiment = options(directory)
     storage = studies.open_storage(directory / "optuna_study.db")
     study = studies.open_study(storage, "s", path=directory / "optuna_study.db", resume=True, basis={})
     seen: list[Finished] = []
@@ -163,11 +164,12 @@ def small_search(directory, prepared, space=TINY_SPACE, samples=4, experiment=No
         study,
         storage,
         samples=samples,
-        resources=Resources(1, 0, 2, 2, 0, 1),
+        placement=Placement(max_concurrent=2, gpus_per_trial=0),
         checkpoint_dir=directory / "checkpoints",
-        storage_path=str(directory / "tune"),
-        stop=stop or Stop(),
+        states=StateStore(str(directory / "tune"), "job"),
+        stop=Stop(),
         on_finished=seen.append,
+        **more,
     )
     trials = study.trials
     studies.close_storage(storage, directory / "optuna_study.db")
@@ -232,15 +234,14 @@ class DyingTrial(LSTMTrial):
         return super().step()
 
 
-def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_the_second_time(
-    cluster, tmp_path, snapshot, monkeypatch
+def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_when_it_dies_again_and_again(
+    cluster, tmp_path, snapshot
 ):
-    monkeypatch.setattr("tune_jobs.search.LSTMTrial", DyingTrial)
     prepared = prepare(snapshot, options(tmp_path))
     # Workers cannot import this file: its class travels with its code.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        trials, _ = small_search(tmp_path, prepared, samples=4)
+        trials, _ = small_search(tmp_path, prepared, samples=4, trial_class=DyingTrial)
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     states = {(trial.params["hidden_size"], trial.state) for trial in trials}
@@ -284,23 +285,17 @@ def test_a_time_budget_ends_the_job_and_resume_completes_it(cluster, tmp_path):
 
 
 def test_asking_for_more_than_the_cluster_has_is_refused_at_once(cluster):
-    from forecast.errors import UsageError
-
     with pytest.raises(UsageError, match="--cpus-per-trial 64: the cluster has 2 CPUs"):
-        plan_resources(64, None, None)
-    with pytest.raises(UsageError, match="--gpus-per-trial 3: the cluster has"):
-        plan_resources(1, 3, None)
+        Placement(cpus_per_trial=64)
+    with pytest.raises(UsageError, match="--gpus-per-trial 3: the cluster has 1 GPUs"):
+        Placement(gpus_per_trial=3)
 
 
 def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
     # The cluster's one GPU is a number to Ray: it schedules by it, and torch finds none behind it.
-    outcome = jobs.run_job(options(tmp_path, num_samples=2, gpus_per_trial=None))
-    assert outcome.summary["search"]["gpus"] == 1
-    assert plan_resources(1, None, None).gpus_per_trial == 0.25
-    assert plan_resources(1, 0.5, None).max_concurrent == 2
-    assert plan_resources(1, 1, None).max_concurrent == 1
-    assert plan_resources(1, 1, 64).max_concurrent == 64
+    outcome = jobs.run_job(options(tmp_path, num_samples=2, gpu_from=0))
     assert outcome.summary["trials"]["COMPLETE"] == 2
+    assert [trial.user_attrs["gpus"] for trial in study_of(tmp_path).trials] == [0.25, 0.25]
 
 
 def start_job(directory, *arguments):

@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from forecast.split import require_rows
 from forecast.windows import PreparedSeries, prepare
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
+from tune_jobs.placement import Placement
 from tune_jobs.progress import SearchProgress
 from tune_jobs.report import (
     FRONT_FILE,
@@ -42,11 +42,11 @@ from tune_jobs.report import (
     write_front,
     write_summary,
 )
-from tune_jobs.resources import Resources, plan_resources
 from tune_jobs.search import run_search
 from tune_jobs.searcher import SearchInput
 from tune_jobs.selection import FrontPoint, pareto_front, pick, score_on_test
 from tune_jobs.space import SPACES
+from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 
 CHECKPOINT_DIR = "checkpoints"
@@ -184,10 +184,17 @@ def search_and_pick(
     stop = Stop()
     progress = SearchProgress(errors, samples, persistence, quiet=options.quiet)
     run: dict[str, Any] = {"trials": 0}
+    kept = StateStore(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     if samples:
-        with _cluster(options.address), _tune_state(options, output) as storage_path:
-            resources = plan_resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
-            _describe_cluster(console, resources, samples, options)
+        with _cluster(options.address):
+            placement = Placement(
+                cpus_per_trial=options.cpus_per_trial,
+                gpus_per_trial=options.gpus_per_trial,
+                gpu_from=options.gpu_from * 1e6,
+                max_concurrent=options.max_concurrent,
+            )
+            kept.check()
+            _describe_cluster(console, placement, samples, options)
             if options.time_budget:
                 stop.deadline = time.monotonic() + options.time_budget
             search = SearchInput(
@@ -203,26 +210,28 @@ def search_and_pick(
                     study,
                     storage,
                     samples=samples,
-                    resources=resources,
+                    placement=placement,
+                    states=kept,
                     checkpoint_dir=checkpoints,
-                    storage_path=storage_path,
                     stop=stop,
                     on_finished=progress.finished,
                     on_event=progress.tick,
                 )
         run = {
             "trials": progress.done + progress.failed,
-            "wall_seconds": seconds,
+            "wall_seconds": seconds.wall,
+            "core_seconds": seconds.cores,
             "training_seconds": progress.seconds,
-            "efficiency": progress.seconds / (resources.cluster_cpus * seconds),
-            "workers": resources.max_concurrent,
-            "cores": resources.cluster_cpus,
-            "gpus": resources.cluster_gpus,
+            "efficiency": progress.seconds / seconds.cores,
+            "asking_seconds": seconds.asking,
+            "keeping_seconds": seconds.keeping,
         }
     with studies.study_errors(database):
         front, problems = pareto_front(study, checkpoints)
         states = count_states(study)
         left = studies.remaining(study, options.num_samples)
+    if not left:
+        kept.remove()
     for problem in problems:
         _say(errors, f"warning: {problem}", "yellow")
     studies.close_storage(storage, database)
@@ -290,20 +299,6 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def _tune_state(options: TuneOptions, output: Path) -> Iterator[str]:
-    """Where trials keep their state while the search runs; a directory of ours is removed after it."""
-    if options.storage_path:
-        yield options.storage_path
-        return
-    directory = output / TUNE_STATE_DIR
-    shutil.rmtree(directory, ignore_errors=True)
-    try:
-        yield str(directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def _say(console: Console, text: str, style: str | None = None) -> None:
     """Print text as it is: no markup, no highlighting, no line broken by us."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -325,14 +320,14 @@ def _describe_resume(
         )
 
 
-def _describe_cluster(console: Console, resources: Resources, samples: int, options: TuneOptions) -> None:
-    gpus = f" and {resources.gpus_per_trial:g} GPU" if resources.gpus_per_trial else ""
-    nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''}"
+def _describe_cluster(console: Console, placement: Placement, samples: int, options: TuneOptions) -> None:
+    cluster = placement.capacity
+    nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''}"
+    shares = f", large models on {placement.gpu_slots} GPU shares" if placement.uses_gpus else ""
     _say(
         console,
-        f"Searching with {samples} trials ({options.space} space) on {nodes}, {resources.cluster_cpus:g} CPUs, "
-        f"{resources.cluster_gpus:g} GPUs: {resources.max_concurrent} at a time, each with "
-        f"{resources.cpus_per_trial:g} CPU{gpus}",
+        f"Searching with {samples} trials ({options.space} space) on {nodes}, {cluster.cpus:g} CPUs, "
+        f"{cluster.gpus:g} GPUs: {placement.limit} at a time{shares}",
     )
 
 
@@ -358,7 +353,7 @@ def _describe_result(
         _say(
             console,
             f"{search['trials']} trials in {search['wall_seconds']:.0f} s; training took "
-            f"{100 * search['efficiency']:.0f} % of {search['cores']:g} cores",
+            f"{100 * search['efficiency']:.0f} % of {search['core_seconds'] / search['wall_seconds']:.3g} cores",
         )
     _say(
         console,

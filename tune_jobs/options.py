@@ -34,15 +34,21 @@ class TuneOptions(ExperimentConfig):
     max_concurrent: int | None = Field(
         None,
         ge=1,
-        description="most trials at a time (as many as the cluster has room for unless given; give more to let an "
-        "autoscaling cluster grow)",
+        description="most trials at a time (unless given, as many as the cluster has room for, which is followed "
+        "as it changes, and twice as many while an autoscaling cluster can grow)",
     )
     cpus_per_trial: float = Field(1.0, gt=0, description="CPUs each trial asks for, also its threads")
     gpus_per_trial: float | None = Field(
         None,
         ge=0,
-        description="GPU share each trial asks for, fractions allowed (unless given, a quarter where the "
-        "cluster has GPUs, else none)",
+        description="GPU share a large model's trial asks for, fractions allowed; 0 keeps off GPUs (unless given, a "
+        "quarter where the cluster has GPUs or can get them)",
+    )
+    gpu_from: float = Field(
+        10.0,
+        ge=0,
+        description="what a large model is: millions of multiply-adds a window (10 is about a second an epoch on one "
+        "core for 1300 windows); 0 sends every trial to a GPU",
     )
     time_budget: float | None = Field(
         None, gt=0, description="seconds of search after which the job ends with what is finished"

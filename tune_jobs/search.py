@@ -4,22 +4,70 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+import uuid
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_jobs import study as studies
-from tune_jobs.resources import Resources
+from tune_jobs.placement import Placement
 from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch
+from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
-from tune_jobs.trial import FIRST_RUNG, REDUCTION, LSTMTrial
+from tune_jobs.trial import FIRST_RUNG, REDUCTION, LSTMTrial, Ticket
 
-RETRIES = 1
+MIN_STARTUP = 10
+"""Finished trials below which the sampler draws at random, Optuna's own default."""
+RETRIES = 2
 """Times a trial whose worker died goes on from its last rung before it counts as failed."""
+
+
+class Rungs(AsyncHyperBandScheduler):
+    """Successive halving at the trials' rungs (ASHA, Li et al. 2020), on a cluster that may lose its GPUs."""
+
+    def __init__(self, placement: Placement, longest_training: int) -> None:
+        super().__init__(
+            time_attr="epoch",
+            metric="val_loss_best",
+            mode="min",
+            grace_period=FIRST_RUNG,
+            reduction_factor=REDUCTION,
+            # Trials end by themselves: the scheduler only compares them at the rungs.
+            max_t=longest_training + 1,
+        )
+        self._placement = placement
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """End a trial that waits for a GPU that will not come: the study takes it back, to run on a core."""
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == trial.PENDING and self._placement.is_stranded(trial.trial_id):
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+
+@dataclass(frozen=True)
+class SearchSeconds:
+    """Where a search's time went, in seconds.
+
+    Attributes:
+        wall: from its start to its end.
+        cores: CPUs of the cluster, summed over that time.
+        asking: the driver's, for hyperparameters.
+        keeping: the driver's, for checkpoints and the study at each trial's end.
+    """
+
+    wall: float
+    cores: float
+    asking: float
+    keeping: float
 
 
 def run_search(
@@ -28,14 +76,15 @@ def run_search(
     storage: optuna.storages.RDBStorage,
     *,
     samples: int,
-    resources: Resources,
+    placement: Placement,
+    states: StateStore,
     checkpoint_dir: Path,
-    storage_path: str,
     stop: Stop,
     on_finished: Callable[[Finished], None] = lambda finished: None,
     on_event: Callable[[], None] = lambda: None,
-) -> float:
-    """Run ``samples`` more trials of ``study`` on the connected cluster; give back the seconds it took.
+    trial_class: type[LSTMTrial] = LSTMTrial,
+) -> SearchSeconds:
+    """Run ``samples`` more trials of ``study`` on the connected cluster, and say where the time went.
 
     Ends early when ``stop`` says so; trials then still running are told FAIL as interrupted and their
     parameters queued in the study.
@@ -45,73 +94,107 @@ def run_search(
         study: the opened study.
         storage: its storage.
         samples: trials to finish, failures among them.
-        resources: what each trial asks for.
+        placement: what each trial asks for, and how many run at a time.
+        states: where trials keep their state while they run; every node must reach it.
         checkpoint_dir: where each finished trial's checkpoint goes.
-        storage_path: where trials keep their state while they run; every node must reach it.
         stop: asked after every event of Tune's loop.
         on_finished: called at each trial's end.
         on_event: called often, for progress.
+        trial_class: what runs; a benchmark's differs.
 
     Raises:
         OSError: when the disk cannot be written; everything finished before is safe.
         sqlalchemy.exc.SQLAlchemyError: when the database cannot be; likewise.
     """
-    watch = TrialWatch(stop, on_event)
+    _quiet_tune()
+    watch = TrialWatch(states, on_event)
+    ended = 0
+
+    def count(finished: Finished) -> None:
+        nonlocal ended
+        ended += 1
+        on_finished(finished)
+
     searcher = StudySearch(
         study=study,
         storage=storage,
-        # One sampler state per start of the job: a resumed study must not repeat its first draws.
-        sampler=optuna.samplers.TPESampler(
-            seed=search.experiment.seed + len(study.get_trials(deepcopy=False))
-        ),
+        sampler=_sampler(search, study, samples, placement),
         search=search,
+        placement=placement,
+        states=states,
         watch=watch,
         stop=stop,
         checkpoint_dir=checkpoint_dir,
-        on_finished=on_finished,
+        on_finished=count,
     )
     trainable = tune.with_parameters(
-        LSTMTrial, prepared=search.prepared, experiment=search.experiment, part=search.part
+        trial_class,
+        prepared=search.prepared,
+        experiment=search.experiment,
+        part=search.part,
+        states=states,
     )
-    bundle = {"CPU": resources.cpus_per_trial}
-    if resources.gpus_per_trial:
-        bundle["GPU"] = resources.gpus_per_trial
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=AsyncHyperBandScheduler(
-                time_attr="epoch",
-                metric="val_loss_best",
-                mode="min",
-                grace_period=FIRST_RUNG,
-                reduction_factor=REDUCTION,
-                # Trials end by themselves: the scheduler only compares them at the rungs.
-                max_t=search.space.longest_training + 1,
-            ),
-            num_samples=samples,
-            max_concurrent_trials=resources.max_concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=study.study_name,
-            storage_path=storage_path,
-            stop=StopWhenTold(stop),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
-            callbacks=[watch],
-            verbose=0,
-        ),
-    )
-    _quiet_tune()
-    started = time.perf_counter()
+    started, cores_before = time.perf_counter(), placement.core_seconds
     with stop_on_signals(stop):
-        tuner.fit()
-    seconds = time.perf_counter() - started
+        # Once, but for trials that were put back because their GPU is gone: these run in another round.
+        while ended < samples and not stop.now():
+            before = ended
+            tune.Tuner(
+                tune.with_resources(trainable, lambda config: config[Ticket.KEY].demand.placement_group()),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=Rungs(placement, search.space.longest_training),
+                    num_samples=samples - ended,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=uuid.uuid4().hex[:8],
+                    storage_path=states.path,
+                    stop=StopWhenTold(stop, watch.end_steps),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    # How many to keep is the watch's: Tune would write the whole experiment's state each time.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+                    callbacks=[watch],
+                    verbose=0,
+                ),
+            ).fit()
+            if ended == before:
+                break
+    placement.look()
+    seconds = SearchSeconds(
+        wall=time.perf_counter() - started,
+        cores=placement.core_seconds - cores_before,
+        asking=searcher.seconds.asking,
+        keeping=searcher.seconds.keeping,
+    )
     if stop.failure is not None:
         raise stop.failure
     studies.put_back_running(study)
     return seconds
+
+
+def _sampler(
+    search: SearchInput, study: optuna.Study, samples: int, placement: Placement
+) -> optuna.samplers.TPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            # One sampler state per start of the job: a resumed study must not repeat its first draws.
+            seed=search.experiment.seed + len(study.get_trials(deepcopy=False)),
+            multivariate=True,
+            group=True,
+            n_startup_trials=startup_trials(placement.limit, samples),
+        )
+
+
+def startup_trials(at_a_time: int, samples: int) -> int:
+    """Trials to be finished before the sampler learns from them.
+
+    The first to finish of a hundred are the cheapest, not the best: it waits for as many as run at a time,
+    but no longer than a quarter of the job.
+    """
+    return max(MIN_STARTUP, min(at_a_time, samples // 4))
 
 
 def _quiet_tune() -> None:
@@ -122,4 +205,8 @@ def _quiet_tune() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Tune's picture of the experiment is never read: the study is the state.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
+    # The searcher says how many trials are under way.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(sys.maxsize))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

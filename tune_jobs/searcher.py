@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import optuna
 import ray
-import torch
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -21,9 +21,11 @@ from forecast.evaluation import Evaluation
 from forecast.split import Part
 from forecast.windows import PreparedSeries
 from tune_jobs import study as studies
-from tune_jobs.space import SearchSpace
+from tune_jobs.placement import Placement
+from tune_jobs.space import SearchSpace, cost
+from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
-from tune_jobs.trial import BEST_FILE, FAILURE, REPORTED, TRIAL_NUMBER, trial_config
+from tune_jobs.trial import FAILURE, REPORTED, Ticket, read_state, trial_config
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,34 @@ class Finished:
 class TrialWatch(tune.Callback):
     """Knows of each live trial where it last saved itself and what Tune knows of its failure."""
 
-    def __init__(self, stop: Stop, on_event: Callable[[], None]) -> None:
-        self._stop, self._on_event = stop, on_event
+    def __init__(self, states: StateStore, on_event: Callable[[], None]) -> None:
+        self._states, self._on_event = states, on_event
         self._saved: dict[str, tune.Checkpoint] = {}
         self._trials: Sequence[Any] = ()
+        self.on_saved: Callable[[str, str], None] = lambda trial_id, state: None
+        """Called with a trial's id and its state's name when it has saved itself."""
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Keep hold of Tune's list of trials."""
         self._trials = trials
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
-        """Remember where it is saved."""
+        """Remember where it is saved; the state before is of no use any more."""
+        before = self._saved.get(trial.trial_id)
         self._saved[trial.trial_id] = checkpoint
+        self.on_saved(trial.trial_id, self._states.name_of(checkpoint))
+        if before is not None:
+            self._states.discard(before)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Let progress be drawn; when the search is to stop, do not wait for steps under way."""
+        """Let progress be drawn."""
         self._on_event()
-        if self._stop.now():
-            for trial in trials:
-                if actor := trial.temporary_state.ray_actor:
-                    ray.kill(actor)
+
+    def end_steps(self) -> None:
+        """End the processes of steps under way."""
+        for trial in self._trials:
+            if actor := trial.temporary_state.ray_actor:
+                ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for its own way of resuming, which is not ours.
@@ -95,6 +105,14 @@ class SearchInput:
     part: Part = "validation"
 
 
+@dataclass
+class SearcherSeconds:
+    """What the search costs the driver: asking for hyperparameters; keeping what an ended trial leaves."""
+
+    asking: float = 0.0
+    keeping: float = 0.0
+
+
 class StudySearch(OptunaSearch):
     """``OptunaSearch`` on an opened study, which tells it everything, also what Tune keeps to itself.
 
@@ -108,13 +126,18 @@ class StudySearch(OptunaSearch):
         storage: optuna.storages.RDBStorage,
         sampler: optuna.samplers.BaseSampler,
         search: SearchInput,
+        placement: Placement,
+        states: StateStore,
         watch: TrialWatch,
         stop: Stop,
         checkpoint_dir: Path,
         on_finished: Callable[[Finished], None],
     ) -> None:
-        self._study, self._search, self._watch, self._stop = study, search, watch, stop
+        self._study, self._search, self._placement = study, search, placement
+        self._states, self._watch, self._stop = states, watch, stop
         self._checkpoint_dir, self._on_finished = checkpoint_dir, on_finished
+        watch.on_saved = self._remember_state
+        self.seconds = SearcherSeconds()
         super().__init__(
             space=search.space,
             metric=studies.OBJECTIVES,
@@ -125,20 +148,32 @@ class StudySearch(OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Hyperparameters for a new trial, and its number in the study; None once the search is to stop."""
-        if self._stop.now():
+        """Hyperparameters of a new trial and its ticket; None while it has no room, or the search is to stop."""
+        if self._stop.now() or not self._placement.has_room():
             return None
+        started = time.perf_counter()
         with self._stop_on_failure():
             params = super().suggest(trial_id) or {}
-            return {**params, TRIAL_NUMBER: self._ot_trials[trial_id].number}
+            trial = self._ot_trials[trial_id]
+            demand = self._placement.place(trial_id, cost(params))
+            ticket = Ticket(trial.number, demand, trial.user_attrs.get(studies.STATE))
+            self.seconds.asking += time.perf_counter() - started
+            return {**params, Ticket.KEY: ticket}
         return None
+
+    def _remember_state(self, trial_id: str, state: str) -> None:
+        with self._stop_on_failure():
+            self._ot_trials[trial_id].set_user_attr(studies.STATE, state)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Put a trial's end into the study; a trial it cannot be put in for stays to be run again."""
+        started = time.perf_counter()
         with self._stop_on_failure():
             self._finish(trial_id, result, error)
+        self._placement.release(trial_id)
+        self.seconds.keeping += time.perf_counter() - started
 
     @contextlib.contextmanager
     def _stop_on_failure(self) -> Iterator[None]:
@@ -157,6 +192,9 @@ class StudySearch(OptunaSearch):
         values = studies.usable_objectives(result)
         if error and self._stop.now():
             return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
+        if self._placement.is_stranded(trial_id):
+            studies.put_back(self._study, trial)
+            return
         if error or result is None or values is None or saved is None:
             reason = (result or {}).get(FAILURE) or self._watch.why_failed(trial_id)
             studies.fail(self._study, trial, reason)
@@ -166,24 +204,26 @@ class StudySearch(OptunaSearch):
         for name in REPORTED:
             trial.set_user_attr(name, result[name])
         self._study.tell(trial, values)
+        self._states.discard(saved)
         objectives = dict(zip(studies.OBJECTIVES, values, strict=True))
         self._on_finished(Finished(trial.number, objectives, seconds=result["seconds"]))
 
     def _keep_checkpoint(self, trial: optuna.Trial, saved: tune.Checkpoint) -> None:
         with saved.as_directory() as directory:
-            best = torch.load(Path(directory) / BEST_FILE, weights_only=True, map_location="cpu")
-        checkpoint = Checkpoint.create(
-            model_state=best["model_state"],
-            config=trial_config(self._search.experiment, trial.params),
-            prepared=self._search.prepared,
-            val_loss_best=best["val_loss_best"],
-            best_epoch=best["best_epoch"],
-            validation=Evaluation(**best["validation"]),
-            provenance=self._search.provenance,
-            trial_number=trial.number,
-            trial_params=trial.params,
-        )
-        save_checkpoint(checkpoint, trial_checkpoint_path(self._checkpoint_dir, trial.number))
+            state = read_state(directory)
+            best = state["trainer"]
+            checkpoint = Checkpoint.create(
+                model_state=best["best_state"],
+                config=trial_config(self._search.experiment, trial.params),
+                prepared=self._search.prepared,
+                val_loss_best=best["best_loss"],
+                best_epoch=best["best_epoch"],
+                validation=Evaluation(**state["validation"]),
+                provenance=self._search.provenance,
+                trial_number=trial.number,
+                trial_params=trial.params,
+            )
+            save_checkpoint(checkpoint, trial_checkpoint_path(self._checkpoint_dir, trial.number))
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **kwargs: Any) -> None:
         """Save nothing: the database is the state, and a job is resumed from it alone."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import optuna
 
+from forecast.model import multiply_adds
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -55,6 +57,11 @@ class SearchSpace:
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with the value that holds where the space does not sample one."""
     return {"dropout": 0.0, **params}
+
+
+def cost(params: dict[str, Any]) -> int:
+    """Multiply-adds a window of the model that ``params`` describe."""
+    return multiply_adds(params["sequence_length"], params["hidden_size"], params["num_layers"])
 
 
 SPACES = {

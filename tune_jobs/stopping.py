@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -33,8 +33,9 @@ class Stop:
 class StopWhenTold(tune.Stopper):
     """Lets Tune's loop see a ``Stop``."""
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
+    def __init__(self, stop: Stop, end_steps: Callable[[], None]) -> None:
+        """``end_steps`` ends the steps under way, which Tune would otherwise wait for."""
+        self._stop, self._end_steps = stop, end_steps
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether to end one trial: never, that is for the scheduler and the trial."""
@@ -42,7 +43,11 @@ class StopWhenTold(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether to end the search."""
-        return self._stop.now()
+        if not self._stop.now():
+            return False
+        # Before Tune lets go of the trials' actors: after that they cannot be reached.
+        self._end_steps()
+        return True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ this database alone.
 from __future__ import annotations
 
 import math
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,11 @@ INTERRUPTED = "interrupted"
 """Reason of a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
 RERUN_OF = "rerun_of"
+STATE = "state"
+"""Attribute: the name of the last state a trial saved of itself, from which it can go on."""
 BASIS = "basis"
+JOB = "job"
+"""Attribute of a study: a name no other study has, for what it keeps in places it shares with others."""
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
@@ -103,6 +108,7 @@ def open_study(
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(OBJECTIVES)
             study.set_user_attr(BASIS, basis)
+            study.set_user_attr(JOB, _new_job())
             return study
         study = optuna.load_study(study_name=name, storage=storage)
         names = study.metric_names or [direction.name.lower() for direction in study.directions]
@@ -118,7 +124,13 @@ def open_study(
                 "another with --output-dir or --study-name"
             )
         _check_basis(study, basis, path)
+        if JOB not in study.user_attrs:  # made before studies had one
+            study.set_user_attr(JOB, _new_job())
         return study
+
+
+def _new_job() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None:
@@ -132,19 +144,27 @@ def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None
 
 
 def put_back_running(study: optuna.Study) -> int:
-    """Tell FAIL to trials whose driver is gone, queue their parameters again, and count them.
+    """Put back every trial whose driver is gone, and count them.
 
     Call it only while no job works on the study.
     """
     running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     queued = {trial.user_attrs.get(RERUN_OF) for trial in study.get_trials(deepcopy=False)}
     for trial in running:
-        # Queueing comes before telling, and is seen by a later call: killed between the two, the job neither
-        # loses a trial nor runs it twice.
-        if trial.number not in queued:
-            study.enqueue_trial(trial.params, user_attrs={RERUN_OF: trial.number})
-        fail(study, trial, INTERRUPTED)
+        put_back(study, trial, queued=trial.number in queued)
     return len(running)
+
+
+def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: bool = False) -> None:
+    """Tell FAIL to a trial that was interrupted, and queue its parameters with its last saved state.
+
+    Queueing comes before telling, and is seen by a later call: killed between the two, the job neither loses
+    a trial nor runs it twice.
+    """
+    if not queued:
+        state = {STATE: trial.user_attrs[STATE]} if STATE in trial.user_attrs else {}
+        study.enqueue_trial(trial.params, user_attrs={RERUN_OF: trial.number, **state})
+    fail(study, trial, INTERRUPTED)
 
 
 def fail(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:

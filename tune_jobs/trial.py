@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import torch
@@ -19,22 +22,39 @@ from forecast.model import device_for_share
 from forecast.split import Part
 from forecast.training import Trainer
 from forecast.windows import PreparedSeries
+from tune_jobs.placement import Demand
 from tune_jobs.space import complete_params
+from tune_jobs.states import StateStore
 
 FIRST_RUNG = 5
 """Epochs before the first comparison with other trials."""
 REDUCTION = 3
 """Each rung is this many times the last; one in this many trials goes on past it."""
 
-REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds")
+REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus")
 """What a trial reports beside its objectives; kept as attributes of the study's trial."""
 FAILURE = "failure"
 """Key of a result that ends a trial as failed: the reason, in one line."""
 
-BEST_FILE = "best.pt"
 STATE_FILE = "state.pt"
-TRIAL_NUMBER = "trial_number"
-"""Key of the study's trial number in a trial's configuration."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a trial is given beside its hyperparameters.
+
+    Attributes:
+        number: its number in the study.
+        demand: what it asks of the cluster.
+        state: name of the state to go on from, where it was interrupted before.
+    """
+
+    KEY: ClassVar[str] = "ticket"
+    """Its place in the trial's configuration."""
+
+    number: int
+    demand: Demand
+    state: str | None = None
 
 
 def next_rung(epoch: int) -> int:
@@ -59,17 +79,24 @@ class LSTMTrial(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]  # with_parameters gives the rest
-        self, config: dict[str, Any], *, prepared: PreparedSeries, experiment: ExperimentConfig, part: Part
+        self,
+        config: dict[str, Any],
+        *,
+        prepared: PreparedSeries,
+        experiment: ExperimentConfig,
+        part: Part,
+        states: StateStore,
     ) -> None:
         """Keep what all trials share, then start the first configuration.
 
         Args:
-            config: hyperparameters and the study's trial number.
+            config: hyperparameters and the trial's ticket.
             prepared: the shared series, from the object store.
             experiment: settings that all trials share.
             part: rows the objectives are computed on.
+            states: where interrupted trials left their state.
         """
-        self._prepared, self._experiment, self._part = prepared, experiment, part
+        self._prepared, self._experiment, self._part, self._states = prepared, experiment, part, states
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -80,18 +107,31 @@ class LSTMTrial(tune.Trainable):
     def _start(self, config: dict[str, Any]) -> None:
         # The trainer is built in the first step: what is wrong with a configuration is then that trial's
         # failure, with its reason, and not its actor's.
-        self._params = {name: value for name, value in config.items() if name != TRIAL_NUMBER}
+        self._ticket: Ticket = config[Ticket.KEY]
+        self._params = {name: value for name, value in config.items() if name != Ticket.KEY}
         self._trainer: Trainer | None = None
         self._seconds = 0.0
+        self._started = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     @property
     def _current(self) -> Trainer:
         if self._trainer is None:
-            resources = self.trial_resources.required_resources if self.trial_resources else {}
-            torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-            config = trial_config(self._experiment, self._params, _assigned_device())
-            self._trainer = Trainer(self._prepared, config)
+            torch.set_num_threads(max(1, int(self._ticket.demand.cpus)))
+            self._trainer = self._new_trainer()
+            if self._ticket.state:
+                self._go_on_from(self._states.open(self._ticket.state))
         return self._trainer
+
+    def _new_trainer(self) -> Trainer:
+        return Trainer(self._prepared, trial_config(self._experiment, self._params, _assigned_device()))
+
+    def _go_on_from(self, saved: tune.Checkpoint) -> None:
+        """Go on where the trial was interrupted, or from the start where what it left cannot be read."""
+        try:
+            with saved.as_directory() as directory:
+                self.load_checkpoint(directory)
+        except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
+            self._trainer, self._seconds = self._new_trainer(), 0.0
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung and report; an exception is a result too.
@@ -108,28 +148,34 @@ class LSTMTrial(tune.Trainable):
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
             return {**nothing, "epoch": 0, FAILURE: _in_one_line(error), DONE: True}
         self._seconds += time.perf_counter() - started
-        report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds)
+        gpus = self._ticket.demand.gpus
+        report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds, self._started, gpus)
         return {**objectives, **dict(zip(REPORTED, report, strict=True)), DONE: trainer.finished}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the best weights (what the job keeps) and the whole state (to go on after a failure)."""
+        """Write the whole state: to go on from after a failure, and for the job to keep the best weights of."""
         if self._trainer is None:
             return
-        trainer, directory = self._trainer, Path(checkpoint_dir)
-        best = {
-            "model_state": trainer.best_state(),
-            "val_loss_best": trainer.best_loss,
-            "best_epoch": trainer.best_epoch,
-            "validation": trainer.evaluate().to_dict(),
+        state = {
+            "trainer": self._trainer.state_dict(),
+            "validation": self._trainer.evaluate().to_dict(),
+            "seconds": self._seconds,
         }
-        torch.save(best, directory / BEST_FILE)
-        torch.save({"trainer": trainer.state_dict(), "seconds": self._seconds}, directory / STATE_FILE)
+        torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Ray's hint is of old
         """Go on from ``save_checkpoint``."""
-        state = torch.load(Path(checkpoint_dir) / STATE_FILE, weights_only=True)
+        state = read_state(checkpoint_dir)
         self._current.load_state_dict(state["trainer"])
         self._seconds = state["seconds"]
+
+
+def read_state(directory: str | Path) -> dict[str, Any]:
+    """What ``LSTMTrial.save_checkpoint`` wrote, on the CPU; tensors are read when they are used."""
+    state: dict[str, Any] = torch.load(
+        Path(directory) / STATE_FILE, weights_only=True, map_location="cpu", mmap=True
+    )
+    return state
 
 
 def _assigned_device() -> str:

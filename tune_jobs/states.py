@@ -1,0 +1,122 @@
+"""Where trials keep their state while they run: a directory or bucket that every node of the cluster reaches."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow
+import pyarrow.fs
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from forecast.errors import StudyError
+
+NODE_ANSWER = 60.0
+"""Seconds a node has to say whether it reaches the place."""
+
+
+@dataclass(frozen=True)
+class StateStore:
+    """One job's directory in such a place.
+
+    Attributes:
+        uri: the place, a local path or an address such as ``s3://bucket/tune``.
+        job: name of the job's directory there.
+    """
+
+    uri: str
+    job: str
+
+    @property
+    def _opened(self) -> tuple[pyarrow.fs.FileSystem, PurePosixPath]:
+        filesystem, root = pyarrow.fs.FileSystem.from_uri(self.uri)
+        return filesystem, PurePosixPath(root) / self.job
+
+    @property
+    def path(self) -> str:
+        """The job's directory, in the form Tune takes."""
+        address, mark, query = self.uri.partition("?")
+        return f"{address.rstrip('/')}/{self.job}{mark}{query}"
+
+    def name_of(self, checkpoint: tune.Checkpoint) -> str:
+        """A trial's saved state by its place in this directory."""
+        return str(PurePosixPath(checkpoint.path).relative_to(self._opened[1]))
+
+    def open(self, name: str) -> tune.Checkpoint:
+        """The state ``name_of`` named; nothing is read yet."""
+        filesystem, directory = self._opened
+        return tune.Checkpoint(str(directory / name), filesystem)
+
+    def check(self) -> None:
+        """Make sure that this process can write there and that every other node sees what it writes.
+
+        Raises:
+            StudyError: when not.
+        """
+        mark = f".reachable_{uuid.uuid4().hex}"
+        try:
+            filesystem, directory = self._opened
+            filesystem.create_dir(str(directory), recursive=True)
+            with filesystem.open_output_stream(str(directory / mark)) as stream:
+                stream.write(b"here")
+            blind = self._nodes_without(mark)
+            filesystem.delete_file(str(directory / mark))
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise StudyError(
+                f"--storage-path {self.uri}: it cannot be written ({reason}); name a directory or bucket that is "
+                "there and lets you write"
+            ) from error
+        if blind:
+            raise StudyError(
+                f"{', '.join(blind)} cannot see {self.uri} of this machine; give --storage-path a directory (NFS) or "
+                "bucket (s3://...) that every node reaches"
+            )
+
+    def _nodes_without(self, mark: str) -> list[str]:
+        here = ray.get_runtime_context().get_node_id()
+        others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+        sees = ray.remote(num_cpus=0)(_sees)
+        answers = {
+            sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(self, mark): node["NodeManagerAddress"]
+            for node in others
+        }
+        blind = []
+        for answer, address in answers.items():
+            try:
+                reached = ray.get(answer, timeout=NODE_ANSWER)
+            except ray.exceptions.RayError:
+                reached = True  # a node that leaves meanwhile, or is busy, is no reason not to start
+            if not reached:
+                blind.append(address)
+        return blind
+
+    def discard(self, checkpoint: tune.Checkpoint) -> None:
+        """Delete a state that a later one has replaced; what cannot be deleted stays."""
+        filesystem, _ = self._opened
+        with contextlib.suppress(OSError):
+            filesystem.delete_dir(checkpoint.path)
+
+    def remove(self) -> None:
+        """Delete the job's directory, and a local place with it that has nothing else in it."""
+        with contextlib.suppress(OSError):
+            filesystem, directory = self._opened
+            filesystem.delete_dir(str(directory))
+            if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+                Path(directory.parent).rmdir()
+
+
+def _sees(store: StateStore, mark: str) -> bool:
+    """Runs on another node."""
+    try:
+        filesystem, directory = store._opened
+        found = filesystem.get_file_info(str(directory / mark))
+    except (OSError, pyarrow.ArrowException):
+        return False
+    return bool(found.type == pyarrow.fs.FileType.File)
