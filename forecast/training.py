@@ -91,9 +91,14 @@ class Trainer:
         self.model.train()
         # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
         order = torch.randperm(len(self._train_wanted)).to(self.device)
+        batches = zip(
+            self._train_inputs[order].split(self.config.batch_size),
+            self._train_wanted[order].split(self.config.batch_size),
+            strict=True,
+        )
         parameters = list(self.model.parameters())
-        for rows in order.split(self.config.batch_size):
-            loss = nn.functional.mse_loss(self.model(self._train_inputs[rows]), self._train_wanted[rows])
+        for inputs, wanted in batches:
+            loss = nn.functional.mse_loss(self.model(inputs), wanted)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)

@@ -26,7 +26,7 @@ from tune_jobs.placement import Demand
 from tune_jobs.space import complete_params
 from tune_jobs.states import StateStore
 
-FIRST_RUNG = 5
+FIRST_RUNG = 1
 """Epochs before the first comparison with other trials."""
 REDUCTION = 3
 """Each rung is this many times the last; one in this many trials goes on past it."""
@@ -58,7 +58,7 @@ class Ticket:
 
 
 def next_rung(epoch: int) -> int:
-    """The first rung after ``epoch``: 5, 15, 45, 135, ..."""
+    """The first rung after ``epoch``: 1, 3, 9, 27, 81, ..."""
     rung = FIRST_RUNG
     while rung <= epoch:
         rung *= REDUCTION
