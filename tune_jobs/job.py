@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from forecast.split import require_rows
 from forecast.windows import PreparedSeries, prepare
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
-from tune_jobs.placement import Placement
+from tune_jobs.placement import Growth, Placement, read_growth
 from tune_jobs.progress import SearchProgress
 from tune_jobs.report import (
     FRONT_FILE,
@@ -52,6 +53,9 @@ from tune_jobs.stopping import Stop
 CHECKPOINT_DIR = "checkpoints"
 TUNE_STATE_DIR = ".tune_state"
 LOCK_FILE = ".lock"
+
+ADDRESS_WAIT = 10.0
+"""Seconds in which a cluster's address has to answer."""
 
 SEARCHED_ON_TEST = (
     "  objectives are computed on the test rows: the search sees them, and its test metrics are no estimate of "
@@ -186,12 +190,13 @@ def search_and_pick(
     run: dict[str, Any] = {"trials": 0}
     kept = StateStore(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     if samples:
-        with _cluster(options.address):
+        with _cluster(options.address) as growth:
             placement = Placement(
                 cpus_per_trial=options.cpus_per_trial,
                 gpus_per_trial=options.gpus_per_trial,
                 gpu_from=options.gpu_from * 1e6,
                 max_concurrent=options.max_concurrent,
+                growth=growth,
             )
             kept.check()
             _describe_cluster(console, placement, samples, options)
@@ -274,29 +279,41 @@ def _only_job_in(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start a local one, and let go of it at the end."""
+def _cluster(address: str | None) -> Iterator[Growth | None]:
+    """Connect to a Ray cluster, or start a local one, and let go of it at the end.
+
+    Yields what the cluster can grow to, where that is known.
+    """
     if ray.is_initialized():
-        yield
+        yield None
         return
     wanted = address or os.environ.get("RAY_ADDRESS")
+    remote = bool(wanted) and wanted != "local"
     try:
+        _require_answer(wanted)
         ray.init(
             address=wanted,
-            include_dashboard=None if wanted and wanted != "local" else False,
+            include_dashboard=None if remote else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(
             f"no Ray cluster at {wanted or 'this machine'} ({reason}); start one with `ray start --head`, or leave "
             "--address out for a local one"
         ) from error
     try:
-        yield
+        yield read_growth() if remote else None
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Connect to ``host:port`` and hang up: where nothing listens, Ray would take a minute to say so."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), ADDRESS_WAIT).close()
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
@@ -309,7 +326,7 @@ def _describe_resume(
 ) -> None:
     if not options.resume:
         return
-    done = len(studies.completed(study)) + len(studies.failed(study))
+    done = studies.ended(study)
     if not done and not put_back:
         _say(console, "Nothing to resume in this directory: starting afresh.")
     else:
@@ -321,13 +338,14 @@ def _describe_resume(
 
 
 def _describe_cluster(console: Console, placement: Placement, samples: int, options: TuneOptions) -> None:
-    cluster = placement.capacity
-    nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''}"
+    nodes = placement.nodes
+    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     shares = f", large models on {placement.gpu_slots} GPU shares" if placement.uses_gpus else ""
     _say(
         console,
-        f"Searching with {samples} trials ({options.space} space) on {nodes}, {cluster.cpus:g} CPUs, "
-        f"{cluster.gpus:g} GPUs: {placement.limit} at a time{shares}",
+        f"Searching with {samples} trials ({options.space} space) on {count}, {cpus:g} CPUs, {gpus:g} GPUs: "
+        f" {placement.limit} at a time{shares}",
     )
 
 

@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray import tune
-from ray._private.state import state as cluster_state
 
 from forecast.errors import UsageError
 from forecast.model import DEFAULT_GPU_SHARE
 
 CAPACITY_AGE = 1.0
 """Seconds after which the cluster is asked again what it has."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster has now, and what it can have once its autoscaler has done all it may."""
-
-    cpus: float
-    gpus: float
-    nodes: int
-    reachable_cpus: float
-    reachable_gpus: float
-
-
-def cluster_capacity() -> Capacity:
-    """Ask the connected cluster; one that does not scale by itself can have what it has now."""
-    now = ray.cluster_resources()
-    # Ray has no public name for this yet; its own libraries size themselves by it.
-    most = cluster_state.get_max_resources_from_cluster_config() or {}
-    cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
-    return Capacity(
-        cpus=cpus,
-        gpus=gpus,
-        nodes=len([node for node in ray.nodes() if node["Alive"]]),
-        reachable_cpus=max(cpus, most.get("CPU", 0.0)),
-        reachable_gpus=max(gpus, most.get("GPU", 0.0)),
-    )
+AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where ``ray up`` leaves, on the head, what its autoscaler may start."""
+ROUNDING = 1e-9
+"""What a sum of fractions of a GPU may be short of a whole number."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one trial asks for."""
+    """What one trial asks for, of one node."""
 
     cpus: float
     gpus: float = 0.0
@@ -55,15 +34,69 @@ class Demand:
         return tune.PlacementGroupFactory([{"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})])
 
 
+@dataclass(frozen=True)
+class Node:
+    """What one node has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def slots(self, demand: Demand) -> int:
+        """How many trials with that demand it holds; a share of a GPU is of one GPU."""
+        by_cpus = int(self.cpus / demand.cpus + ROUNDING)
+        if not demand.gpus:
+            return by_cpus
+        if demand.gpus <= 1:
+            return min(by_cpus, int(self.gpus) * int(1 / demand.gpus + ROUNDING))
+        return min(by_cpus, int(self.gpus / demand.gpus + ROUNDING))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Nodes that an autoscaler may have up: of each kind so many, and at most ``workers`` beside the head."""
+
+    head: Node
+    kinds: tuple[tuple[Node, int], ...]
+    workers: int
+
+    def slots(self, demand: Demand) -> int:
+        """How many trials with that demand the grown cluster can hold."""
+        each = sorted((node.slots(demand) for node, most in self.kinds for _ in range(most)), reverse=True)
+        return self.head.slots(demand) + sum(each[: self.workers])
+
+
+def read_growth(path: Path = AUTOSCALER_CONFIG) -> Growth | None:
+    """What the autoscaler of a cluster made by ``ray up`` may start; None on a machine that is no such head."""
+    try:
+        config = json.loads(path.expanduser().read_text())
+        kinds = {
+            name: (_node(kind["resources"]), int(kind.get("max_workers", 0)))
+            for name, kind in config["available_node_types"].items()
+        }
+        head, _ = kinds.pop(config["head_node_type"])
+        return Growth(head, tuple(kinds.values()), int(config["max_workers"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def cluster_nodes() -> list[Node]:
+    """The connected cluster's nodes that are up."""
+    return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _node(resources: dict[str, float]) -> Node:
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
 class Placement:
     """Gives each trial a core or a share of a GPU, by its cost, and knows whether one more has room.
 
-    A trial that costs ``gpu_from`` or more asks for a share of a GPU, where the cluster has GPUs or can get
-    them; when as many are waiting for a share as are holding one, it takes a core instead. A cheaper one
-    takes a core. So GPUs are kept busy with what they are good for, no core waits for a GPU, and no trial
-    waits for a GPU that never comes.
+    A trial that costs ``gpu_from`` or more gets a share of a GPU while one is free; when all are taken it
+    gets a core instead, and a cheaper trial gets a core. So GPUs are kept busy with what they are good for, and no
+    trial waits for one that the cluster does not have.
 
     Attributes:
+        nodes: those of the cluster, at most ``CAPACITY_AGE`` old.
         core_seconds: CPUs of the cluster, summed over the time since the first look at it.
     """
 
@@ -74,7 +107,8 @@ class Placement:
         gpus_per_trial: float | None = None,
         gpu_from: float = 0.0,
         max_concurrent: int | None = None,
-        ask_cluster: Callable[[], Capacity] = cluster_capacity,
+        growth: Growth | None = None,
+        ask_cluster: Callable[[], list[Node]] = cluster_nodes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Look at the cluster.
@@ -83,34 +117,37 @@ class Placement:
             cpus_per_trial: CPUs each trial asks for.
             gpus_per_trial: share of a GPU that a costly trial asks for beside; None is the default share.
             gpu_from: cost from which on a trial is costly, in multiply-adds a window.
-            max_concurrent: most trials under way; None is as many as fit, and on an autoscaling cluster as
-                many again, so that it grows.
+            max_concurrent: most trials under way; None is as many as fit, and where the cluster can grow as
+                many again, so that it does.
+            growth: what the cluster's autoscaler may start.
             ask_cluster: what the cluster has.
             clock: seconds that only grow.
 
         Raises:
-            UsageError: when one trial asks for more than the cluster can have, which would wait for ever.
+            UsageError: when one trial asks for more than any node has or can have, which would wait for ever.
         """
-        self._cpus, self._gpu_from, self._most = cpus_per_trial, gpu_from, max_concurrent
-        self._share = DEFAULT_GPU_SHARE if gpus_per_trial is None else gpus_per_trial
+        share = DEFAULT_GPU_SHARE if gpus_per_trial is None else gpus_per_trial
+        self._core, self._share = Demand(cpus_per_trial), Demand(cpus_per_trial, share)
+        self._gpu_from, self._most, self._growth = gpu_from, max_concurrent, growth
         self._ask_cluster, self._clock = ask_cluster, clock
         self._demands: dict[str, Demand] = {}
         self.core_seconds = 0.0
         self._asked_at, self._seen = clock(), ask_cluster()
-        if cpus_per_trial > self._seen.reachable_cpus:
+        if not self._reach(self._core):
             raise UsageError(
-                f"--cpus-per-trial {cpus_per_trial:g}: the cluster has {self._seen.reachable_cpus:g} CPUs; ask "
-                "for fewer"
+                f"--cpus-per-trial {cpus_per_trial:g}: no node of the cluster has so many "
+                f"({max((node.cpus for node in self._seen), default=0):g} at most); ask for fewer"
             )
-        if gpus_per_trial and gpus_per_trial > self._seen.reachable_gpus:
+        if gpus_per_trial and not self._reach(self._share):
             raise UsageError(
-                f"--gpus-per-trial {gpus_per_trial:g}: the cluster has {self._seen.reachable_gpus:g} GPUs; ask "
-                "for less, or 0"
+                f"--gpus-per-trial {gpus_per_trial:g}: no node of the cluster has so many beside the trial's "
+                f"{cpus_per_trial:g} CPUs ({max((node.gpus for node in self._seen), default=0):g} at most); ask for "
+                "less, or 0"
             )
 
     @property
-    def capacity(self) -> Capacity:
-        """What the cluster has, at most ``CAPACITY_AGE`` old."""
+    def nodes(self) -> list[Node]:
+        """The cluster's nodes, at most ``CAPACITY_AGE`` old."""
         if self._clock() - self._asked_at >= CAPACITY_AGE:
             self.look()
         return self._seen
@@ -118,39 +155,32 @@ class Placement:
     def look(self) -> None:
         """Ask the cluster now."""
         now = self._clock()
-        self.core_seconds += (now - self._asked_at) * self._seen.cpus
+        self.core_seconds += (now - self._asked_at) * sum(node.cpus for node in self._seen)
         self._asked_at, self._seen = now, self._ask_cluster()
 
     @property
-    def slots(self) -> int:
-        """Trials that the cluster's cores have room for now."""
-        return int(self.capacity.cpus / self._cpus)
-
-    @property
     def gpu_slots(self) -> int:
-        """Of these, trials that can have a share of a GPU now."""
-        return min(self.slots, int(self.capacity.gpus / self._share)) if self._share else 0
+        """Trials that can have a share of a GPU now."""
+        return self._slots(self._share) if self.uses_gpus else 0
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether costly trials ask for a share of a GPU."""
-        return 0 < self._share <= self.capacity.reachable_gpus
+        """Whether costly trials get a share of a GPU."""
+        return self._share.gpus > 0 and self._reach(self._share) > 0
 
     @property
     def limit(self) -> int:
-        """Most trials to be under way; those that wait for a share of a GPU come on top."""
-        if self._most is not None:
-            return self._most
-        # Trials without room are what an autoscaler sees. As many again doubles the cluster each time, and
-        # keeps the sampler from spending the whole job on its first guesses.
-        return max(1, min(2 * self.slots, int(self.capacity.reachable_cpus / self._cpus)))
+        """Most trials to be under way now."""
+        return self._most or max(1, self._wanted(self._core))
+
+    @property
+    def reach(self) -> int:
+        """Most trials to be under way once the cluster has grown."""
+        return self._most or max(1, self._reach(self._core))
 
     def has_room(self) -> bool:
         """Whether one more trial is to be started."""
-        if self._most is not None:
-            return len(self._demands) < self._most
-        on_gpus = self._on_gpus()
-        return len(self._demands) - on_gpus + min(on_gpus, self.gpu_slots) < self.limit
+        return len(self._demands) < self.limit
 
     def place(self, trial_id: str, multiply_adds: float) -> Demand:
         """Decide what a new trial asks for; it counts as under way until ``release``.
@@ -159,11 +189,9 @@ class Placement:
             trial_id: any name, not under way yet.
             multiply_adds: cost of its model, in multiply-adds a window.
         """
-        demand = Demand(self._cpus)
-        # A cluster that has no GPU yet is asked for one's worth of shares.
-        places = self.gpu_slots or (max(1, int(1 / self._share)) if self.uses_gpus else 0)
-        if multiply_adds >= self._gpu_from and self._on_gpus() < 2 * places:
-            demand = Demand(self._cpus, self._share)
+        on_gpus = sum(demand.gpus > 0 for demand in self._demands.values())
+        costly = self.uses_gpus and multiply_adds >= self._gpu_from
+        demand = self._share if costly and on_gpus < self._wanted(self._share) else self._core
         self._demands[trial_id] = demand
         return demand
 
@@ -176,5 +204,13 @@ class Placement:
         demand = self._demands.get(trial_id)
         return demand is not None and demand.gpus > 0 and not self.uses_gpus
 
-    def _on_gpus(self) -> int:
-        return sum(demand.gpus > 0 for demand in self._demands.values())
+    def _slots(self, demand: Demand) -> int:
+        return sum(node.slots(demand) for node in self.nodes)
+
+    def _reach(self, demand: Demand) -> int:
+        return max(self._slots(demand), self._growth.slots(demand) if self._growth else 0)
+
+    def _wanted(self, demand: Demand) -> int:
+        # Trials without a place are what an autoscaler sees. As many again doubles the cluster each time, and
+        # keeps the sampler from spending the whole job on its first guesses.
+        return min(2 * max(1, self._slots(demand)), self._reach(demand))

@@ -87,7 +87,7 @@ def run_search(
     """Run ``samples`` more trials of ``study`` on the connected cluster, and say where the time went.
 
     Ends early when ``stop`` says so; trials then still running are told FAIL as interrupted and their
-    parameters queued in the study.
+    parameters queued in the study, where the database still can be written.
 
     Args:
         search: the shared series, the experiment's settings and the search space.
@@ -105,6 +105,7 @@ def run_search(
     Raises:
         OSError: when the disk cannot be written; everything finished before is safe.
         sqlalchemy.exc.SQLAlchemyError: when the database cannot be; likewise.
+        StudyError: when workers cannot start, or cannot keep their state; likewise.
     """
     _quiet_tune()
     watch = TrialWatch(states, on_event)
@@ -138,7 +139,7 @@ def run_search(
     with stop_on_signals(stop):
         # Once, but for trials that were put back because their GPU is gone: these run in another round.
         while ended < samples and not stop.now():
-            before = ended
+            before = ended + searcher.put_back
             tune.Tuner(
                 tune.with_resources(trainable, lambda config: config[Ticket.KEY].demand.placement_group()),
                 tune_config=tune.TuneConfig(
@@ -159,7 +160,7 @@ def run_search(
                     verbose=0,
                 ),
             ).fit()
-            if ended == before:
+            if ended + searcher.put_back == before:
                 break
     placement.look()
     seconds = SearchSeconds(
@@ -168,9 +169,13 @@ def run_search(
         asking=searcher.seconds.asking,
         keeping=searcher.seconds.keeping,
     )
+    try:
+        studies.put_back_running(study)
+    except studies.DATABASE_ERRORS:
+        if stop.failure is None:
+            raise
     if stop.failure is not None:
         raise stop.failure
-    studies.put_back_running(study)
     return seconds
 
 
@@ -184,7 +189,7 @@ def _sampler(
             seed=search.experiment.seed + len(study.get_trials(deepcopy=False)),
             multivariate=True,
             group=True,
-            n_startup_trials=startup_trials(placement.limit, samples),
+            n_startup_trials=startup_trials(placement.reach, studies.ended(study) + samples),
         )
 
 

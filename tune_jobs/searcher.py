@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from forecast.checkpoint import Checkpoint, save_checkpoint
 from forecast.config import ExperimentConfig
+from forecast.errors import StudyError
 from forecast.evaluation import Evaluation
 from forecast.split import Part
 from forecast.windows import PreparedSeries
@@ -25,7 +25,7 @@ from tune_jobs.placement import Placement
 from tune_jobs.space import SearchSpace, cost
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
-from tune_jobs.trial import FAILURE, REPORTED, Ticket, read_state, trial_config
+from tune_jobs.trial import FAILURE, GPU_ERRORS, REPORTED, Ticket, in_one_line, read_state, trial_config
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class TrialWatch(tune.Callback):
         self._states, self._on_event = states, on_event
         self._saved: dict[str, tune.Checkpoint] = {}
         self._trials: Sequence[Any] = ()
-        self.on_saved: Callable[[str, str], None] = lambda trial_id, state: None
-        """Called with a trial's id and its state's name when it has saved itself."""
+        self.on_saved: Callable[[str, str], bool] = lambda trial_id, state: True
+        """Called with a trial's id and its state's name when it has saved itself; tells if the study knows."""
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Keep hold of Tune's list of trials."""
@@ -56,8 +56,8 @@ class TrialWatch(tune.Callback):
         """Remember where it is saved; the state before is of no use any more."""
         before = self._saved.get(trial.trial_id)
         self._saved[trial.trial_id] = checkpoint
-        self.on_saved(trial.trial_id, self._states.name_of(checkpoint))
-        if before is not None:
+        known = self.on_saved(trial.trial_id, self._states.name_of(checkpoint))
+        if known and before is not None:
             self._states.discard(before)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -78,17 +78,39 @@ class TrialWatch(tune.Callback):
         """Where an ended trial last saved itself, None when it never did; forgets the trial's place."""
         return self._saved.pop(trial_id, None)
 
+    def is_pending(self, trial_id: str) -> bool:
+        """Whether Tune has not given the trial a process, or has taken it away."""
+        trial = self._find(trial_id)
+        return trial is not None and trial.status == trial.PENDING
+
+    def error_of(self, trial_id: str) -> ray.exceptions.RayError | None:
+        """The error that ended a trial's step or process; None when there is none."""
+        trial = self._find(trial_id)
+        # Tune's own ``get_pickled_error`` reads a copy of this file that may not be there yet.
+        path = trial.pickled_error_file if trial is not None else None
+        if path is None or not Path(path).exists():
+            return None
+        error: ray.exceptions.RayError = ray.cloudpickle.loads(Path(path).read_bytes())
+        return error
+
     def why_failed(self, trial_id: str) -> str:
         """What ended a trial that could not say so itself, in one line."""
-        trial = next((trial for trial in self._trials if trial.trial_id == trial_id), None)
-        # Tune's own ``get_error`` reads a copy of this file that may not be there yet.
-        log = Path(trial.error_file) if trial is not None and trial.error_file else None
-        if log is None or not log.exists():
+        error = self.error_of(trial_id)
+        if error is None:
             return "it reported no finite objectives"
-        lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith("Failure # ")]
-        causes = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt): ", line)]
-        return f"its worker died: {causes[-1] if causes else lines[0] if lines else 'no reason given'}"
+        return f"its worker died: {_reason(error)}"
+
+    def _find(self, trial_id: str) -> Any:
+        return next((trial for trial in self._trials if trial.trial_id == trial_id), None)
+
+
+def _reason(error: ray.exceptions.RayError) -> str:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return in_one_line(cause)
+    # Ray's text is a traceback, whose last line says why, or an explanation, whose first one does.
+    lines = str(error).strip().splitlines()
+    return lines[-1 if getattr(error, "actor_init_failed", True) else 0]
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,7 @@ class StudySearch(OptunaSearch):
         self._checkpoint_dir, self._on_finished = checkpoint_dir, on_finished
         watch.on_saved = self._remember_state
         self.seconds = SearcherSeconds()
+        self.put_back = 0
         super().__init__(
             space=search.space,
             metric=studies.OBJECTIVES,
@@ -147,9 +170,11 @@ class StudySearch(OptunaSearch):
             storage=storage,
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Hyperparameters of a new trial and its ticket; None while it has no room, or the search is to stop."""
-        if self._stop.now() or not self._placement.has_room():
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray forgot str
+        """Hyperparameters of a new trial and its ticket; None while it has no room, FINISHED when to stop."""
+        if self._stop.now():
+            return str(self.FINISHED)  # None would make Tune wait for minutes when nothing runs yet
+        if not self._placement.has_room():
             return None
         started = time.perf_counter()
         with self._stop_on_failure():
@@ -159,11 +184,13 @@ class StudySearch(OptunaSearch):
             ticket = Ticket(trial.number, demand, trial.user_attrs.get(studies.STATE))
             self.seconds.asking += time.perf_counter() - started
             return {**params, Ticket.KEY: ticket}
-        return None
+        return str(self.FINISHED)
 
-    def _remember_state(self, trial_id: str, state: str) -> None:
+    def _remember_state(self, trial_id: str, state: str) -> bool:
         with self._stop_on_failure():
             self._ot_trials[trial_id].set_user_attr(studies.STATE, state)
+            return True
+        return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -177,13 +204,13 @@ class StudySearch(OptunaSearch):
 
     @contextlib.contextmanager
     def _stop_on_failure(self) -> Iterator[None]:
-        """End the search, with what is finished safe, when the disk or the database fails.
+        """End the search, with what is finished safe, when disk, database or workers fail.
 
         An exception here would make Tune count the trial as failed, or lose the job.
         """
         try:
             yield
-        except (OSError, *studies.DATABASE_ERRORS) as error:
+        except (OSError, StudyError, *studies.DATABASE_ERRORS) as error:
             self._stop.failure, self._stop.reason = error, "failure"
 
     def _finish(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
@@ -192,8 +219,12 @@ class StudySearch(OptunaSearch):
         values = studies.usable_objectives(result)
         if error and self._stop.now():
             return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
-        if self._placement.is_stranded(trial_id):
+        if error:
+            self._raise_if_others_would_fail_too(trial_id)
+        if result is None and self._watch.is_pending(trial_id):
+            # It had no process: its GPU is gone for good, or the process it was to reuse has died.
             studies.put_back(self._study, trial)
+            self.put_back += 1
             return
         if error or result is None or values is None or saved is None:
             reason = (result or {}).get(FAILURE) or self._watch.why_failed(trial_id)
@@ -207,6 +238,26 @@ class StudySearch(OptunaSearch):
         self._states.discard(saved)
         objectives = dict(zip(studies.OBJECTIVES, values, strict=True))
         self._on_finished(Finished(trial.number, objectives, seconds=result["seconds"]))
+
+    def _raise_if_others_would_fail_too(self, trial_id: str) -> None:
+        """Tell what is the cluster's failure from what is the trial's, which would cost every other one too.
+
+        Raises:
+            StudyError: when a worker cannot start, or cannot save a trial's state.
+        """
+        error = self._watch.error_of(trial_id)
+        number = self._ot_trials[trial_id].number
+        if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+            raise StudyError(
+                f"the worker of trial {number} could not start ({_reason(error)}); make every node's environment "
+                "the same as this one's, then continue with --resume"
+            )
+        # A step reports what it raises, but for a GPU's errors: what else a worker raises is of keeping its state.
+        if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, GPU_ERRORS):
+            raise StudyError(
+                f"trial {number} could not keep its state in {self._states.uri} ({_reason(error)}); free or mend "
+                "that place, or give --storage-path one that every node reaches, then continue with --resume"
+            )
 
     def _keep_checkpoint(self, trial: optuna.Trial, saved: tune.Checkpoint) -> None:
         with saved.as_directory() as directory:

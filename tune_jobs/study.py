@@ -184,9 +184,14 @@ def failed(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.user_attrs.get(REASON) != INTERRUPTED]
 
 
+def ended(study: optuna.Study) -> int:
+    """Trials that finished or genuinely failed."""
+    return len(completed(study)) + len(failed(study))
+
+
 def remaining(study: optuna.Study, num_samples: int) -> int:
-    """Trials still to run until completed and failed ones come to ``num_samples``."""
-    return max(0, num_samples - len(completed(study)) - len(failed(study)))
+    """Trials still to run until ``num_samples`` have ended."""
+    return max(0, num_samples - ended(study))
 
 
 def usable_objectives(result: dict[str, Any] | None) -> list[float] | None:

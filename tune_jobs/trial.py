@@ -36,6 +36,9 @@ REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus"
 FAILURE = "failure"
 """Key of a result that ends a trial as failed: the reason, in one line."""
 
+GPU_ERRORS = (torch.AcceleratorError, torch.OutOfMemoryError)
+"""What leaves a process's GPU unusable, or comes of what others do on it: the trial goes on in another process."""
+
 STATE_FILE = "state.pt"
 
 
@@ -134,7 +137,7 @@ class LSTMTrial(tune.Trainable):
             self._trainer, self._seconds = self._new_trainer(), 0.0
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung and report; an exception is a result too.
+        """Train to the next rung and report; an exception is a result too, unless it is of the GPU.
 
         So the study learns the reason, and the actor lives on for the next trial.
         """
@@ -143,10 +146,12 @@ class LSTMTrial(tune.Trainable):
             trainer = self._current
             trainer.advance(next_rung(trainer.epoch))
             objectives = trainer.evaluate(self._part).model
+        except GPU_ERRORS:
+            raise
         except Exception as error:
             self._trainer = None
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
-            return {**nothing, "epoch": 0, FAILURE: _in_one_line(error), DONE: True}
+            return {**nothing, "epoch": 0, FAILURE: in_one_line(error), DONE: True}
         self._seconds += time.perf_counter() - started
         gpus = self._ticket.demand.gpus
         report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds, self._started, gpus)
@@ -182,6 +187,7 @@ def _assigned_device() -> str:
     return device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """An error's text, with its kind before it unless it is one of ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ForecastError) else f"{type(error).__name__}: {text}"
