@@ -37,6 +37,7 @@ check: $(READY) ## lint, format and types
 
 bench: $(READY) ## run the benchmarks
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.tuning
 
 clean: ## remove the environment and caches; leaves artifacts/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,171 @@
+"""Kill a tuning job's driver again and again, resume it each time, and check that nothing was lost or done twice.
+
+``python -m benchmarks.crash`` sends SIGKILL at ten random moments of a 24-sample job. It ends with exit code 1
+when a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from forecast.checkpoint import load_checkpoint
+from tune_jobs import study as studies
+from tune_jobs.job import CHECKPOINT_DIR, TUNE_STATE_DIR
+from tune_jobs.options import TuneOptions
+from tune_jobs.report import FRONT_FILE, PICK_FILE
+from tune_jobs.searcher import trial_checkpoint_path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished trial left; none of it may change any more."""
+
+    values: tuple[float, ...]
+    completed: str
+    checkpoint: str
+
+
+def main() -> int:
+    """Run, kill, resume, check."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.crash",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument(
+        "--between",
+        type=float,
+        nargs=2,
+        default=[2.0, 16.0],
+        help="seconds after a start at which it is killed",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    moments = random.Random(given.seed)
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--address", "local"]
+        command += ["--num-samples", str(given.samples), "--output-dir", name, "--quiet", "--resume"]
+        done: dict[int, Done] = {}
+        for kill in range(given.kills):
+            after = moments.uniform(*given.between)
+            process = subprocess.Popen(command)
+            try:
+                process.wait(after)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            else:
+                problems.append(f"the job ended before kill {kill + 1}: use more --samples")
+                break
+            problems += changed(done, finished_trials(directory))
+            done = finished_trials(directory)
+            print(f"kill {kill + 1} after {after:.1f} s: {states(directory)}", flush=True)
+        subprocess.run(command, check=True)
+        problems += changed(done, finished_trials(directory))
+        problems += wrong_at_the_end(directory, given.samples)
+        print(f"resumed to the end: {states(directory)}")
+    for problem in problems:
+        print(f"WRONG: {problem}")
+    print("all checks passed" if not problems else f"{len(problems)} checks failed")
+    return 1 if problems else 0
+
+
+def trials_of(directory: Path) -> list[FrozenTrial]:
+    """The study's trials; none before it is made."""
+    path = directory / studies.STUDY_FILE
+    if not path.exists():
+        return []
+    # A driver killed while it made the database leaves one without a study.
+    try:
+        return optuna.load_study(
+            study_name=TuneOptions.model_fields["study_name"].default, storage=f"sqlite:///{path}"
+        ).trials
+    except KeyError:
+        return []
+
+
+def states(directory: Path) -> str:
+    """How many trials are in which state; interrupted ones by that name."""
+    counts: dict[str, int] = {}
+    for trial in trials_of(directory):
+        interrupted = trial.user_attrs.get(studies.REASON) == studies.INTERRUPTED
+        name = studies.INTERRUPTED if interrupted else trial.state.name
+        counts[name] = counts.get(name, 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "no trial yet"
+
+
+def finished_trials(directory: Path) -> dict[int, Done]:
+    """What each COMPLETE trial left."""
+    return {
+        trial.number: Done(
+            tuple(trial.values),
+            str(trial.datetime_complete),
+            hashlib.sha256(
+                trial_checkpoint_path(directory / CHECKPOINT_DIR, trial.number).read_bytes()
+            ).hexdigest(),
+        )
+        for trial in trials_of(directory)
+        if trial.state == TrialState.COMPLETE
+    }
+
+
+def changed(before: dict[int, Done], after: dict[int, Done]) -> list[str]:
+    """Finished trials whose values, time or checkpoint are not what they were."""
+    return [
+        f"finished trial {number} has changed" for number, was in before.items() if after.get(number) != was
+    ]
+
+
+def wrong_at_the_end(directory: Path, samples: int) -> list[str]:
+    """What is wrong with a finished job."""
+    trials = trials_of(directory)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    failed = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.FAIL and trial.user_attrs[studies.REASON] != studies.INTERRUPTED
+    ]
+    front = {trial.number for trial in complete if not any(dominates(other, trial) for other in complete)}
+    with (directory / FRONT_FILE).open() as stream:
+        reported = {int(row["trial_number"]) for row in csv.DictReader(stream)}
+    picked = load_checkpoint(directory / PICK_FILE).trial_number or 0
+    reruns = [trial.user_attrs[studies.RERUN_OF] for trial in trials if studies.RERUN_OF in trial.user_attrs]
+    interrupted = [trial.number for trial in trials if trial not in complete and trial not in failed]
+    kept = {path.name for path in (directory / CHECKPOINT_DIR).iterdir()}
+    checks = {
+        f"{len(complete)} COMPLETE and {len(failed)} FAIL": len(complete) + len(failed) == samples,
+        "a trial is RUNNING or WAITING": all(trial.state.is_finished() for trial in trials),
+        f"trials {sorted(reruns)} ran again, {interrupted} were interrupted": sorted(reruns) == interrupted,
+        f"front {sorted(reported)}, should be {sorted(front)}": reported == front,
+        f"pick {picked}": picked in front
+        and trials[picked].values[2] == min(trial.values[2] for trial in complete),
+        f"checkpoints {sorted(kept)}": kept
+        == {trial_checkpoint_path(directory, trial.number).name for trial in complete},
+        f"{TUNE_STATE_DIR} is left": not (directory / TUNE_STATE_DIR).exists(),
+    }
+    return [what for what, right in checks.items() if not right]
+
+
+def dominates(one: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether ``one`` is nowhere worse than ``other`` and somewhere better."""
+    return one.values != other.values and all(a <= b for a, b in zip(one.values, other.values, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The design that this project replaces, as it was described: what the tuning job is compared with.
+
+One trial after the other in ``study.optimize``; a ``DataLoader``; z-scored price levels in, the next one out;
+every trial to the end of its epochs or its patience; objectives on the test rows. Rows, windows, network,
+optimizer and search space are the job's.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from forecast.config import ExperimentConfig
+from forecast.evaluation import Evaluation, evaluate_forecasts
+from forecast.model import LSTMForecaster
+from forecast.series import Series
+from forecast.split import Part
+from forecast.windows import Encoding, PreparedSeries, prepare
+from tune_jobs.space import SearchSpace, complete_params
+from tune_jobs.study import OBJECTIVES
+
+GRAD_CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class OriginalTrial:
+    """One trial's seconds and its scores on the test rows."""
+
+    seconds: float
+    test: Evaluation
+
+
+def search(
+    series: Series,
+    space: SearchSpace,
+    samples: int,
+    directory: Path,
+    sampler: optuna.samplers.BaseSampler,
+) -> list[OriginalTrial]:
+    """Run ``samples`` trials one after the other; a checkpoint of each and the study go to ``directory``."""
+    prepared = prepare(series, ExperimentConfig(source="snapshot", target="level", log_prices=False))
+    trials = []
+
+    def objective(trial: optuna.Trial) -> list[float]:
+        started = time.perf_counter()
+        space(trial)
+        model, test = _train(prepared, complete_params(trial.params))
+        torch.save(model.state_dict(), directory / f"trial_{trial.number}.pt")
+        trials.append(OriginalTrial(time.perf_counter() - started, test))
+        return [test.model[name] for name in OBJECTIVES]
+
+    study = optuna.create_study(
+        storage=f"sqlite:///{directory / 'study.db'}",
+        directions=["minimize"] * len(OBJECTIVES),
+        sampler=sampler,
+    )
+    study.optimize(objective, n_trials=samples)
+    return trials
+
+
+def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Module, Evaluation]:
+    torch.manual_seed(42)
+    window, batch = int(params["sequence_length"]), int(params["batch_size"])
+
+    def loader(part: Part, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
+        windows = prepared.windows(part, window, "level")
+        tensors = torch.from_numpy(windows.inputs), torch.from_numpy(windows.wanted)
+        return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle)
+
+    model = LSTMForecaster(
+        int(params["hidden_size"]), int(params["num_layers"]), params["dropout"], zero_head=False
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"])
+    loss_of = nn.MSELoss()
+    training, validation = loader("train", shuffle=True), loader("validation")
+    best_loss, best_state, stale = float("inf"), copy.deepcopy(model.state_dict()), 0
+    for _ in range(int(params["max_epochs"])):
+        model.train()
+        for inputs, wanted in training:
+            optimizer.zero_grad()
+            loss = loss_of(model(inputs), wanted)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            losses = [loss_of(model(inputs), wanted).item() * len(wanted) for inputs, wanted in validation]
+        if sum(losses) < best_loss:
+            best_loss, best_state, stale = sum(losses), copy.deepcopy(model.state_dict()), 0
+        else:
+            stale += 1
+        if stale >= params["patience"]:
+            break
+    model.load_state_dict(best_state)
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(inputs) for inputs, _ in loader("test")])
+    windows = prepared.windows("test", window, "level")
+    predicted = Encoding(prepared.normalization, "level").prices(outputs.numpy(), windows.last)
+    return model, evaluate_forecasts(windows.actual, predicted, windows.previous)
