@@ -50,7 +50,7 @@ def main() -> int:
         "--between",
         type=float,
         nargs=2,
-        default=[2.0, 16.0],
+        default=[3.0, 20.0],
         help="seconds after a start at which it is killed",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
 from rich.console import Console
+from running_job import start_job, study_of, wait_for_finished
 
 from forecast import Predictor, load_checkpoint
 from forecast.errors import StudyError, UsageError
@@ -56,12 +55,6 @@ def options(directory, **changes):
         "output_dir": directory,
     }
     return TuneOptions(**(settings | changes))
-
-
-def study_of(directory):
-    return optuna.load_study(
-        study_name="stock_lstm_optuna", storage=f"sqlite:///{directory / 'optuna_study.db'}"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -296,27 +289,6 @@ def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
     outcome = jobs.run_job(options(tmp_path, num_samples=2, gpu_from=0))
     assert outcome.summary["trials"]["COMPLETE"] == 2
     assert [trial.user_attrs["gpus"] for trial in study_of(tmp_path).trials] == [0.25, 0.25]
-
-
-def start_job(directory, *arguments):
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--space", "small"]
-    return subprocess.Popen(
-        [*command, "--output-dir", str(directory), "--address", "local", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def wait_for_finished(directory, count, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if len(list((directory / "checkpoints").glob("trial_*.pt"))) >= count:
-            return
-        time.sleep(0.2)
-    raise AssertionError(process.communicate(timeout=10))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from forecast.errors import UsageError
 from forecast.model import multiply_adds
-from tune_jobs.placement import Demand, Growth, Node, Placement, read_growth
+from tune_jobs.placement import Demand, Growth, Node, Placement, SlotResources, read_growth
 from tune_jobs.search import startup_trials
 
 COSTLY, CHEAP = 100, 1
@@ -34,26 +34,40 @@ def start_all(placement, costs):
     for number, cost in enumerate(costs):
         if not placement.has_room():
             break
-        given.append(placement.place(f"t{number}", cost))
+        given.append(placement.place(f"t{number}", cost).demand)
     return given
 
 
-def test_costly_trials_get_the_gpu_shares_and_the_rest_of_the_cores_is_not_left_idle():
+SHARE, CORE = Demand(1, 0.5), Demand(1)
+
+
+def test_costly_trials_get_the_gpu_shares_and_cheap_ones_the_cores():
     placement = Cluster(Node(4, 0), Node(2, 1)).placement(gpus_per_trial=0.5)
-    given = start_all(placement, [COSTLY, CHEAP] * 9)
-    assert given == [Demand(1, 0.5), Demand(1), Demand(1, 0.5), Demand(1), Demand(1), Demand(1)]
+    given = start_all(placement, [COSTLY, CHEAP, COSTLY, CHEAP, CHEAP, CHEAP, COSTLY])
+    assert given == [SHARE, CORE, SHARE, CORE, CORE, CORE]
 
 
-def test_a_share_that_is_released_goes_to_the_next_costly_trial():
+def test_no_core_waits_for_costly_trials_and_no_share_for_cheap_ones():
+    placement = Cluster(Node(3, 0), Node(2, 1)).placement(gpus_per_trial=0.5)
+    assert start_all(placement, [COSTLY] * 9) == [SHARE, SHARE, CORE, CORE, CORE]
+    placement = Cluster(Node(3, 0), Node(2, 1)).placement(gpus_per_trial=0.5)
+    assert start_all(placement, [CHEAP] * 9) == [CORE, CORE, CORE, SHARE, SHARE]
+
+
+def test_the_next_trial_gets_the_slot_that_was_left_with_its_process():
     placement = Cluster(Node(4, 1)).placement(gpus_per_trial=1)
-    assert start_all(placement, [COSTLY, COSTLY]) == [Demand(1, 1), Demand(1)]
+    first = [placement.place(f"t{number}", cost) for number, cost in enumerate([COSTLY, CHEAP, CHEAP])]
+    assert len({SlotResources(slot) for slot in first}) == 3
+    placement.release("t2")
     placement.release("t0")
-    assert placement.place("next", COSTLY) == Demand(1, 1)
+    assert placement.place("large", COSTLY) == first[0]
+    assert placement.place("small", CHEAP) == first[2]
+    assert SlotResources(first[0]).required_resources == {"CPU": 1, "GPU": 1}
 
 
 def test_no_trial_asks_for_a_gpu_where_there_is_none_or_none_is_wanted():
-    assert start_all(Cluster(Node(2)).placement(), [COSTLY] * 2) == [Demand(1)] * 2
-    assert start_all(Cluster(Node(2, 2)).placement(gpus_per_trial=0), [COSTLY] * 2) == [Demand(1)] * 2
+    assert start_all(Cluster(Node(2)).placement(), [COSTLY] * 2) == [CORE] * 2
+    assert start_all(Cluster(Node(2, 2)).placement(gpus_per_trial=0), [COSTLY] * 2) == [CORE] * 2
 
 
 def test_the_number_under_way_follows_the_cluster():
@@ -73,7 +87,7 @@ def test_a_cluster_that_can_grow_is_asked_for_twice_what_it_has_until_it_has_it_
     assert placement.limit == 16
     # Ten workers at most: eight of 16 cores and two of 4.
     assert placement.reach == 8 + 8 * 16 + 2 * 4
-    assert placement.place("first", COSTLY).gpus == 0.25
+    assert placement.place("first", COSTLY).demand.gpus == 0.25
     cluster.change(Node(8), *[Node(16)] * 8, Node(4, 1), Node(4, 1))
     assert placement.limit == placement.reach
 
@@ -93,7 +107,7 @@ def test_a_trial_is_stranded_when_the_last_gpu_it_could_have_is_gone():
     cluster.change(Node(2))
     assert placement.is_stranded("on a share")
     assert not placement.is_stranded("on a core")
-    assert placement.place("next", COSTLY) == Demand(1)
+    assert placement.place("next", COSTLY).demand == CORE
 
 
 def test_a_trial_that_no_single_node_can_hold_is_refused_though_all_together_could():

@@ -345,7 +345,7 @@ def _describe_cluster(console: Console, placement: Placement, samples: int, opti
     _say(
         console,
         f"Searching with {samples} trials ({options.space} space) on {count}, {cpus:g} CPUs, {gpus:g} GPUs: "
-        f" {placement.limit} at a time{shares}",
+        f"{placement.limit} at a time{shares}",
     )
 
 

@@ -29,9 +29,33 @@ class Demand:
     cpus: float
     gpus: float = 0.0
 
-    def placement_group(self) -> tune.PlacementGroupFactory:
-        """The demand in Tune's terms: one bundle."""
-        return tune.PlacementGroupFactory([{"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})])
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one trial at a time, which keeps its process for the next one."""
+
+    demand: Demand
+    index: int
+
+
+class SlotResources(tune.PlacementGroupFactory):
+    """A slot's demand in Tune's terms: one bundle, and equal only to itself.
+
+    Tune gives the process of a trial that has ended to any trial with equal resources, also to one whose own
+    process is still starting, which it then kills: with trials shorter than a start, a node that joins would never
+    get to run one.
+    """
+
+    def __init__(self, slot: Slot) -> None:
+        gpus = {"GPU": slot.demand.gpus} if slot.demand.gpus else {}
+        super().__init__([{"CPU": slot.demand.cpus} | gpus])
+        self._slot = slot
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlotResources) and self._slot == other._slot
+
+    def __hash__(self) -> int:
+        return hash(self._slot)
 
 
 @dataclass(frozen=True)
@@ -89,11 +113,11 @@ def _node(resources: dict[str, float]) -> Node:
 
 
 class Placement:
-    """Gives each trial a core or a share of a GPU, by its cost, and knows whether one more has room.
+    """Gives each trial a slot by its cost, a core or a share of a GPU, and knows whether one more has room.
 
-    A trial that costs ``gpu_from`` or more gets a share of a GPU while one is free; when all are taken it
-    gets a core instead, and a cheaper trial gets a core. So GPUs are kept busy with what they are good for, and no
-    trial waits for one that the cluster does not have.
+    As many of the cluster's cores as there are shares of GPUs go with one each. A trial that costs ``gpu_from``
+    or more gets a share while one is free, else a core; a cheaper one gets a core while one is free, else a
+    share that nobody else wants. So both are kept busy, and no trial waits for a GPU that the cluster does not have.
 
     Attributes:
         nodes: those of the cluster, at most ``CAPACITY_AGE`` old.
@@ -130,7 +154,8 @@ class Placement:
         self._core, self._share = Demand(cpus_per_trial), Demand(cpus_per_trial, share)
         self._gpu_from, self._most, self._growth = gpu_from, max_concurrent, growth
         self._ask_cluster, self._clock = ask_cluster, clock
-        self._demands: dict[str, Demand] = {}
+        self._taken: dict[str, Slot] = {}
+        self._free: list[Slot] = []
         self.core_seconds = 0.0
         self._asked_at, self._seen = clock(), ask_cluster()
         if not self._reach(self._core):
@@ -180,29 +205,47 @@ class Placement:
 
     def has_room(self) -> bool:
         """Whether one more trial is to be started."""
-        return len(self._demands) < self.limit
+        return len(self._taken) < self.limit
 
-    def place(self, trial_id: str, multiply_adds: float) -> Demand:
+    def place(self, trial_id: str, multiply_adds: float) -> Slot:
         """Decide what a new trial asks for; it counts as under way until ``release``.
 
         Args:
             trial_id: any name, not under way yet.
             multiply_adds: cost of its model, in multiply-adds a window.
         """
-        on_gpus = sum(demand.gpus > 0 for demand in self._demands.values())
-        costly = self.uses_gpus and multiply_adds >= self._gpu_from
-        demand = self._share if costly and on_gpus < self._wanted(self._share) else self._core
-        self._demands[trial_id] = demand
-        return demand
+        demand = self._core
+        if self.uses_gpus:
+            shares = self._wanted(self._share)
+            cores = self._wanted(self._core) - shares
+            share_is_free = self._under_way(self._share) < shares
+            core_is_free = self._under_way(self._core) < cores
+            if share_is_free and (multiply_adds >= self._gpu_from or not core_is_free):
+                demand = self._share
+        slot = self._taken[trial_id] = self._slot(demand)
+        return slot
 
     def release(self, trial_id: str) -> None:
         """A trial has ended."""
-        self._demands.pop(trial_id, None)
+        slot = self._taken.pop(trial_id, None)
+        if slot is not None:
+            self._free.append(slot)
 
     def is_stranded(self, trial_id: str) -> bool:
         """Whether a trial waits for a share of a GPU on a cluster that has lost its last one for good."""
-        demand = self._demands.get(trial_id)
-        return demand is not None and demand.gpus > 0 and not self.uses_gpus
+        slot = self._taken.get(trial_id)
+        return slot is not None and slot.demand.gpus > 0 and not self.uses_gpus
+
+    def _under_way(self, demand: Demand) -> int:
+        return sum(slot.demand == demand for slot in self._taken.values())
+
+    def _slot(self, demand: Demand) -> Slot:
+        # The one that was left last still has its process.
+        for slot in reversed(self._free):
+            if slot.demand == demand:
+                self._free.remove(slot)
+                return slot
+        return Slot(demand, len(self._taken) + len(self._free))
 
     def _slots(self, demand: Demand) -> int:
         return sum(node.slots(demand) for node in self.nodes)

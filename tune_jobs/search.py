@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.utils.object_cache import _ObjectCache
 
 from tune_jobs import study as studies
-from tune_jobs.placement import Placement
+from tune_jobs.placement import Placement, SlotResources
 from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
@@ -47,10 +48,39 @@ class Rungs(AsyncHyperBandScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """End a trial that waits for a GPU that will not come: the study takes it back, to run on a core."""
+        controller = tune_controller._tune_controller
+        if not isinstance(controller._actor_cache, SlotProcesses):
+            # Ray has no public way to say which processes are kept.
+            controller._actor_cache = SlotProcesses(
+                lambda: self._placement.has_room() and not controller._search_alg.is_finished()
+            )
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == trial.PENDING and self._placement.is_stranded(trial.trial_id):
                 tune_controller.stop_trial(trial)
         return super().choose_trial_to_run(tune_controller)
+
+
+class SlotProcesses(_ObjectCache):
+    """Keeps the process of every trial that has ended while another trial for its slot may come.
+
+    Tune's own drops it when any other process is still starting. When no trial is to come, a process that is kept
+    would hold what a waiting one needs.
+    """
+
+    def __init__(self, more_to_come: Callable[[], bool]) -> None:
+        super().__init__()
+        self._more_to_come = more_to_come
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        """Keep it."""
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
+        """Drop all, or none."""
+        if force_all or not self._more_to_come():
+            yield from super().flush_cached_objects(force_all=True)
 
 
 @dataclass(frozen=True)
@@ -141,7 +171,7 @@ def run_search(
         while ended < samples and not stop.now():
             before = ended + searcher.put_back
             tune.Tuner(
-                tune.with_resources(trainable, lambda config: config[Ticket.KEY].demand.placement_group()),
+                tune.with_resources(trainable, lambda config: SlotResources(config[Ticket.KEY].slot)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=Rungs(placement, search.space.longest_training),

@@ -180,8 +180,8 @@ class StudySearch(OptunaSearch):
         with self._stop_on_failure():
             params = super().suggest(trial_id) or {}
             trial = self._ot_trials[trial_id]
-            demand = self._placement.place(trial_id, cost(params))
-            ticket = Ticket(trial.number, demand, trial.user_attrs.get(studies.STATE))
+            slot = self._placement.place(trial_id, cost(params))
+            ticket = Ticket(trial.number, slot, trial.user_attrs.get(studies.STATE))
             self.seconds.asking += time.perf_counter() - started
             return {**params, Ticket.KEY: ticket}
         return str(self.FINISHED)

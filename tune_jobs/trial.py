@@ -22,7 +22,7 @@ from forecast.model import device_for_share
 from forecast.split import Part
 from forecast.training import Trainer
 from forecast.windows import PreparedSeries
-from tune_jobs.placement import Demand
+from tune_jobs.placement import Slot
 from tune_jobs.space import complete_params
 from tune_jobs.states import StateStore
 
@@ -48,7 +48,7 @@ class Ticket:
 
     Attributes:
         number: its number in the study.
-        demand: what it asks of the cluster.
+        slot: where it runs.
         state: name of the state to go on from, where it was interrupted before.
     """
 
@@ -56,7 +56,7 @@ class Ticket:
     """Its place in the trial's configuration."""
 
     number: int
-    demand: Demand
+    slot: Slot
     state: str | None = None
 
 
@@ -119,7 +119,7 @@ class LSTMTrial(tune.Trainable):
     @property
     def _current(self) -> Trainer:
         if self._trainer is None:
-            torch.set_num_threads(max(1, int(self._ticket.demand.cpus)))
+            torch.set_num_threads(max(1, int(self._ticket.slot.demand.cpus)))
             self._trainer = self._new_trainer()
             if self._ticket.state:
                 self._go_on_from(self._states.open(self._ticket.state))
@@ -153,7 +153,7 @@ class LSTMTrial(tune.Trainable):
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
             return {**nothing, "epoch": 0, FAILURE: in_one_line(error), DONE: True}
         self._seconds += time.perf_counter() - started
-        gpus = self._ticket.demand.gpus
+        gpus = self._ticket.slot.demand.gpus
         report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds, self._started, gpus)
         return {**objectives, **dict(zip(REPORTED, report, strict=True)), DONE: trainer.finished}
 

@@ -1,0 +1,53 @@
+"""The tuning command in a process of its own, and the study it leaves."""
+
+import os
+import subprocess
+import sys
+import time
+
+import optuna
+
+
+def study_of(directory):
+    """The study in a job's output directory."""
+    return optuna.load_study(
+        study_name="stock_lstm_optuna", storage=f"sqlite:///{directory / 'optuna_study.db'}"
+    )
+
+
+def start_job(directory, *arguments, address="local"):
+    """Start the command on the snapshot and the small space."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--space", "small"]
+    return subprocess.Popen(
+        [*command, "--output-dir", str(directory), "--address", address, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_until(happened, process, seconds=120):
+    """Wait until ``happened()`` while a job runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if happened():
+            return
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(process.communicate(timeout=10))
+
+
+def wait_for_finished(directory, count, process, seconds=120):
+    """Wait until so many trials of a running job are finished."""
+    wait_until(lambda: len(list((directory / "checkpoints").glob("trial_*.pt"))) >= count, process, seconds)
+
+
+def wait_for_end(process, seconds=200):
+    """Wait until the command ends by itself; gives back its exit code and what it said."""
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, errors

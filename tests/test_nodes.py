@@ -1,0 +1,110 @@
+"""Tuning jobs on clusters of several nodes, which come and go while the job runs."""
+
+import contextlib
+import datetime as dt
+import random
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from ray.cluster_utils import Cluster
+from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def nodes():
+    """A cluster without nodes: the first one added is its head. Its GPUs are only numbers."""
+    cluster = Cluster()
+    yield cluster
+    cluster.shutdown()
+
+
+def ended(directory):
+    """Trials that completed, and those that genuinely failed."""
+    trials = study_of(directory).trials
+    assert all(trial.state.is_finished() for trial in trials)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    return complete, [trial for trial in failed if trial.user_attrs["reason"] != "interrupted"]
+
+
+def span(trial):
+    return dt.datetime.fromisoformat(
+        trial.user_attrs["started"]
+    ).timestamp(), trial.datetime_complete.timestamp()
+
+
+def most_at_once(trials):
+    """The largest number of trials that were running at the same moment."""
+    spans = [span(trial) for trial in trials]
+    return max((sum(start <= moment < end for start, end in spans) for moment, _ in spans), default=0)
+
+
+def test_gpus_and_cores_are_used_at_the_same_time(nodes, tmp_path):
+    nodes.add_node(num_cpus=4, num_gpus=2)
+    process = start_job(
+        tmp_path, "--num-samples", "16", "--gpus-per-trial", "1", "--gpu-from", "0.3", address=nodes.address
+    )
+    code, errors = wait_for_end(process)
+    assert code == 0, errors
+    complete, failed = ended(tmp_path)
+    assert (len(complete), failed) == (16, [])
+    on_gpus = [trial for trial in complete if trial.user_attrs["gpus"] == 1]
+    on_cores = [trial for trial in complete if trial.user_attrs["gpus"] == 0]
+    together = [
+        (one.number, other.number)
+        for one in on_gpus
+        for other in on_cores
+        if max(span(one)[0], span(other)[0]) < min(span(one)[1], span(other)[1])
+    ]
+    assert together
+    assert most_at_once(on_gpus) <= 2
+    assert most_at_once(complete) > 2
+
+
+def trains_on(node):
+    """Whether a trial's step is running in a process of that node."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == raylet and "Trainable.train" in (process / "cmdline").read_text():
+                return True
+    return False
+
+
+def test_a_node_that_joins_is_used_and_one_that_is_killed_costs_no_trial(nodes, tmp_path):
+    nodes.add_node(num_cpus=1)
+    process = start_job(tmp_path, "--num-samples", "24", address=nodes.address)
+    wait_for_finished(tmp_path, 1, process)
+    joined = nodes.add_node(num_cpus=2)
+    wait_until(lambda: trains_on(joined), process)
+    time.sleep(random.uniform(0, 2))
+    nodes.remove_node(joined, allow_graceful=False)
+    code, errors = wait_for_end(process)
+    assert code == 0, errors
+    complete, failed = ended(tmp_path)
+    assert (len(complete), failed) == (24, [])
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 24
+
+
+def test_a_trial_whose_gpu_is_gone_for_good_goes_on_on_a_core(nodes, tmp_path):
+    nodes.add_node(num_cpus=1)
+    gpu_node = nodes.add_node(num_cpus=1, num_gpus=1)
+    process = start_job(
+        tmp_path, "--num-samples", "10", "--gpus-per-trial", "1", "--gpu-from", "0", address=nodes.address
+    )
+    wait_for_finished(tmp_path, 3, process)
+    nodes.remove_node(gpu_node, allow_graceful=False)
+    code, errors = wait_for_end(process)
+    assert code == 0, errors
+    complete, failed = ended(tmp_path)
+    assert (len(complete), failed) == (10, [])
+    interrupted = [trial for trial in study_of(tmp_path).trials if trial.state == TrialState.FAIL]
+    for trial in interrupted:
+        again = [other for other in complete if other.user_attrs.get("rerun_of") == trial.number]
+        assert [other.user_attrs["gpus"] for other in again] == [0]
+    assert complete[-1].user_attrs["gpus"] == 0
