@@ -103,8 +103,9 @@ def test_a_trial_whose_gpu_is_gone_for_good_goes_on_on_a_core(nodes, tmp_path):
     assert code == 0, errors
     complete, failed = ended(tmp_path)
     assert (len(complete), failed) == (10, [])
-    interrupted = [trial for trial in study_of(tmp_path).trials if trial.state == TrialState.FAIL]
-    for trial in interrupted:
-        again = [other for other in complete if other.user_attrs.get("rerun_of") == trial.number]
-        assert [other.user_attrs["gpus"] for other in again] == [0]
     assert complete[-1].user_attrs["gpus"] == 0
+    # Ray takes seconds to miss a node: meanwhile a trial may have been put back for it more than once.
+    trials = study_of(tmp_path).trials
+    interrupted = [trial.number for trial in trials if trial.state == TrialState.FAIL]
+    reruns = [trial.user_attrs["rerun_of"] for trial in trials if "rerun_of" in trial.user_attrs]
+    assert sorted(reruns) == interrupted
