@@ -25,6 +25,7 @@ from tune_jobs.job import CHECKPOINT_DIR, TUNE_STATE_DIR
 from tune_jobs.options import TuneOptions
 from tune_jobs.report import FRONT_FILE, PICK_FILE
 from tune_jobs.searcher import trial_checkpoint_path
+from tune_jobs.space import SPACES
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument(
+        "--space", choices=list(SPACES), default="small", help="full has trials that outlast most kills"
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument(
         "--between",
@@ -61,6 +65,7 @@ def main() -> int:
         directory = Path(name)
         command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--address", "local"]
         command += ["--num-samples", str(given.samples), "--output-dir", name, "--quiet", "--resume"]
+        command += ["--space", given.space]
         done: dict[int, Done] = {}
         for kill in range(given.kills):
             after = moments.uniform(*given.between)

@@ -245,3 +245,5 @@ def _quiet_tune() -> None:
     # The searcher says how many trials are under way.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(sys.maxsize))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # What it suspects to be training is the database on a slow disk.
+    warnings.filterwarnings("ignore", message="Define-by-run function")
