@@ -30,11 +30,14 @@ from tune_jobs.space import SPACES
 
 @dataclass(frozen=True)
 class Done:
-    """What a finished trial left; none of it may change any more."""
+    """What a finished trial left; none of it may change any more.
+
+    ``weights`` is a hash: a checkpoint on the front gets its test metrics at the end of each start of the job.
+    """
 
     values: tuple[float, ...]
     completed: str
-    checkpoint: str
+    weights: str
 
 
 def main() -> int:
@@ -121,13 +124,17 @@ def finished_trials(directory: Path) -> dict[int, Done]:
         trial.number: Done(
             tuple(trial.values),
             str(trial.datetime_complete),
-            hashlib.sha256(
-                trial_checkpoint_path(directory / CHECKPOINT_DIR, trial.number).read_bytes()
-            ).hexdigest(),
+            hash_of_weights(trial_checkpoint_path(directory / CHECKPOINT_DIR, trial.number)),
         )
         for trial in trials_of(directory)
         if trial.state == TrialState.COMPLETE
     }
+
+
+def hash_of_weights(path: Path) -> str:
+    """One for all tensors of a checkpoint."""
+    state = load_checkpoint(path).model_state
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
 
 def changed(before: dict[int, Done], after: dict[int, Done]) -> list[str]:

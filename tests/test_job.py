@@ -4,17 +4,20 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
 from rich.console import Console
-from running_job import start_job, study_of, wait_for_finished
+from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
 
 from forecast import Predictor, load_checkpoint
 from forecast.errors import StudyError, UsageError
@@ -147,7 +150,7 @@ def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished
     assert again.summary["search"]["trials"] == 0
 
 
-def small_search(directory, prepared, space=TINY_SPACE, samples=4, **more):
+def small_search(directory, prepared, space=TINY_SPACE, samples=4, on_finished=None, **more):
     experiment = options(directory)
     storage = studies.open_storage(directory / "optuna_study.db")
     study = studies.open_study(storage, "s", path=directory / "optuna_study.db", resume=True, basis={})
@@ -160,13 +163,17 @@ def small_search(directory, prepared, space=TINY_SPACE, samples=4, **more):
         placement=Placement(max_concurrent=2, gpus_per_trial=0),
         checkpoint_dir=directory / "checkpoints",
         states=StateStore(str(directory / "tune"), "job"),
-        stop=Stop(),
-        on_finished=seen.append,
-        **more,
+        on_finished=on_finished or seen.append,
+        **({"stop": Stop()} | more),
     )
     trials = study.trials
     studies.close_storage(storage, directory / "optuna_study.db")
     return trials, seen
+
+
+def study_in(directory):
+    """The study of ``small_search``."""
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{directory / 'optuna_study.db'}")
 
 
 def test_replacing_every_test_row_by_nan_changes_nothing_the_search_does_or_picks(
@@ -227,20 +234,85 @@ class DyingTrial(LSTMTrial):
         return super().step()
 
 
+@pytest.fixture
+def _classes_of_this_file_travel():
+    # Workers cannot import this file: its classes travel with their code.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("_classes_of_this_file_travel")
 def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_when_it_dies_again_and_again(
     cluster, tmp_path, snapshot
 ):
     prepared = prepare(snapshot, options(tmp_path))
-    # Workers cannot import this file: its class travels with its code.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        trials, _ = small_search(tmp_path, prepared, samples=4, trial_class=DyingTrial)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    trials, _ = small_search(tmp_path, prepared, samples=4, trial_class=DyingTrial)
     states = {(trial.params["hidden_size"], trial.state) for trial in trials}
     assert states == {(8, TrialState.COMPLETE), (16, TrialState.FAIL)}
     assert all("worker died" in t.user_attrs["reason"] for t in trials if t.state == TrialState.FAIL)
     assert list(tmp_path.glob("died_*"))
+
+
+class RecordingTrial(LSTMTrial):
+    """Writes down from which epoch each of its steps starts."""
+
+    def step(self):
+        with (Path(self._experiment.output_dir) / f"steps_of_{self._ticket.number}").open("a") as steps:
+            steps.write(f"{self._current.epoch}\n")
+        return super().step()
+
+
+@pytest.mark.usefixtures("_classes_of_this_file_travel")
+def test_an_interrupted_trial_goes_on_from_its_last_rung_when_the_job_is_resumed(cluster, tmp_path, snapshot):
+    prepared = prepare(snapshot, options(tmp_path))
+    stop = Stop()
+
+    def stop_once_a_trial_has_saved_itself():
+        if any(studies.STATE in t.user_attrs for t in study_in(tmp_path).get_trials(deepcopy=False)):
+            stop.reason = "test"
+
+    small_search(
+        tmp_path, prepared, stop=stop, on_event=stop_once_a_trial_has_saved_itself, trial_class=RecordingTrial
+    )
+    put_back = {t.number for t in study_in(tmp_path).trials if t.user_attrs.get("reason") == "interrupted"}
+    trials, _ = small_search(tmp_path, prepared, trial_class=RecordingTrial)
+    went_on = [trial for trial in trials if {studies.STATE, studies.RERUN_OF} <= set(trial.user_attrs)]
+    first_epochs = defaultdict(set)
+    for trial in went_on:
+        first = int((tmp_path / f"steps_of_{trial.number}").read_text().split()[0])
+        first_epochs[trial.user_attrs[studies.RERUN_OF] in put_back].add(first)
+        assert trial.state == TrialState.COMPLETE
+    assert first_epochs[True]
+    assert 0 not in first_epochs[True]
+
+
+def test_a_locked_database_ends_the_search_and_resume_loses_no_trial(
+    cluster, tmp_path, snapshot, monkeypatch
+):
+    monkeypatch.setattr(studies, "LOCK_WAIT", 0.5)
+    prepared = prepare(snapshot, options(tmp_path))
+    other = sqlite3.connect(tmp_path / "optuna_study.db", check_same_thread=False)
+    finished = []
+
+    def lock_after_the_first(end):
+        finished.append(end.number)
+        if len(finished) == 1:
+            other.execute("BEGIN IMMEDIATE")
+
+    with (
+        pytest.raises(StudyError, match=r"optuna_study.db cannot be used \(database is locked\)"),
+        studies.study_errors(tmp_path / "optuna_study.db"),
+    ):
+        small_search(tmp_path, prepared, on_finished=lock_after_the_first)
+    other.rollback()
+    other.close()
+    assert study_in(tmp_path).trials[finished[0]].state == TrialState.COMPLETE
+    studies.put_back_running(study_in(tmp_path))
+    trials, _ = small_search(tmp_path, prepared, samples=3)
+    states = [trial.state for trial in trials]
+    assert states.count(TrialState.COMPLETE) == 4
+    assert TrialState.RUNNING not in states
 
 
 def test_a_full_disk_ends_the_search_in_its_own_words_and_loses_no_finished_trial(
@@ -289,6 +361,30 @@ def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
     outcome = jobs.run_job(options(tmp_path, num_samples=2, gpu_from=0))
     assert outcome.summary["trials"]["COMPLETE"] == 2
     assert [trial.user_attrs["gpus"] for trial in study_of(tmp_path).trials] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--storage-path", "/proc/nope", "--storage-path /proc/nope: it cannot be written"),
+        ("--address", "127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_a_place_that_cannot_be_reached_is_one_clear_line(tmp_path, option, value, message):
+    code, errors = wait_for_end(start_job(tmp_path, option, value))
+    assert code == 1
+    assert errors.startswith(f"error: {message}")
+    assert errors.count("\n") == 1
+
+
+def test_a_signal_before_the_first_trial_has_a_process_ends_the_job_too(tmp_path):
+    process = start_job(tmp_path, "--num-samples", "4")
+    wait_until(lambda: (tmp_path / ".tune_state").exists() and study_of(tmp_path).trials, process)
+    process.send_signal(signal.SIGTERM)
+    code, errors = wait_for_end(process, seconds=60)
+    assert code == 130, errors
+    assert "stopped by SIGTERM with 0 trials finished" in errors
+    assert all(trial.state != TrialState.RUNNING for trial in study_of(tmp_path).trials)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)

@@ -12,7 +12,7 @@ EXAMPLES = """\
 examples:
   python -m tune_jobs.pareto --num-samples 64
   python -m tune_jobs.pareto --num-samples 16 --space small --source prices.csv --symbol ACME
-  python -m tune_jobs.pareto --num-samples 200 --address auto --gpus-per-trial 0.25
+  python -m tune_jobs.pareto --num-samples 200 --address auto --storage-path s3://bucket/tune
   python -m tune_jobs.pareto --num-samples 64 --resume
 """
 
