@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from forecast.model import multiply_adds
+
+if TYPE_CHECKING:  # a worker never samples: it starts sooner without
+    import optuna
 
 
 @dataclass(frozen=True)
