@@ -374,7 +374,7 @@ def test_a_place_that_cannot_be_reached_is_one_clear_line(tmp_path, option, valu
     assert errors.count("\n") == 1
 
 
-def test_a_signal_before_the_first_trial_has_a_process_ends_the_job_too(tmp_path):
+def test_a_signal_before_the_first_trial_has_a_process_ends_the_job_and_resume_completes_it(tmp_path):
     process = start_job(tmp_path, "--num-samples", "4")
     wait_until(lambda: (tmp_path / ".tune_state").exists() and study_of(tmp_path).trials, process)
     process.send_signal(signal.SIGTERM)
@@ -382,6 +382,9 @@ def test_a_signal_before_the_first_trial_has_a_process_ends_the_job_too(tmp_path
     assert code == 130, errors
     assert "stopped by SIGTERM with 0 trials finished" in errors
     assert all(trial.state != TrialState.RUNNING for trial in study_of(tmp_path).trials)
+    code, errors = wait_for_end(start_job(tmp_path, "--num-samples", "4", "--resume"))
+    assert code == 0, errors
+    assert [trial.state for trial in study_of(tmp_path).trials].count(TrialState.COMPLETE) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
