@@ -164,6 +164,11 @@ def wrong_at_the_end(directory: Path, samples: int) -> list[str]:
         f"{len(complete)} COMPLETE and {len(failed)} FAIL": len(complete) + len(failed) == samples,
         "a trial is RUNNING or WAITING": all(trial.state.is_finished() for trial in trials),
         f"trials {sorted(reruns)} ran again, {interrupted} were interrupted": sorted(reruns) == interrupted,
+        "a trial ran again with other parameters": all(
+            trials[trial.user_attrs[studies.RERUN_OF]].params.items() <= trial.params.items()
+            for trial in trials
+            if studies.RERUN_OF in trial.user_attrs
+        ),
         f"front {sorted(reported)}, should be {sorted(front)}": reported == front,
         f"pick {picked}": picked in front
         and trials[picked].values[2] == min(trial.values[2] for trial in complete),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import signal
 import sys
 import textwrap
+import threading
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,6 +167,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments
+    if threading.current_thread() is threading.main_thread():
+        # What a spot instance or Kubernetes sends ends a command as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main([a for a in arguments if a != DEBUG])
     except ForecastError as error:

@@ -227,6 +227,8 @@ class DyingTrial(LSTMTrial):
         if self._params["hidden_size"] == 16:
             os._exit(1)
         mark = Path(self._experiment.output_dir) / f"died_{self.trial_id}"
+        if mark.exists() and not mark.read_text():
+            mark.write_text(f"went on from epoch {self._current.epoch}")
         if self.iteration == 1 and not mark.exists():
             mark.touch()
             os._exit(1)
@@ -250,7 +252,9 @@ def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_when_it_dies
     states = {(trial.params["hidden_size"], trial.state) for trial in trials}
     assert states == {(8, TrialState.COMPLETE), (16, TrialState.FAIL)}
     assert all("worker died" in t.user_attrs["reason"] for t in trials if t.state == TrialState.FAIL)
-    assert list(tmp_path.glob("died_*"))
+    died = list(tmp_path.glob("died_*"))
+    assert died
+    assert {mark.read_text() for mark in died} == {f"went on from epoch {FIRST_RUNG}"}
 
 
 class RecordingTrial(LSTMTrial):

@@ -65,6 +65,23 @@ def test_gpus_and_cores_are_used_at_the_same_time(nodes, tmp_path):
     assert most_at_once(complete) > 2
 
 
+def test_cores_of_a_gpu_node_are_left_to_its_gpu(nodes, tmp_path):
+    nodes.add_node(num_cpus=1, num_gpus=1)
+    nodes.add_node(num_cpus=1)
+    # A small trial may take the only core of the node with the GPU: the GPU must not wait to the end for it.
+    process = start_job(
+        tmp_path, "--num-samples", "30", "--gpus-per-trial", "1", "--gpu-from", "0.3", address=nodes.address
+    )
+    code, errors = wait_for_end(process)
+    assert code == 0, errors
+    complete, failed = ended(tmp_path)
+    assert (len(complete), failed) == (30, [])
+    on_the_gpu = [span(trial) for trial in complete if trial.user_attrs["gpus"] == 1]
+    on_cores = [span(trial) for trial in complete if trial.user_attrs["gpus"] == 0]
+    assert min(on_the_gpu)[0] < sorted(on_cores)[len(on_cores) // 2][0]
+    assert most_at_once(complete) == 2
+
+
 def trains_on(node):
     """Whether a trial's step is running in a process of that node."""
     raylet = node.all_processes["raylet"][0].process.pid

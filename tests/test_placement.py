@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from forecast.errors import UsageError
 from forecast.model import multiply_adds
-from tune_jobs.placement import Demand, Growth, Node, Placement, SlotResources, read_growth
+from tune_jobs.placement import (
+    GPU_PATIENCE,
+    Demand,
+    Growth,
+    Node,
+    Placement,
+    SlotResources,
+    read_growth,
+)
 from tune_jobs.search import startup_trials
 
 COSTLY, CHEAP = 100, 1
@@ -92,10 +100,33 @@ def test_a_cluster_that_can_grow_is_asked_for_twice_what_it_has_until_it_has_it_
     assert placement.limit == placement.reach
 
 
-def test_an_explicit_number_of_trials_at_a_time_holds():
-    placement = Cluster(Node(2)).placement(max_concurrent=5)
-    assert len(start_all(placement, [CHEAP] * 9)) == 5
+def test_more_trials_at_a_time_than_the_cluster_holds_are_started_only_where_it_may_grow():
+    assert len(start_all(Cluster(Node(9)).placement(max_concurrent=5), [CHEAP] * 9)) == 5
+    assert len(start_all(Cluster(Node(2)).placement(max_concurrent=5), [CHEAP] * 9)) == 2
+    cluster = Cluster(Node(2))
+    placement = cluster.placement(max_concurrent=5, may_grow=True)
     assert placement.reach == 5
+    assert len(start_all(placement, [CHEAP] * 9)) == 4
+    cluster.change(Node(2), Node(2))
+    assert placement.limit == 5
+    assert Cluster(Node(2)).placement(may_grow=True).limit == 2
+
+
+def test_a_trial_does_not_wait_for_ever_for_a_gpu_that_the_autoscaler_cannot_start():
+    cluster = Cluster(Node(2))
+    placement = cluster.placement(growth=Growth(Node(2), ((Node(4, 1), 1),), 1))
+    placement.place("first", COSTLY)
+    placement.look()
+    cluster.seconds += GPU_PATIENCE - 1
+    placement.look()
+    assert not placement.is_stranded("first")
+    cluster.seconds += 1
+    placement.look()
+    assert placement.is_stranded("first")
+    assert placement.place("second", COSTLY).demand == CORE
+    # The instance comes after all: what is asked for next may go there.
+    cluster.change(Node(2), Node(4, 1))
+    assert placement.place("third", COSTLY).demand.gpus == 0.25
 
 
 def test_a_trial_is_stranded_when_the_last_gpu_it_could_have_is_gone():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,13 +14,17 @@ from rich.console import Console
 
 from forecast.errors import StudyError, UsageError
 from tune_jobs import study as studies
+from tune_jobs.job import _cluster
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
+from tune_jobs.placement import Node, Placement
 from tune_jobs.progress import SearchProgress
 from tune_jobs.report import front_table
-from tune_jobs.searcher import Finished
+from tune_jobs.search import BLOCKED_AFTER, Rungs
+from tune_jobs.searcher import Finished, put_back_running, trial_checkpoint_path
 from tune_jobs.selection import FrontPoint, pick
 from tune_jobs.space import SPACES
+from tune_jobs.states import StateStore
 from tune_jobs.trial import next_rung
 
 PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
@@ -129,13 +134,95 @@ def test_a_damaged_database_is_one_clear_line(tmp_path):
 def test_trials_of_a_dead_driver_fail_and_are_queued_again_once(open_study):
     study = open_study()
     SPACES["small"](trial := study.ask())
-    assert studies.put_back_running(study) == 1
-    assert studies.put_back_running(study) == 0
+    assert studies.put_back_running(study) == [0]
+    assert studies.put_back_running(study) == []
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert study.trials[0].user_attrs["reason"] == "interrupted"
     again = study.ask()
     SPACES["small"](again)
     assert again.params == trial.params
+
+
+def test_a_trial_killed_while_it_was_asked_for_again_keeps_the_parameters_it_was_queued_with(open_study):
+    study = open_study()
+    SPACES["small"](trial := study.ask())
+    studies.put_back_running(study)
+    study.ask()  # taken from the queue, and killed before a single parameter was written
+    assert study.trials[1].params == {}
+    studies.put_back_running(study)
+    SPACES["small"](again := study.ask())
+    assert again.number == 2
+    assert again.params == trial.params
+
+
+def test_a_trial_put_back_leaves_no_checkpoint_behind(open_study, tmp_path):
+    study = open_study()
+    study.tell(study.ask(), [1.0, 1.0, 1.0])
+    study.ask()
+    for number in (0, 1):  # the second was killed after it was written and before the study knew
+        trial_checkpoint_path(tmp_path, number).touch()
+    assert put_back_running(study, tmp_path) == 1
+    assert [path.name for path in tmp_path.glob("trial_*")] == ["trial_00000.pt"]
+
+
+def test_a_resumed_search_compares_new_trials_with_those_of_before():
+    placement = Placement(ask_cluster=lambda: [Node(2)])
+    earlier = [[(1, 1.0), (3, 0.5)], [(1, 2.0)], [(1, 3.0)]]
+
+    def decision(rungs, loss):
+        scheduler = Rungs(placement, 60, rungs)
+        trial = SimpleNamespace(trial_id="new", status="RUNNING", stub=False)
+        scheduler.on_trial_add(None, trial)
+        return scheduler.on_trial_result(None, trial, {"epoch": 1, "val_loss_best": loss})
+
+    assert decision([], 2.5) == Rungs.CONTINUE
+    assert decision(earlier, 2.5) == Rungs.STOP
+    assert decision(earlier, 0.9) == Rungs.CONTINUE
+
+
+def test_cores_are_given_up_for_a_gpu_that_has_waited_for_one_longer_than_a_process_takes_to_start(
+    monkeypatch,
+):
+    now = 0.0
+    monkeypatch.setattr("tune_jobs.search.time.monotonic", lambda: now)
+    placement = Placement(
+        ask_cluster=lambda: [Node(2, 1), Node(1)], clock=lambda: now, gpus_per_trial=0.5, gpu_from=10
+    )
+    scheduler = Rungs(placement, 60, [])
+    trials = [
+        SimpleNamespace(trial_id=name, status="RUNNING", PENDING="PENDING", RUNNING="RUNNING")
+        for name in "abc"
+    ]
+    for trial, cost in zip(trials, [100, 100, 1], strict=True):
+        placement.place(trial.trial_id, cost)
+    trials[1].status = "PENDING"
+    now = 100.0
+    scheduler._look_for_blocked_gpu(trials)
+    assert not scheduler._gpu_is_blocked
+    now += BLOCKED_AFTER
+    scheduler._look_for_blocked_gpu(trials)
+    assert scheduler._gpu_is_blocked
+    trials[1].status = "RUNNING"
+    scheduler._look_for_blocked_gpu(trials)
+    assert not scheduler._gpu_is_blocked
+
+
+def test_a_job_is_no_ray_client(tmp_path):
+    with (
+        pytest.raises(UsageError, match=r"--address ray://head:10001: .* run it on the head"),
+        _cluster("ray://head:10001"),
+    ):
+        pass
+
+
+def test_a_storage_path_may_be_relative_and_is_not_removed_with_the_states_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = StateStore.at("shared", "job")
+    assert store.path == str(tmp_path / "shared" / "job")
+    (tmp_path / "shared" / "job").mkdir(parents=True)
+    store.remove()
+    assert list((tmp_path / "shared").iterdir()) == []
+    assert StateStore.at("s3://bucket/tune", "job").path == "s3://bucket/tune/job"
 
 
 def test_a_job_killed_while_it_puts_a_trial_back_queues_it_only_once(open_study, monkeypatch):

@@ -7,8 +7,10 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from rich.console import Console
 from forecast.atomic import require_writable
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
-from forecast.errors import StudyError
+from forecast.errors import StudyError, UsageError
 from forecast.evaluation import evaluate_forecasts
 from forecast.series import Provenance
 from forecast.source import series_from_config
@@ -44,7 +46,7 @@ from tune_jobs.report import (
     write_summary,
 )
 from tune_jobs.search import run_search
-from tune_jobs.searcher import SearchInput
+from tune_jobs.searcher import SearchInput, put_back_running
 from tune_jobs.selection import FrontPoint, pareto_front, pick, score_on_test
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
@@ -181,22 +183,23 @@ def search_and_pick(
         basis=_basis(options, provenance),
     )
     with studies.study_errors(database):
-        put_back = studies.put_back_running(study)
+        put_back = put_back_running(study, checkpoints)
         samples = studies.remaining(study, options.num_samples)
     _describe_resume(console, options, study, put_back, samples)
 
     stop = Stop()
     progress = SearchProgress(errors, samples, persistence, quiet=options.quiet)
     run: dict[str, Any] = {"trials": 0}
-    kept = StateStore(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
+    kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     if samples:
-        with _cluster(options.address) as growth:
+        with _cluster(options.address) as cluster:
             placement = Placement(
                 cpus_per_trial=options.cpus_per_trial,
                 gpus_per_trial=options.gpus_per_trial,
                 gpu_from=options.gpu_from * 1e6,
                 max_concurrent=options.max_concurrent,
-                growth=growth,
+                may_grow=cluster.may_grow,
+                growth=cluster.growth,
             )
             kept.check()
             _describe_cluster(console, placement, samples, options)
@@ -237,6 +240,9 @@ def search_and_pick(
         left = studies.remaining(study, options.num_samples)
     if not left:
         kept.remove()
+        if not options.storage_path:
+            with contextlib.suppress(OSError):  # another study of this directory has states there
+                (output / TUNE_STATE_DIR).rmdir()
     for problem in problems:
         _say(errors, f"warning: {problem}", "yellow")
     studies.close_storage(storage, database)
@@ -278,17 +284,28 @@ def _only_job_in(output: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[Growth | None]:
-    """Connect to a Ray cluster, or start a local one, and let go of it at the end.
+@dataclass(frozen=True)
+class _Connected:
+    """A cluster the job has not started may grow; ``growth`` is what to, where that is known."""
 
-    Yields what the cluster can grow to, where that is known.
-    """
+    may_grow: bool
+    growth: Growth | None = None
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[_Connected]:
+    """Connect to a Ray cluster, or start a local one, and let go of it at the end."""
     if ray.is_initialized():
-        yield None
+        yield _Connected(may_grow=False)
         return
     wanted = address or os.environ.get("RAY_ADDRESS")
     remote = bool(wanted) and wanted != "local"
+    if wanted and wanted.startswith("ray://"):
+        raise UsageError(
+            f"--address {wanted}: the job is part of the cluster and cannot be its Ray client; run it on the head with "
+            "--address auto, for example by `ray job submit` or `ray exec`"
+        )
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _require_answer(wanted)
         ray.init(
@@ -303,8 +320,11 @@ def _cluster(address: str | None) -> Iterator[Growth | None]:
             f"no Ray cluster at {wanted or 'this machine'} ({reason}); start one with `ray start --head`, or leave "
             "--address out for a local one"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put its own there, which ends the process with another exit code.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield read_growth() if remote else None
+        yield _Connected(may_grow=remote, growth=read_growth() if remote else None)
     finally:
         ray.shutdown()
 
@@ -313,7 +333,7 @@ def _require_answer(address: str | None) -> None:
     """Connect to ``host:port`` and hang up: where nothing listens, Ray would take a minute to say so."""
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), ADDRESS_WAIT).close()
+        socket.create_connection((host.strip("[]"), int(port)), ADDRESS_WAIT).close()
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

@@ -14,6 +14,8 @@ from ray import tune
 from forecast.errors import UsageError
 from forecast.model import DEFAULT_GPU_SHARE
 
+GPU_PATIENCE = 600.0
+"""Seconds that an autoscaler has to bring the first GPU that trials wait for: no instance takes longer to boot."""
 CAPACITY_AGE = 1.0
 """Seconds after which the cluster is asked again what it has."""
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
@@ -131,6 +133,7 @@ class Placement:
         gpus_per_trial: float | None = None,
         gpu_from: float = 0.0,
         max_concurrent: int | None = None,
+        may_grow: bool = False,
         growth: Growth | None = None,
         ask_cluster: Callable[[], list[Node]] = cluster_nodes,
         clock: Callable[[], float] = time.monotonic,
@@ -141,8 +144,10 @@ class Placement:
             cpus_per_trial: CPUs each trial asks for.
             gpus_per_trial: share of a GPU that a costly trial asks for beside; None is the default share.
             gpu_from: cost from which on a trial is costly, in multiply-adds a window.
-            max_concurrent: most trials under way; None is as many as fit, and where the cluster can grow as
-                many again, so that it does.
+            max_concurrent: most trials under way; None is as many as fit. Where the cluster may grow as many again
+                are under way, so that it does.
+            may_grow: whether an autoscaler may start nodes though nobody knows which; only ``max_concurrent`` then
+                says how many trials to ask for.
             growth: what the cluster's autoscaler may start.
             ask_cluster: what the cluster has.
             clock: seconds that only grow.
@@ -153,10 +158,13 @@ class Placement:
         share = DEFAULT_GPU_SHARE if gpus_per_trial is None else gpus_per_trial
         self._core, self._share = Demand(cpus_per_trial), Demand(cpus_per_trial, share)
         self._gpu_from, self._most, self._growth = gpu_from, max_concurrent, growth
+        self._may_grow_to = max_concurrent if may_grow and max_concurrent and not growth else 0
         self._ask_cluster, self._clock = ask_cluster, clock
         self._taken: dict[str, Slot] = {}
         self._free: list[Slot] = []
         self.core_seconds = 0.0
+        self._gpus_missed_since: float | None = None
+        self._gave_up_on_gpus = False
         self._asked_at, self._seen = clock(), ask_cluster()
         if not self._reach(self._core):
             raise UsageError(
@@ -182,6 +190,14 @@ class Placement:
         now = self._clock()
         self.core_seconds += (now - self._asked_at) * sum(node.cpus for node in self._seen)
         self._asked_at, self._seen = now, self._ask_cluster()
+        if any(node.slots(self._share) for node in self._seen):
+            self._gpus_missed_since, self._gave_up_on_gpus = None, False
+        elif not self._under_way(self._share):
+            self._gpus_missed_since = None
+        elif self._gpus_missed_since is None:
+            self._gpus_missed_since = now
+        elif now - self._gpus_missed_since >= GPU_PATIENCE:
+            self._gave_up_on_gpus = True
 
     @property
     def gpu_slots(self) -> int:
@@ -191,17 +207,19 @@ class Placement:
     @property
     def uses_gpus(self) -> bool:
         """Whether costly trials get a share of a GPU."""
-        return self._share.gpus > 0 and self._reach(self._share) > 0
+        if self._share.gpus <= 0:
+            return False
+        return self._slots(self._share) > 0 or (not self._gave_up_on_gpus and self._reach(self._share) > 0)
 
     @property
     def limit(self) -> int:
-        """Most trials to be under way now."""
-        return self._most or max(1, self._wanted(self._core))
+        """Most trials to be under way now: one without a place learns nothing from those that end meanwhile."""
+        return self._capped(max(1, self._wanted(self._core)))
 
     @property
     def reach(self) -> int:
         """Most trials to be under way once the cluster has grown."""
-        return self._most or max(1, self._reach(self._core))
+        return self._capped(max(1, self._reach(self._core)))
 
     def has_room(self) -> bool:
         """Whether one more trial is to be started."""
@@ -231,10 +249,17 @@ class Placement:
         if slot is not None:
             self._free.append(slot)
 
-    def is_stranded(self, trial_id: str) -> bool:
-        """Whether a trial waits for a share of a GPU on a cluster that has lost its last one for good."""
+    def has_share(self, trial_id: str) -> bool:
+        """Whether a trial under way asks for a share of a GPU."""
         slot = self._taken.get(trial_id)
-        return slot is not None and slot.demand.gpus > 0 and not self.uses_gpus
+        return slot is not None and slot.demand.gpus > 0
+
+    def is_stranded(self, trial_id: str) -> bool:
+        """Whether a trial waits for a GPU that will not come: the last one is lost, or never was started."""
+        return self.has_share(trial_id) and not self.uses_gpus
+
+    def _capped(self, trials: int) -> int:
+        return min(trials, self._most or trials)
 
     def _under_way(self, demand: Demand) -> int:
         return sum(slot.demand == demand for slot in self._taken.values())
@@ -251,7 +276,10 @@ class Placement:
         return sum(node.slots(demand) for node in self.nodes)
 
     def _reach(self, demand: Demand) -> int:
-        return max(self._slots(demand), self._growth.slots(demand) if self._growth else 0)
+        up = self._slots(demand)
+        if self._growth:
+            return max(up, self._growth.slots(demand))
+        return max(up, self._may_grow_to) if demand == self._core else up
 
     def _wanted(self, demand: Demand) -> int:
         # Trials without a place are what an autoscaler sees. As many again doubles the cluster each time, and

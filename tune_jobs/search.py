@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from ray.tune.utils.object_cache import _ObjectCache
 
 from tune_jobs import study as studies
 from tune_jobs.placement import Placement, SlotResources
-from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch
+from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
 from tune_jobs.trial import FIRST_RUNG, REDUCTION, LSTMTrial, Ticket
 
 MIN_STARTUP = 10
 """Finished trials below which the sampler draws at random, Optuna's own default."""
+BLOCKED_AFTER = 10.0
+"""Seconds after which a share of a GPU without a process is taken to wait for a core, and not just to start."""
 RETRIES = 2
 """Times a trial whose worker died goes on from its last rung before it counts as failed."""
 
@@ -34,7 +36,10 @@ RETRIES = 2
 class Rungs(AsyncHyperBandScheduler):
     """Successive halving at the trials' rungs (ASHA, Li et al. 2020), on a cluster that may lose its GPUs."""
 
-    def __init__(self, placement: Placement, longest_training: int) -> None:
+    def __init__(
+        self, placement: Placement, longest_training: int, earlier: Iterable[Sequence[tuple[float, float]]]
+    ) -> None:
+        """Start with what ``earlier`` trials reported at their rungs: epochs and losses."""
         super().__init__(
             time_attr="epoch",
             metric="val_loss_best",
@@ -45,6 +50,14 @@ class Rungs(AsyncHyperBandScheduler):
             max_t=longest_training + 1,
         )
         self._placement = placement
+        self._blocked_since: float | None = None
+        # Ray has no public way to tell the scheduler of trials that it did not run.
+        (bracket,) = self._brackets
+        for number, rungs in enumerate(earlier):
+            losses = dict(rungs)
+            for epoch, rewards in bracket._rungs:
+                if epoch in losses:
+                    rewards[f"earlier {number}"] = -losses[epoch]
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """End a trial that waits for a GPU that will not come: the study takes it back, to run on a core."""
@@ -52,12 +65,36 @@ class Rungs(AsyncHyperBandScheduler):
         if not isinstance(controller._actor_cache, SlotProcesses):
             # Ray has no public way to say which processes are kept.
             controller._actor_cache = SlotProcesses(
-                lambda: self._placement.has_room() and not controller._search_alg.is_finished()
+                lambda: (
+                    self._placement.has_room()
+                    and not controller._search_alg.is_finished()
+                    and not self._gpu_is_blocked
+                )
             )
-        for trial in list(tune_controller.get_live_trials()):
+        live = list(tune_controller.get_live_trials())
+        for trial in live:
             if trial.status == trial.PENDING and self._placement.is_stranded(trial.trial_id):
                 tune_controller.stop_trial(trial)
+        self._look_for_blocked_gpu(live)
         return super().choose_trial_to_run(tune_controller)
+
+    @property
+    def _gpu_is_blocked(self) -> bool:
+        since = self._blocked_since
+        return since is not None and time.monotonic() - since >= BLOCKED_AFTER
+
+    def _look_for_blocked_gpu(self, live: Sequence[Any]) -> None:
+        """See whether a free share of a GPU waits for a core of its node, which trials without a share have taken.
+
+        Ray puts those on any node. Their processes are then not kept: the core goes to the share, which has asked
+        first, and the next trial without a share starts a process elsewhere.
+        """
+        on_gpus = [trial for trial in live if self._placement.has_share(trial.trial_id)]
+        running = sum(trial.status == trial.RUNNING for trial in on_gpus)
+        if running < min(len(on_gpus), self._placement.gpu_slots):
+            self._blocked_since = self._blocked_since or time.monotonic()
+        else:
+            self._blocked_since = None
 
 
 class SlotProcesses(_ObjectCache):
@@ -174,7 +211,11 @@ def run_search(
                 tune.with_resources(trainable, lambda config: SlotResources(config[Ticket.KEY].slot)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=Rungs(placement, search.space.longest_training),
+                    scheduler=Rungs(
+                        placement,
+                        search.space.longest_training,
+                        [trial.user_attrs.get("rungs", []) for trial in studies.completed(study)],
+                    ),
                     num_samples=samples - ended,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
@@ -200,7 +241,7 @@ def run_search(
         keeping=searcher.seconds.keeping,
     )
     try:
-        studies.put_back_running(study)
+        put_back_running(study, checkpoint_dir)
     except studies.DATABASE_ERRORS:
         if stop.failure is None:
             raise

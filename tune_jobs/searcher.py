@@ -25,12 +25,27 @@ from tune_jobs.placement import Placement
 from tune_jobs.space import SearchSpace, cost
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
-from tune_jobs.trial import FAILURE, GPU_ERRORS, REPORTED, Ticket, in_one_line, read_state, trial_config
+from tune_jobs.trial import (
+    EARLIER_SECONDS,
+    FAILURE,
+    GPU_ERRORS,
+    REPORTED,
+    Ticket,
+    in_one_line,
+    read_state,
+    trial_config,
+)
+
+NODE_DIED = "its node has died"
+"""What Ray's text of an actor's death says where the whole node is gone."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One trial's end, for progress: completed with its objectives, or failed with a reason."""
+    """One trial's end, for progress: completed with its objectives, or failed with a reason.
+
+    ``seconds`` are those it trained for this job, not those before it was interrupted and put back.
+    """
 
     number: int
     objectives: dict[str, float] | None
@@ -92,6 +107,14 @@ class TrialWatch(tune.Callback):
             return None
         error: ray.exceptions.RayError = ray.cloudpickle.loads(Path(path).read_bytes())
         return error
+
+    def lost_its_node(self, trial_id: str) -> bool:
+        """Whether what ended a trial was the end of the node it ran on, which is not the trial's failure."""
+        error = self.error_of(trial_id)
+        # Ray tells a drained node apart in its error's fields, and one that just died only in its text.
+        return isinstance(error, ray.exceptions.RayActorError) and (
+            error.preempted or NODE_DIED in str(error)
+        )
 
     def why_failed(self, trial_id: str) -> str:
         """What ended a trial that could not say so itself, in one line."""
@@ -221,8 +244,10 @@ class StudySearch(OptunaSearch):
             return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
         if error:
             self._raise_if_others_would_fail_too(trial_id)
-        if result is None and self._watch.is_pending(trial_id):
-            # It had no process: its GPU is gone for good, or the process it was to reuse has died.
+        unstarted = result is None and self._watch.is_pending(trial_id)
+        if unstarted or (error and self._watch.lost_its_node(trial_id)):
+            # It had no process (its GPU is gone for good, or the process it was to reuse has died), or has lost
+            # one node after the other.
             studies.put_back(self._study, trial)
             self.put_back += 1
             return
@@ -237,7 +262,8 @@ class StudySearch(OptunaSearch):
         self._study.tell(trial, values)
         self._states.discard(saved)
         objectives = dict(zip(studies.OBJECTIVES, values, strict=True))
-        self._on_finished(Finished(trial.number, objectives, seconds=result["seconds"]))
+        seconds = result["seconds"] - result[EARLIER_SECONDS]
+        self._on_finished(Finished(trial.number, objectives, seconds=seconds))
 
     def _raise_if_others_would_fail_too(self, trial_id: str) -> None:
         """Tell what is the cluster's failure from what is the trial's, which would cost every other one too.
@@ -282,6 +308,17 @@ class StudySearch(OptunaSearch):
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its searcher for its own way of resuming, which is not ours.
         return {}
+
+
+def put_back_running(study: optuna.Study, checkpoint_dir: Path) -> int:
+    """Put back every trial whose driver is gone, and count them.
+
+    One that had written its checkpoint but was not told COMPLETE yet leaves none behind: it runs again.
+    """
+    numbers = studies.put_back_running(study)
+    for number in numbers:
+        trial_checkpoint_path(checkpoint_dir, number).unlink(missing_ok=True)
+    return len(numbers)
 
 
 def trial_checkpoint_path(directory: Path, number: int) -> Path:

@@ -31,6 +31,11 @@ class StateStore:
     uri: str
     job: str
 
+    @classmethod
+    def at(cls, place: str, job: str) -> StateStore:
+        """The directory of ``job`` in a place as a person gives it: an address, or a path that may be relative."""
+        return cls(place if "://" in place else str(Path(place).expanduser().absolute()), job)
+
     @property
     def _opened(self) -> tuple[pyarrow.fs.FileSystem, PurePosixPath]:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(self.uri)
@@ -104,12 +109,10 @@ class StateStore:
             filesystem.delete_dir(checkpoint.path)
 
     def remove(self) -> None:
-        """Delete the job's directory, and a local place with it that has nothing else in it."""
+        """Delete the job's directory; the place itself is not ours."""
         with contextlib.suppress(OSError):
             filesystem, directory = self._opened
             filesystem.delete_dir(str(directory))
-            if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-                Path(directory.parent).rmdir()
 
 
 def _sees(store: StateStore, mark: str) -> bool:

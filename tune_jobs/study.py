@@ -143,8 +143,8 @@ def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None
             )
 
 
-def put_back_running(study: optuna.Study) -> int:
-    """Put back every trial whose driver is gone, and count them.
+def put_back_running(study: optuna.Study) -> list[int]:
+    """Put back every trial whose driver is gone, and give back their numbers.
 
     Call it only while no job works on the study.
     """
@@ -152,7 +152,7 @@ def put_back_running(study: optuna.Study) -> int:
     queued = {trial.user_attrs.get(RERUN_OF) for trial in study.get_trials(deepcopy=False)}
     for trial in running:
         put_back(study, trial, queued=trial.number in queued)
-    return len(running)
+    return [trial.number for trial in running]
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: bool = False) -> None:
@@ -162,8 +162,10 @@ def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: 
     a trial nor runs it twice.
     """
     if not queued:
+        # A trial put back before and killed while it was asked for again has only some of its parameters, or none.
+        queued_params = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params", {})
         state = {STATE: trial.user_attrs[STATE]} if STATE in trial.user_attrs else {}
-        study.enqueue_trial(trial.params, user_attrs={RERUN_OF: trial.number, **state})
+        study.enqueue_trial({**queued_params, **trial.params}, user_attrs={RERUN_OF: trial.number, **state})
     fail(study, trial, INTERRUPTED)
 
 

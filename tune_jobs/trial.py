@@ -31,8 +31,13 @@ FIRST_RUNG = 1
 REDUCTION = 3
 """Each rung is this many times the last; one in this many trials goes on past it."""
 
-REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus")
-"""What a trial reports beside its objectives; kept as attributes of the study's trial."""
+REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus", "rungs")
+"""What a trial reports beside its objectives; kept as attributes of the study's trial.
+
+``seconds`` are those of its training; ``rungs`` has its best validation loss at each rung it reached, in pairs.
+"""
+EARLIER_SECONDS = "earlier_seconds"
+"""Key of a result: those of ``seconds`` that were trained before the trial was interrupted and put back."""
 FAILURE = "failure"
 """Key of a result that ends a trial as failed: the reason, in one line."""
 
@@ -113,7 +118,8 @@ class LSTMTrial(tune.Trainable):
         self._ticket: Ticket = config[Ticket.KEY]
         self._params = {name: value for name, value in config.items() if name != Ticket.KEY}
         self._trainer: Trainer | None = None
-        self._seconds = 0.0
+        self._seconds = self._earlier_seconds = 0.0
+        self._rungs: list[tuple[int, float]] = []
         self._started = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     @property
@@ -133,18 +139,20 @@ class LSTMTrial(tune.Trainable):
         try:
             with saved.as_directory() as directory:
                 self.load_checkpoint(directory)
+            self._earlier_seconds = self._seconds
         except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
-            self._trainer, self._seconds = self._new_trainer(), 0.0
+            self._trainer, self._seconds, self._rungs = self._new_trainer(), 0.0, []
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung and report; an exception is a result too, unless it is of the GPU.
 
         So the study learns the reason, and the actor lives on for the next trial.
         """
-        started = time.perf_counter()
         try:
             trainer = self._current
+            started = time.perf_counter()
             trainer.advance(next_rung(trainer.epoch))
+            self._seconds += time.perf_counter() - started
             objectives = trainer.evaluate(self._part).model
         except GPU_ERRORS:
             raise
@@ -152,10 +160,22 @@ class LSTMTrial(tune.Trainable):
             self._trainer = None
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
             return {**nothing, "epoch": 0, FAILURE: in_one_line(error), DONE: True}
-        self._seconds += time.perf_counter() - started
-        gpus = self._ticket.slot.demand.gpus
-        report = (trainer.best_loss, trainer.epoch, trainer.best_epoch, self._seconds, self._started, gpus)
-        return {**objectives, **dict(zip(REPORTED, report, strict=True)), DONE: trainer.finished}
+        self._rungs.append((trainer.epoch, trainer.best_loss))
+        report = (
+            trainer.best_loss,
+            trainer.epoch,
+            trainer.best_epoch,
+            self._seconds,
+            self._started,
+            self._ticket.slot.demand.gpus,
+            list(self._rungs),
+        )
+        return {
+            **objectives,
+            **dict(zip(REPORTED, report, strict=True)),
+            EARLIER_SECONDS: self._earlier_seconds,
+            DONE: trainer.finished,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the whole state: to go on from after a failure, and for the job to keep the best weights of."""
@@ -165,6 +185,7 @@ class LSTMTrial(tune.Trainable):
             "trainer": self._trainer.state_dict(),
             "validation": self._trainer.evaluate().to_dict(),
             "seconds": self._seconds,
+            "rungs": self._rungs,
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
@@ -172,7 +193,7 @@ class LSTMTrial(tune.Trainable):
         """Go on from ``save_checkpoint``."""
         state = read_state(checkpoint_dir)
         self._current.load_state_dict(state["trainer"])
-        self._seconds = state["seconds"]
+        self._seconds, self._rungs = state["seconds"], list(state["rungs"])
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
