@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import hashlib
+import io
 import os
 import pickle
 import platform
@@ -52,6 +54,8 @@ class Checkpoint:
         versions: library versions at training.
         created: UTC time of training, ISO 8601.
         best_epoch: the epoch of ``model_state``.
+        train_range: least and largest training price; None for files of the original system.
+        sha256: of the file it was loaded from, in hexadecimal; None for one that was not.
     """
 
     model_state: dict[str, Tensor]
@@ -68,7 +72,9 @@ class Checkpoint:
     versions: dict[str, str] | None = None
     created: str | None = None
     best_epoch: int | None = None
+    train_range: tuple[float, float] | None = None
     schema_version: int = SCHEMA_VERSION
+    sha256: str | None = None
 
     @classmethod
     def create(
@@ -99,6 +105,7 @@ class Checkpoint:
             versions=library_versions(),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             best_epoch=best_epoch,
+            train_range=prepared.train_range,
         )
 
     def with_test(self, test: Evaluation) -> Checkpoint:
@@ -148,6 +155,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "versions": checkpoint.versions,
         "created": checkpoint.created,
         "best_epoch": checkpoint.best_epoch,
+        "train_range": checkpoint.train_range,
     }
     write_atomically(path, lambda stream: torch.save(content, stream))
 
@@ -159,7 +167,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: when the file is missing, truncated, holds code, is newer than this version,
             lacks a key, or its weights do not fit its configuration or are not finite.
     """
-    content = _read(Path(path))
+    content, sha256 = _read(Path(path))
     version = content.get("schema_version", 0)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise CheckpointError(
@@ -177,10 +185,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = _first_line(error)
         raise CheckpointError(f"{path} is not a usable checkpoint ({reason}); {HOW_TO_MAKE_ONE}") from error
-    return checkpoint
+    return dataclasses.replace(checkpoint, sha256=sha256)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """What a file holds, and the hash of just those bytes: it may be replaced while it is read."""
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
     if not path.is_file():
@@ -188,7 +197,8 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not a file; give a checkpoint's path, for example artifacts/best_pareto_lstm.pt"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch names what it will not load, a class or a function; anything else is not a checkpoint at all.
         if re.search(r"Unsupported (global|class)|GLOBAL ", str(error)):
@@ -203,7 +213,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a forecaster checkpoint; {HOW_TO_MAKE_ONE}")
-    return content
+    return content, hashlib.sha256(data).hexdigest()
 
 
 def _from_content(content: dict[str, Any]) -> Checkpoint:
@@ -222,6 +232,7 @@ def _from_content(content: dict[str, Any]) -> Checkpoint:
         versions=content["versions"],
         created=content["created"],
         best_epoch=content["best_epoch"],
+        train_range=content.get("train_range"),
         schema_version=content["schema_version"],
     )
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from forecast.checkpoint import load_checkpoint
 from forecast.errors import WindowError
 from forecast.model import choose_device
-from forecast.training import forward_in_batches
+from forecast.networks import Engine, build_network
 
 
 class Predictor:
@@ -23,19 +23,24 @@ class Predictor:
     Attributes:
         path: the checkpoint's path, as given.
         checkpoint: what it holds.
-        device: where the network runs.
+        network: what runs its network; ``network.engine`` and ``network.device`` say how and where.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
-        """Load ``path`` and move the network to ``device`` (``auto``, ``cpu`` or ``cuda``).
+    def __init__(self, path: str | os.PathLike[str], device: str = "auto", engine: Engine = "torch") -> None:
+        """Load ``path`` and put its network on a device.
+
+        Args:
+            path: the checkpoint's file.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            engine: ``torch``, ``onnx``, or ``auto`` for the faster one of those that can be used.
 
         Raises:
             CheckpointError: when the file is missing or not a usable checkpoint.
+            UsageError: when the device or the engine cannot be used.
         """
         self.path = os.fspath(path)
         self.checkpoint = load_checkpoint(path)
-        self.device = choose_device(device)
-        self._model = self.checkpoint.build_model().to(self.device)
+        self.network = build_network(self.checkpoint, choose_device(device), engine)
         self._encoding = self.checkpoint.encoding
 
     @property
@@ -56,8 +61,7 @@ class Predictor:
         # What overflows on the way is refused by its result, below.
         with np.errstate(all="ignore"):
             normalized = self.checkpoint.normalization.normalize(values)
-            inputs = torch.from_numpy(self._encoding.inputs(normalized)).to(self.device)
-            outputs = forward_in_batches(self._model, inputs).cpu().numpy()
+            outputs = self.network(self._encoding.inputs(normalized))
             prices = self._encoding.prices(outputs, normalized[:, -1])
         if not np.isfinite(prices).all():
             raise WindowError(
@@ -65,6 +69,31 @@ class Predictor:
                 "range; check their scale"
             )
         return prices
+
+    def predict_steps(self, windows: ArrayLike, horizon: int) -> NDArray[np.float64]:
+        """The next ``horizon`` prices, shape (n, horizon), for windows (n, length).
+
+        Each step's forecast is taken for the price that the next step looks back on (the recursive strategy; Ben
+        Taieb et al. 2012), so what one step gets wrong the next ones build on.
+
+        Raises:
+            WindowError: as ``predict``; also when a step's forecast leaves what the model can take.
+        """
+        values = self._checked(windows)
+        steps = np.empty((len(values), horizon))
+        for step in range(horizon):
+            steps[:, step] = self.predict(values)
+            values = np.concatenate([values[:, 1:], steps[:, step : step + 1]], axis=1)
+        return steps
+
+    def outside_training_range(self, values: Sequence[float]) -> bool:
+        """Whether any price that the model looks at, of one window (length,), is beyond those of its training.
+
+        False for checkpoints that do not know their training range, those of the original system.
+        """
+        window = values[-self.sequence_length :]
+        low, high = self.checkpoint.train_range or (-math.inf, math.inf)
+        return min(window) < low or max(window) > high
 
     def predict_next(self, values: Sequence[float]) -> float:
         """The next price after ``values``, oldest first; see ``predict``."""
@@ -94,7 +123,8 @@ class Predictor:
 def _first(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> str:
     row, column = (int(index) for index in np.argwhere(wrong)[0])
     from_end = values.shape[1] - column
-    return f"value {values[row, column]} (number {from_end} from the end)"
+    window = f" of window {row}" if len(values) > 1 else ""
+    return f"value {values[row, column]} (number {from_end} from the end{window})"
 
 
 def predict_next_from_values(

@@ -96,6 +96,12 @@ class PreparedSeries:
         """The same series with its test rows cut off: what a search may see."""
         return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
 
+    @property
+    def train_range(self) -> tuple[float, float]:
+        """Least and largest training price."""
+        train = self.normalization.denormalize(self.normalized[: self.split.train_end])
+        return float(train.min()), float(train.max())
+
     def windows(self, part: Part, sequence_length: int, target: Target) -> Windows:
         """Windows of every target row of ``part``.
 

@@ -4,11 +4,25 @@
 fields of ``serve_app.options.ServeOptions``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from serve_app.flags import set_serve_flags
+
+if TYPE_CHECKING:
+    from serve_app.deployment import app
 
 # Before anything imports ray.serve, which reads them on import.
 set_serve_flags()
 
-from serve_app.deployment import app  # noqa: E402
-
 __all__ = ["app"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the application when it is first asked for: ``--help`` and HAProxy's start must not wait for torch."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from serve_app.deployment import app
+
+    return app

@@ -1,44 +1,88 @@
-"""The Ray Serve side: how many replicas, what each asks for, and what a replica does when it starts."""
+"""The Ray Serve side: how many replicas, what each asks for, and what a replica does when it starts and is changed."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import ray
 import torch
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from forecast.checkpoint import load_checkpoint
 from forecast.command import parse_settings
 from forecast.errors import ForecastError, UsageError
 from forecast.model import DEFAULT_GPU_SHARE, device_for_share
-from forecast.predictor import Predictor
-from serve_app.options import ServeOptions
+from serve_app.metrics import Measurements, Publisher
+from serve_app.models import Engines, Models, ReloadOutcome, ServedModel, checkpoint_files, logger
+from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.routes import build_web_app
+from serve_app.service import RETRY_AFTER_S, ForecastService
 
-RETRY_AFTER_SECONDS = 1.0
+CHECKPOINT = "checkpoint"
+"""Key of ``user_config``: the checkpoint to serve. Changing any of it loads what it names anew, without a restart."""
+HEADROOM = 64
+"""Requests a replica takes beyond its limit, to tell them that it is busy and to answer health checks."""
+DRAIN_S = 20.0
+"""Seconds a replica that leaves has to finish what it has."""
 
 
 @serve.ingress()
 class Forecaster:
-    """One replica: a loaded model behind the web application."""
+    """One replica: loaded models behind the web application."""
 
-    def __init__(self, options: ServeOptions) -> None:
-        self._options = options
-        self._predictor = Predictor(options.checkpoint, assigned_device())
-        if self._predictor.device.type == "cpu":
+    def __init__(self, options: ServeOptions, api_key: str | None) -> None:
+        device = assigned_device()
+        if device == "cpu":
             # One window at a time has no work for several threads, and replicas share the machine.
             torch.set_num_threads(1)
+        self._measurements, self._publisher = Measurements(), Publisher()
+        wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
+        engines = Engines(device, options.engine, options.max_batch_size, wait_s)
+        self._models = Models(engines, self._on_change)
+        service = ForecastService(
+            self._models,
+            self._measurements,
+            max_forecasts=options.max_forecasts,
+            request_timeout_s=options.request_timeout_s,
+        )
+        self._web = build_web_app(service, options, api_key)
+        self._publishing: asyncio.Task[None] | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray Serve asks for after the constructor."""
-        return build_web_app(self._predictor, max_body_bytes=self._options.max_body_bytes)
+        return self._web
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load what ``user_config`` names: at the start, and whenever it is changed.
+
+        Raises:
+            ForecastError: at the start; later a checkpoint that cannot be used is refused, and the old one goes on.
+        """
+        if self._publishing is None:
+            await self._models.load(user_config[CHECKPOINT])
+            self._publishing = asyncio.create_task(self._publisher.publish_forever(self._measurements))
+        else:
+            self._count(await self._models.replace(user_config[CHECKPOINT]))
+
+    async def reload(self) -> ReloadOutcome:
+        """Load again what is served, for its file has changed; for ``python -m serve_app reload``."""
+        return self._count(await self._models.replace())
+
+    def _count(self, outcome: ReloadOutcome) -> ReloadOutcome:
+        self._measurements.reloads["refused" if outcome.refused else "loaded"] += 1
+        return outcome
+
+    def _on_change(self, models: Mapping[str, ServedModel]) -> None:
+        self._publisher.show_models(models)
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -55,20 +99,45 @@ def app(args: dict[str, Any]) -> Application:
     try:
         options = parse_settings(ServeOptions, args, spell=lambda name: f"option {name}")
         # A replica may run in another directory.
-        options = options.model_copy(update={"checkpoint": str(Path(options.checkpoint).absolute())})
-        load_checkpoint(options.checkpoint)
+        checkpoint = Path(options.checkpoint).absolute()
+        for path in checkpoint_files(checkpoint):
+            load_checkpoint(path)
         gpus = replica_gpus(options.num_gpus, cluster_gpus())
     except ForecastError as error:
         raise click.ClickException(str(error)) from None
+    api_key = os.environ.get(API_KEY_VARIABLE)
+    if not api_key:
+        logger.warning("%s is not set: whoever reaches the port may ask", API_KEY_VARIABLE)
     deployment = serve.deployment(
-        num_replicas=options.replicas,
-        max_ongoing_requests=options.max_ongoing_requests,
+        num_replicas=None if options.max_replicas else options.replicas,
+        autoscaling_config=_autoscaling(options),
+        user_config={CHECKPOINT: str(checkpoint)},
+        # The application itself says when it is busy, so that health checks are answered all the same; Serve's own
+        # limits are behind that.
+        max_ongoing_requests=options.max_queued_requests + HEADROOM,
         max_queued_requests=options.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_SECONDS),
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        # A replica that is replaced goes when its successor answers.
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        health_check_period_s=5,
+        logging_config=LoggingConfig(
+            encoding=options.log_format.upper(), enable_access_log=options.access_log
+        ),
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": gpus},
     )(Forecaster)
-    bound: Application = deployment.bind(options)
+    bound: Application = deployment.bind(options, api_key)
     return bound
+
+
+def _autoscaling(options: ServeOptions) -> AutoscalingConfig | None:
+    if options.max_replicas is None:
+        return None
+    return AutoscalingConfig(
+        min_replicas=options.replicas,
+        max_replicas=options.max_replicas,
+        target_ongoing_requests=options.target_ongoing_requests,
+    )
 
 
 def replica_gpus(asked: float | None, available: float) -> float:

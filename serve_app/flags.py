@@ -8,6 +8,13 @@ They are read when Ray Serve's processes start. Importing ``serve_app`` sets the
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from pathlib import Path
+
+HAPROXY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+HAPROXY_SCRIPT = "forecaster-haproxy"
+"""Installed beside ``python``: HAProxy with its administration on the loopback, see ``serve_app.haproxy``."""
 
 SERVE_FLAGS = {
     # HAProxy in front of the replicas, instead of Serve's Python proxy: about ten times its throughput.
@@ -16,7 +23,7 @@ SERVE_FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # One HAProxy thread carries more than the replicas of a small machine; more would take their cores.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # HAProxy's metrics port listens on all interfaces without authentication.
+    # A log line a request through HAProxy's metrics socket costs more than it tells: replicas count.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Seconds a leaving replica stays for load balancers to notice. HAProxy beside it is told at once; Ray's
     # default of 30 is for load balancers that poll, and makes Ctrl-C take half a minute.
@@ -28,3 +35,6 @@ def set_serve_flags() -> None:
     """Set each flag that the environment does not set already."""
     for name, value in SERVE_FLAGS.items():
         os.environ.setdefault(name, value)
+    script = Path(sys.executable).with_name(HAPROXY_SCRIPT)
+    if script.exists() or (found := shutil.which(HAPROXY_SCRIPT)):
+        os.environ.setdefault(HAPROXY_VARIABLE, str(script if script.exists() else found))

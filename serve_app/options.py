@@ -1,13 +1,22 @@
-"""Every option of the serving application, given as ``name=value`` to ``serve run``."""
+"""Every option of the serving application: ``name=value`` of ``serve run``, or ``args`` in a Serve config."""
 
 from __future__ import annotations
 
 import os
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from forecast.networks import Engine
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
 CHECKPOINT_VARIABLE = "FORECAST_CHECKPOINT"
+API_KEY_VARIABLE = "FORECAST_API_KEY"
+"""Not an option: command lines and config files are read by others than their owner."""
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ServeOptions(BaseModel):
@@ -18,9 +27,16 @@ class ServeOptions(BaseModel):
     checkpoint: str = Field(
         default_factory=lambda: os.environ.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT),
         min_length=1,
-        description=f"checkpoint to serve (unless given, {CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
+        description="checkpoint to serve, or a directory with one a symbol (unless given, "
+        f"{CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
     )
     replicas: int = Field(1, ge=1, description="processes that answer requests")
+    max_replicas: int | None = Field(
+        None, ge=1, description="as many come up under load, and leave after it (unless given, replicas stay)"
+    )
+    target_ongoing_requests: float = Field(
+        16.0, gt=0, description="requests under way in each replica that autoscaling aims at"
+    )
     num_cpus: float = Field(1.0, ge=0, description="CPUs each replica asks for")
     num_gpus: float | None = Field(
         None,
@@ -28,8 +44,44 @@ class ServeOptions(BaseModel):
         description="GPU share each replica asks for (unless given, a quarter where the cluster has GPUs, else "
         "none)",
     )
-    max_ongoing_requests: int = Field(64, ge=1, description="requests a replica works on at a time")
-    max_queued_requests: int = Field(256, ge=1, description="requests that wait; more are refused with 503")
+    engine: Engine = Field(
+        "auto",
+        description="what runs the network: onnx (ONNX Runtime, CPU only), torch, or auto: onnx on a CPU where it "
+        "agrees with torch",
+    )
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="most windows a network runs at a time (unless given, 16 on a CPU, 256 on a GPU)",
+    )
+    batch_wait_ms: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="milliseconds a window waits for others (unless given, 0 on a CPU, 2 on a GPU)",
+    )
+    max_queued_requests: int = Field(
+        256, ge=1, description="requests under way in each replica; one more is refused with 503"
+    )
+    request_timeout_s: float = Field(
+        30.0, gt=0, description="seconds a request has: for its body, else 408, and for its answer, else 503"
+    )
     max_body_bytes: int = Field(
         1_048_576, ge=1024, description="largest request body; larger is refused with 413"
     )
+    max_forecasts: int = Field(
+        10_000, ge=1, description="most windows x horizon of one request; more is refused with 422"
+    )
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        (), description="origins whose pages may ask, separated by commas, or * (none unless given)"
+    )
+    access_log: bool = Field(False, description="a log line a request")
+    log_format: Literal["json", "text"] = Field("json", description="form of the replicas' log files")
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> ServeOptions:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is less than replicas={self.replicas}; raise it or leave it out"
+            )
+        return self

@@ -1,92 +1,222 @@
-"""The HTTP application around a predictor; it runs and is tested without a cluster."""
+"""The HTTP application: routes, limits and who may ask. It runs and is tested without a cluster.
+
+Forecast requests take a path of their own, from the ASGI server straight to ``ForecastService``: a web framework's
+way to a route takes longer than a forecast. FastAPI describes the routes and answers the others.
+"""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forecast.errors import WindowError
-from forecast.predictor import Predictor
+from serve_app.models import Models, ServedModel, UnknownSymbol
+from serve_app.options import ServeOptions
 from serve_app.schemas import (
+    BatchAnswer,
+    BatchRequest,
     ErrorAnswer,
     HealthAnswer,
     ModelAnswer,
+    ModelLine,
+    ModelsAnswer,
     PredictAnswer,
     PredictRequest,
     Problem,
-    problems_of,
+    RefusalAnswer,
 )
+from serve_app.service import Answer, ForecastService, busy, refuse
 
 DRAIN_FACTOR = 256
 """A refused body is read on, unkept, up to this many times the limit: a client that is still sending then
 sees the answer instead of a broken connection."""
+OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/redoc"})
+"""What needs no key."""
+
+Answering = Callable[[bytes], Awaitable[Answer]]
 
 
 class BodyTooLarge(Exception):
     """A request body is larger than the limit."""
 
 
-def build_web_app(predictor: Predictor, *, max_body_bytes: int) -> FastAPI:
-    """The web application that answers with ``predictor``.
+class WebApp:
+    """The ASGI application."""
 
-    Args:
-        predictor: the loaded model.
-        max_body_bytes: largest request body; a larger one is refused with 413.
+    def __init__(self, service: ForecastService, options: ServeOptions, api_key: str | None) -> None:
+        """Answer with ``service``; where ``api_key`` is not empty, only those who know it."""
+        self._service, self._options = service, options
+        self._key_hash = hashlib.sha256(api_key.encode()).digest() if api_key else None
+        self._under_way = 0
+        self._forecasts: dict[str, Answering] = {
+            "/predict": service.predict,
+            "/predict/batch": service.predict_batch,
+        }
+        self._described = describe_routes(service.models)
+        self._known_paths = frozenset(getattr(route, "path", "") for route in self._described.routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._described(scope, receive, send)
+            return
+        started = time.perf_counter()
+        # Where the application is mounted, the path of a request begins with the mount's.
+        route = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self._key_hash is not None and route not in OPEN_PATHS and not self._knows_key(scope):
+            answer = refuse(
+                401,
+                [
+                    Problem(
+                        loc=["header"], msg="send the API key, as Authorization: Bearer KEY", type="api_key"
+                    )
+                ],
+                (b"www-authenticate", b"Bearer"),
+            )
+        elif scope["method"] == "POST" and (forecast := self._forecasts.get(route)) is not None:
+            answer = await self._answer(forecast, receive)
+        else:
+            await self._described(scope, receive, self._counting(send, route, started))
+            return
+        length = (b"content-length", str(len(answer.body)).encode())
+        await send(
+            {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]}
+        )
+        await send({"type": "http.response.body", "body": answer.body})
+        self._service.measurements.answered(route, answer.status, time.perf_counter() - started)
+
+    def _knows_key(self, scope: Scope) -> bool:
+        """Compare hashes in constant time: they are equally long whatever was sent."""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                value = value.removeprefix(b"Bearer ")
+            elif name != b"x-api-key":
+                continue
+            if hmac.compare_digest(hashlib.sha256(value).digest(), self._key_hash or b""):
+                return True
+        return False
+
+    def _counting(self, send: Send, route: str, started: float) -> Send:
+        # What is no route of ours is counted together: clients could name any number of them.
+        known = route if route in self._known_paths else "other"
+
+        async def count(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                seconds = time.perf_counter() - started
+                self._service.measurements.answered(known, message["status"], seconds)
+            await send(message)
+
+        return count
+
+    async def _answer(self, forecast: Answering, receive: Receive) -> Answer:
+        if self._under_way >= self._options.max_queued_requests:
+            return busy(f"{self._under_way} requests are under way here; try again later")
+        self._under_way += 1
+        body = None
+        try:
+            async with asyncio.timeout(self._options.request_timeout_s):
+                body = await _read_body(receive, self._options.max_body_bytes)
+                return await forecast(body)
+        except BodyTooLarge:
+            message = f"the body is larger than {self._options.max_body_bytes} bytes; send fewer values"
+            return refuse(413, [Problem(loc=["body"], msg=message, type="body_too_large")])
+        except TimeoutError:
+            limit = self._options.request_timeout_s
+            if body is None:
+                message = f"the body did not arrive within {limit:g} seconds; send it faster"
+                return refuse(408, [Problem(loc=["body"], msg=message, type="timeout")])
+            return busy(f"no answer within {limit:g} seconds; send fewer windows, or try again later")
+        finally:
+            self._under_way -= 1
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body, never keeping more than ``limit`` bytes.
+
+    Raises:
+        BodyTooLarge: when it is larger, whatever its headers say.
+        asyncio.CancelledError: when the client has gone.
     """
-    config = predictor.checkpoint.config
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > limit * DRAIN_FACTOR:
+            break
+        more = message.get("more_body", False)
+    if size > limit:
+        raise BodyTooLarge
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def build_web_app(service: ForecastService, options: ServeOptions, api_key: str | None = None) -> ASGIApp:
+    """The whole application, with CORS where it is asked for."""
+    web: ASGIApp = WebApp(service, options, api_key)
+    if options.cors_origins:
+        web = CORSMiddleware(
+            web,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "X-Model-Version"],
+        )
+    return web
+
+
+def describe_routes(models: Models) -> FastAPI:
+    """FastAPI with every route: the interface's description, and what is not in a hurry."""
     web = FastAPI(
         title="Price forecaster",
-        description=f"Forecasts the next {config.feature} of {config.symbol}.",
-        summary="An LSTM picked from the Pareto front of a tuning job.",
+        description="Forecasts the next price of a symbol from a window of past ones.",
+        summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
-    about = _describe(predictor)
 
-    @web.post(
-        "/predict",
-        response_model=PredictAnswer,
-        responses={422: {"model": ErrorAnswer}, 413: {"model": ErrorAnswer}},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
-            }
-        },
-        summary="Forecast the next price of a window",
+    def forecast_route(path: str, asked: type[BaseModel], answered: type[BaseModel], summary: str) -> None:
+        schema = asked.model_json_schema()
+
+        @web.post(
+            path,
+            response_model=answered,
+            responses=_errors(401, 408, 413, 422, 503),
+            openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+            },
+            summary=summary,
+        )
+        async def forecast() -> None:
+            """Described here, answered by ``WebApp``, which such a request never gets past."""
+
+    forecast_route("/predict", PredictRequest, PredictAnswer, "Forecast the next prices of a window")
+    forecast_route("/predict/batch", BatchRequest, BatchAnswer, "Forecast the next prices of many windows")
+
+    @web.get(
+        "/model", response_model=ModelAnswer, responses=_errors(401, 422), summary="Describe a served model"
     )
-    async def predict(request: Request) -> Response:
-        # The body is read and parsed by hand: bounded before it is kept, strict, and in one pass from bytes
-        # to numbers; the framework's own way takes longer than the model.
+    async def model(symbol: str | None = None) -> Any:
         try:
-            body = await _read_body(request, max_body_bytes)
-        except BodyTooLarge:
-            message = f"the body is larger than {max_body_bytes} bytes; send fewer values"
-            return _refuse(413, [Problem(loc=["body"], msg=message, type="body_too_large")])
-        try:
-            values = PredictRequest.model_validate_json(body).values
-        except ValidationError as error:
-            return _refuse(422, problems_of(error))
-        try:
-            # On the event loop: a thread would cost more than a forecast of a small model.
-            prediction = predictor.predict_next(values)
-        except WindowError as error:
-            return _refuse(422, [Problem(loc=["body", "values"], msg=str(error), type="window")])
-        answer = {
-            "ok": True,
-            "prediction": prediction,
-            "checkpoint_path": predictor.path,
-            "sequence_length": config.sequence_length,
-            "symbol": config.symbol,
-            "feature": config.feature,
-        }
-        return Response(json.dumps(answer, allow_nan=False), media_type="application/json")
+            chosen = models.choose(symbol)
+        except UnknownSymbol as error:
+            problem = Problem(loc=["query", "symbol"], msg=str(error), type="symbol")
+            return JSONResponse(ErrorAnswer(ok=False, detail=[problem]).model_dump(), 422)
+        return _describe(chosen, models)
 
-    @web.get("/model", summary="Describe the served model")
-    async def model() -> ModelAnswer:
-        return about
+    @web.get("/models", responses=_errors(401), summary="List the served models")
+    async def list_models() -> ModelsAnswer:
+        return ModelsAnswer(models=[_line(model) for model in models.by_symbol.values()])
 
     @web.get("/healthz", summary="Tell readiness")
     async def healthz() -> HealthAnswer:
@@ -95,36 +225,25 @@ def build_web_app(predictor: Predictor, *, max_body_bytes: int) -> FastAPI:
     return web
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The whole body, never keeping more than ``limit`` bytes.
-
-    Raises:
-        BodyTooLarge: when it is larger, whatever its headers say.
-    """
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        elif size > limit * DRAIN_FACTOR:
-            break
-    if size > limit:
-        raise BodyTooLarge
-    return b"".join(chunks)
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
 
 
-def _refuse(status: int, problems: list[Problem]) -> Response:
-    return JSONResponse(ErrorAnswer(ok=False, detail=problems).model_dump(), status_code=status)
+def _line(model: ServedModel) -> ModelLine:
+    return ModelLine(
+        symbol=model.symbol,
+        feature=model.feature,
+        sequence_length=model.sequence_length,
+        sha256=model.version,
+        checkpoint_path=model.predictor.path,
+    )
 
 
-def _describe(predictor: Predictor) -> ModelAnswer:
-    checkpoint = predictor.checkpoint
-    config: dict[str, Any] = checkpoint.config.model_dump(mode="json")
+def _describe(model: ServedModel, models: Models) -> ModelAnswer:
+    checkpoint, network = model.predictor.checkpoint, model.predictor.network
+    refusal = models.refusal
     return ModelAnswer(
-        checkpoint_path=predictor.path,
-        symbol=checkpoint.config.symbol,
-        feature=checkpoint.config.feature,
-        sequence_length=checkpoint.config.sequence_length,
+        **_line(model).model_dump(),
         target=checkpoint.config.target,
         trained_on=checkpoint.provenance,
         split=checkpoint.split,
@@ -132,8 +251,11 @@ def _describe(predictor: Predictor) -> ModelAnswer:
         metrics_test=checkpoint.metrics_test,
         persistence=checkpoint.persistence,
         trial_number=checkpoint.trial_number,
-        config=config,
+        config=checkpoint.config.model_dump(mode="json"),
         versions=checkpoint.versions,
         created=checkpoint.created,
-        device=str(predictor.device),
+        train_range=checkpoint.train_range,
+        device=str(network.device),
+        engine=network.engine,
+        refused=RefusalAnswer(reason=refusal.reason, at=refusal.at) if refusal else None,
     )

@@ -6,31 +6,79 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+MAX_HORIZON = 365
+"""Most steps ahead: each costs a forecast, and says less than the one before."""
+
 Price = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Window = Annotated[list[Price], Field(min_length=1, fail_fast=True)]
 
 
-class PredictRequest(BaseModel):
-    """A window of past prices. Fields that are not known here are ignored, as they always were."""
+class Options(BaseModel):
+    """What may stand beside the prices. Fields that are not known here are ignored, as they always were."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"values": [120.5, 121.0, 122.3, 121.8, 123.1]}]},
-        hide_input_in_errors=True,
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    symbol: Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None = Field(
+        None, description="which model to use; needed only where several are served, see GET /models"
+    )
+    horizon: Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None = Field(
+        None,
+        description="steps to forecast, each from the forecasts before it; the answer then has predictions",
     )
 
-    values: Annotated[list[Price], Field(min_length=1, fail_fast=True)] = Field(
+
+class PredictRequest(Options):
+    """A window of past prices."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"values": [120.5, 121.0, 122.3, 121.8, 123.1], "horizon": 3}]}
+    )
+
+    values: Window = Field(
         description="past prices, oldest first, at least the model's sequence_length; the last ones are used"
     )
 
 
-class PredictAnswer(BaseModel):
-    """The forecast and which model made it."""
+class BatchRequest(Options):
+    """Many windows of past prices at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"windows": [[120.5, 121.0, 122.3], [98.1, 97.9, 98.4]]}]}
+    )
+
+    windows: Annotated[list[Window], Field(min_length=1, fail_fast=True)] = Field(
+        description="windows, each as values of POST /predict; they need not be equally long"
+    )
+
+
+class ForecastAnswer(BaseModel):
+    """What every answer with forecasts has in common."""
 
     ok: bool = Field(True, description="always true in an answer with status 200")
-    prediction: float = Field(description="forecast of the next price, in price units")
     checkpoint_path: str = Field(description="the checkpoint that is served")
     sequence_length: int = Field(description="past prices the model looks at")
     symbol: str
     feature: str
+    warnings: list[str] | None = Field(
+        None, description="what to know about the answer; only there when there is something"
+    )
+
+
+class PredictAnswer(ForecastAnswer):
+    """The forecast and which model made it."""
+
+    prediction: float = Field(description="forecast of the next price, in price units")
+    predictions: list[float] | None = Field(
+        None, description="forecasts of the next horizon prices; only there when horizon was given"
+    )
+
+
+class BatchAnswer(ForecastAnswer):
+    """The forecasts of many windows and which model made them."""
+
+    predictions: list[float] | list[list[float]] = Field(
+        description="forecast of each window's next price; of its next horizon prices when horizon was given"
+    )
 
 
 class Problem(BaseModel):
@@ -48,13 +96,32 @@ class ErrorAnswer(BaseModel):
     detail: list[Problem]
 
 
-class ModelAnswer(BaseModel):
-    """The served model: what it forecasts, from what it was trained, and how good it is."""
+class RefusalAnswer(BaseModel):
+    """A checkpoint that was not taken."""
 
-    checkpoint_path: str
+    reason: str
+    at: str = Field(description="UTC, ISO 8601")
+
+
+class ModelLine(BaseModel):
+    """One of the served models, in short."""
+
     symbol: str
     feature: str
-    sequence_length: int
+    sequence_length: int = Field(description="past prices the model looks at")
+    sha256: str = Field(description="of the checkpoint's file")
+    checkpoint_path: str
+
+
+class ModelsAnswer(BaseModel):
+    """Every served model."""
+
+    models: list[ModelLine]
+
+
+class ModelAnswer(ModelLine):
+    """The served model: what it forecasts, from what it was trained, and how good it is."""
+
     target: str
     trained_on: dict[str, Any] | None = Field(
         description="source, first and last date, rows, hash of the prices"
@@ -69,7 +136,14 @@ class ModelAnswer(BaseModel):
     config: dict[str, Any]
     versions: dict[str, str] | None = Field(description="library versions at training")
     created: str | None
+    train_range: tuple[float, float] | None = Field(
+        description="least and largest price of the training; a window beyond them is answered with a warning"
+    )
     device: str
+    engine: str = Field(description="what runs the network: torch or onnx")
+    refused: RefusalAnswer | None = Field(
+        description="the last checkpoint this replica was to load instead, if it was refused"
+    )
 
 
 class HealthAnswer(BaseModel):
@@ -78,19 +152,25 @@ class HealthAnswer(BaseModel):
     ok: bool = True
 
 
+MAX_PROBLEMS = 10
+"""Most problems told of one request."""
 REMEDIES = {
     "json_invalid": 'send JSON, for example {"values": [120.5, 121.0]}; NaN and Infinity are no JSON numbers',
-    "missing": 'send {"values": [...]}',
-    "list_type": "send a list of numbers",
+    "missing": "see GET /docs for what this route takes",
+    "list_type": "send a list",
+    "string_type": "send a name in quotes",
+    "int_type": "send a whole number, without quotes",
+    "greater_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
+    "less_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
     "float_type": "send numbers, without quotes",
     "finite_number": "every value must be a finite number",
     "too_short": "send the model's sequence_length past prices, oldest first",
-    "model_type": 'send an object, {"values": [...]}',
+    "model_type": 'send an object, for example {"values": [120.5, 121.0]}',
 }
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """What a validation error says, without the input: it can hold what JSON has no word for."""
+    """The first things a validation error says, without the input: it can hold what JSON has no word for."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return [
         Problem(
@@ -98,5 +178,5 @@ def problems_of(error: ValidationError) -> list[Problem]:
             msg=f"{item['msg'][0].lower()}{item['msg'][1:]}; {REMEDIES.get(item['type'], 'see GET /docs')}",
             type=item["type"],
         )
-        for item in found
+        for item in found[:MAX_PROBLEMS]
     ]

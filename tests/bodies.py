@@ -1,6 +1,6 @@
 """Bodies that ``POST /predict`` must refuse, and with which status."""
 
-GOOD = [100.0 + row for row in range(20)]
+GOOD = [1000.0 + row for row in range(20)]
 
 
 def with_value(text):

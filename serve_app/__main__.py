@@ -1,0 +1,66 @@
+"""``python -m serve_app reload``: take a changed checkpoint into service."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forecast.command import Parser, add_options, parse_settings, run
+
+EXAMPLES = """\
+examples:
+  python -m serve_app reload
+  RAY_ADDRESS=10.0.0.1:6379 python -m serve_app reload --app forecaster
+"""
+
+
+class ReloadOptions(BaseModel):
+    """The running application."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field("auto", description="Ray cluster it runs on; auto is the one of this machine")
+    app: str = Field("default", description="its name on the cluster")
+    timeout: float = Field(60.0, gt=0, description="seconds that the replicas have")
+
+
+def build_parser() -> Parser:
+    """The command line, derived from ``ReloadOptions``."""
+    parser = Parser(prog="python -m serve_app", description="Change a running serving application.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{reload}")
+    command = commands.add_parser(
+        "reload",
+        help="load the served checkpoints again, in every replica, without dropping a request",
+        description="Load the served checkpoints again, in every replica: each loads, checks and warms up beside its "
+        "work, and then swaps. One that cannot use what it finds goes on with what it has; the exit code is then 1.",
+        epilog=EXAMPLES,
+    )
+    add_options(command, ReloadOptions)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; gives back the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    given.pop("command")
+    options = parse_settings(ReloadOptions, given)
+    from serve_app.reload import reload
+
+    outcomes = reload(options.address, options.app, options.timeout)
+    refused = sorted({outcome.refused for outcome in outcomes if outcome.refused})
+    for reason in refused:
+        count = sum(outcome.refused == reason for outcome in outcomes)
+        print(
+            f"refused by {count} of {len(outcomes)} replicas, which go on as before: {reason}",
+            file=sys.stderr,
+        )
+    for outcome in {str(o.versions): o for o in outcomes if not o.refused}.values():
+        for symbol, version in outcome.versions.items():
+            print(f"serving {symbol}, version {version[:12]}")
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,94 @@
+"""Windows that wait at the same moment are forecast together: a batch costs less than its windows one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Window = Sequence[float]
+
+
+class Batcher:
+    """Collects windows on the event loop and answers each with a future.
+
+    Nothing waits for company unless ``wait_s`` says so: what has arrived by the loop's next turn, or while the last
+    batch was computed, is a batch.
+    """
+
+    def __init__(
+        self,
+        forecast: Callable[[list[Window]], Any],
+        *,
+        max_batch_size: int,
+        wait_s: float = 0.0,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """Collect for ``forecast``.
+
+        Args:
+            forecast: prices (n,) for windows (n, length); what it raises for several windows is asked of each
+                alone, so that one bad window spoils no other's answer.
+            max_batch_size: most windows at a time.
+            wait_s: seconds to wait for company.
+            thread: where it is computed; None is on the event loop, which a short computation holds up less than
+                a thread's start and end do.
+        """
+        self._forecast, self._max_batch_size, self._wait_s = forecast, max_batch_size, wait_s
+        self._thread = thread
+        self._waiting: deque[tuple[Window, asyncio.Future[float]]] = deque()
+        self._turn_is_coming = False
+
+    def forecast(self, window: Window) -> asyncio.Future[float]:
+        """The price after ``window``, once its batch is computed; call it on the event loop."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._waiting.append((window, future))
+        if not self._turn_is_coming:
+            self._turn_is_coming = True
+            if self._wait_s:
+                loop.call_later(self._wait_s, self._take_turn, loop)
+            else:
+                loop.call_soon(self._take_turn, loop)
+        return future
+
+    def _take_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch_size))]
+        windows = [window for window, _ in batch]
+        if self._thread is None:
+            self._answer(batch, self._compute(windows))
+            self._next_turn(loop)
+        else:
+
+            def answer(done: asyncio.Future[list[float | Exception]]) -> None:
+                self._answer(batch, done.result())
+                self._next_turn(loop)
+
+            loop.run_in_executor(self._thread, self._compute, windows).add_done_callback(answer)
+
+    def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turn_is_coming = bool(self._waiting)
+        if self._turn_is_coming:
+            loop.call_soon(self._take_turn, loop)
+
+    def _compute(self, windows: list[Window]) -> list[float | Exception]:
+        try:
+            prices: list[float | Exception] = self._forecast(windows).tolist()
+            return prices
+        except Exception as error:
+            if len(windows) == 1:
+                return [error]
+            return [self._compute([window])[0] for window in windows]
+
+    def _answer(
+        self, batch: list[tuple[Window, asyncio.Future[float]]], outcomes: list[float | Exception]
+    ) -> None:
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():  # its client has gone, or its time is up
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

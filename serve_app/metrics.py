@@ -1,0 +1,108 @@
+"""What is counted: requests, their latency, windows outside the training range, and which model answers.
+
+Requests are counted in plain Python where they are answered; a task of its own hands the counts over to Ray, whose
+agent on each node serves them to Prometheus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ray.serve import metrics
+
+from serve_app.models import ServedModel
+
+PUBLISH_EVERY_S = 0.25
+"""Seconds between hand-overs: short, so that none takes the event loop for long."""
+LATENCY_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+
+
+@dataclass
+class Measurements:
+    """What has happened since it was last taken.
+
+    Attributes:
+        requests: answers by route and status.
+        seconds: each answer's time, from the request's headers to its answer, by route.
+        out_of_range: windows outside the training range by symbol.
+        reloads: attempts to load models by outcome, ``loaded`` or ``refused``.
+    """
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+    out_of_range: Counter[str] = field(default_factory=Counter)
+    reloads: Counter[str] = field(default_factory=Counter)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answer."""
+        self.requests[route, status] += 1
+        self.seconds.append((route, seconds))
+
+    def take(self) -> Measurements:
+        """What has been counted; counting starts anew."""
+        taken = Measurements(self.requests, self.seconds, self.out_of_range, self.reloads)
+        self.__init__()  # type: ignore[misc]
+        return taken
+
+
+class Publisher:
+    """Hands measurements over to Ray; make it inside a replica."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "forecast_requests_total",
+            "Requests answered.",
+            tag_keys=("route", "status"),  # type: ignore[arg-type]  # Ray's hint says one key
+        )
+        self._seconds = metrics.Histogram(
+            "forecast_request_duration_seconds",
+            "Time from a request's headers to its answer.",
+            boundaries=LATENCY_BUCKETS_S,
+            tag_keys=("route",),
+        )
+        self._out_of_range = metrics.Counter(
+            "forecast_out_of_range_inputs_total",
+            "Windows with a price below or above all of the training's.",
+            tag_keys=("symbol",),
+        )
+        self._reloads = metrics.Counter(
+            "forecast_model_reloads_total", "Attempts to load models.", tag_keys=("outcome",)
+        )
+        self._models = metrics.Gauge(
+            "forecast_model_info",
+            "1 for the model that is served, 0 for one that was; version is its file's SHA-256, shortened.",
+            tag_keys=("symbol", "version"),  # type: ignore[arg-type]
+        )
+        self._shown: set[tuple[str, str]] = set()
+
+    def publish(self, taken: Measurements) -> None:
+        """Hand over."""
+        for (route, status), count in taken.requests.items():
+            self._requests.inc(count, tags={"route": route, "status": str(status)})
+        for route, seconds in taken.seconds:
+            self._seconds.observe(seconds, tags={"route": route})
+        for symbol, count in taken.out_of_range.items():
+            self._out_of_range.inc(count, tags={"symbol": symbol})
+        for outcome, count in taken.reloads.items():
+            self._reloads.inc(count, tags={"outcome": outcome})
+
+    def show_models(self, models: Mapping[str, ServedModel]) -> None:
+        """Say which models are served."""
+        served = {(symbol, short_version(model.version)) for symbol, model in models.items()}
+        for symbol, version in self._shown | served:
+            self._models.set((symbol, version) in served, tags={"symbol": symbol, "version": version})
+        self._shown |= served
+
+    async def publish_forever(self, measurements: Measurements) -> None:
+        """Hand over every quarter of a second."""
+        while True:
+            await asyncio.sleep(PUBLISH_EVERY_S)
+            self.publish(measurements.take())
+
+
+def short_version(sha256: str) -> str:
+    """Enough of a hash to tell models apart."""
+    return sha256[:12]

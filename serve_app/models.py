@@ -1,0 +1,209 @@
+"""The models that a replica serves, by symbol, and how new ones take their place."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forecast.errors import CheckpointError, ForecastError, WindowError
+from forecast.model import multiply_adds
+from forecast.networks import Engine
+from forecast.predictor import Predictor
+from serve_app.batching import Batcher
+
+logger = logging.getLogger("ray.serve")
+
+INLINE_COST = 25e6
+"""Multiply-adds a window up to which a CPU computes on the event loop, about a millisecond: longer ones go to a
+thread, so that health checks and refusals do not wait for them."""
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Most windows at a time: on a CPU more are no cheaper."""
+GPU_WAIT_S = 0.002
+"""Seconds to wait for company on a GPU, where a batch costs what one window costs."""
+
+
+class UnknownSymbol(ForecastError):
+    """No model here forecasts what was asked for."""
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Where and how a replica computes.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        engine: what runs the networks.
+        max_batch_size: most windows at a time; None is what suits the device.
+        batch_wait_s: seconds to wait for company; None is what suits the device.
+    """
+
+    device: str = "cpu"
+    engine: Engine = "auto"
+    max_batch_size: int | None = None
+    batch_wait_s: float | None = None
+
+
+class ServedModel:
+    """A loaded model, ready to answer.
+
+    Attributes:
+        predictor: the model.
+        version: SHA-256 of its file, in hexadecimal.
+        common_fields: what all its answers have in common, as JSON without the braces.
+    """
+
+    def __init__(self, path: Path, engines: Engines, thread: ThreadPoolExecutor) -> None:
+        """Load, compare engines, and run once at each size, which is when libraries allocate what they keep.
+
+        Raises:
+            CheckpointError: when the file is missing or not a usable checkpoint, or what it holds cannot forecast
+                from the middle of its own training range.
+            UsageError: when the engine cannot be used.
+        """
+        self.predictor = Predictor(path, engines.device, engines.engine)
+        config = self.predictor.checkpoint.config
+        self.symbol, self.feature, self.sequence_length = (
+            config.symbol,
+            config.feature,
+            config.sequence_length,
+        )
+        self.version: str = self.predictor.checkpoint.sha256 or ""
+        fields = {
+            "checkpoint_path": self.predictor.path,
+            "sequence_length": self.sequence_length,
+            "symbol": self.symbol,
+            "feature": self.feature,
+        }
+        self.common_fields = json.dumps(fields)[1:-1]
+        on_gpu = self.predictor.network.device.type != "cpu"
+        size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
+        wait_s = engines.batch_wait_s
+        cost = multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
+        self.batcher = Batcher(
+            self.predictor.predict,
+            max_batch_size=size,
+            wait_s=wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0,
+            thread=thread if on_gpu or cost > INLINE_COST else None,
+        )
+        typical = float(self.predictor.checkpoint.normalization.denormalize(0.0))
+        try:
+            for count in (1, size):
+                self.predictor.predict([[typical] * self.sequence_length] * count)
+        except WindowError as error:
+            raise CheckpointError(
+                f"{path} cannot forecast even a price like those of its training: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a checkpoint was not taken, and when (UTC, ISO 8601)."""
+
+    reason: str
+    at: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class ReloadOutcome:
+    """What came of one attempt to load: the versions served after it, by symbol, and why it was refused if it was."""
+
+    versions: dict[str, str]
+    refused: str | None = None
+
+
+class Models:
+    """The models of one replica; replaced all at once, or not at all.
+
+    Attributes:
+        by_symbol: the models.
+        refusal: the last attempt to replace them, when it was refused.
+    """
+
+    def __init__(
+        self, engines: Engines, on_change: Callable[[Mapping[str, ServedModel]], None] = lambda models: None
+    ) -> None:
+        """Serve nothing yet; ``on_change`` is told of the models after each change."""
+        self._engines, self._on_change = engines, on_change
+        self._checkpoint = ""
+        self._one_at_a_time = asyncio.Lock()
+        self.threads = ThreadPoolExecutor(1, "forecast")
+        self.by_symbol: Mapping[str, ServedModel] = {}
+        self.refusal: Refusal | None = None
+
+    async def load(self, checkpoint: str | None = None) -> None:
+        """Load a file, or every ``.pt`` file of a directory, and serve it instead of what was served.
+
+        The work is done beside the event loop, which goes on answering with the old models.
+
+        Args:
+            checkpoint: path of the file or directory; None is what was loaded last.
+
+        Raises:
+            ForecastError: when something there cannot be used; the old models are still served.
+        """
+        async with self._one_at_a_time:
+            place = checkpoint or self._checkpoint
+            loaded = await asyncio.to_thread(self._load_all, Path(place))
+            self.by_symbol, self._checkpoint, self.refusal = loaded, place, None
+            self._on_change(loaded)
+
+    async def replace(self, checkpoint: str | None = None) -> ReloadOutcome:
+        """``load``, with a refusal kept and logged instead of raised."""
+        before = {symbol: model.version for symbol, model in self.by_symbol.items()}
+        try:
+            await self.load(checkpoint)
+        except (ForecastError, OSError) as error:
+            self.refusal = Refusal(str(error))
+            logger.error("new checkpoint refused, the old model goes on: %s", error)
+            return ReloadOutcome(before, str(error))
+        after = {symbol: model.version for symbol, model in self.by_symbol.items()}
+        logger.info("serving %s instead of %s", after, before)
+        return ReloadOutcome(after)
+
+    def _load_all(self, place: Path) -> dict[str, ServedModel]:
+        loaded: dict[str, ServedModel] = {}
+        for path in checkpoint_files(place):
+            model = ServedModel(path, self._engines, self.threads)
+            if (other := loaded.get(model.symbol)) is not None:
+                raise CheckpointError(
+                    f"{path} and {other.predictor.path} both forecast {model.symbol}; leave one of them in {place}"
+                )
+            loaded[model.symbol] = model
+        return loaded
+
+    def choose(self, symbol: str | None) -> ServedModel:
+        """The model for ``symbol``, which need not be named where there is one only.
+
+        Raises:
+            UnknownSymbol: when it must be named, or there is none for it.
+        """
+        if symbol is None and len(self.by_symbol) == 1:
+            return next(iter(self.by_symbol.values()))
+        model = self.by_symbol.get(symbol) if symbol is not None else None
+        if model is None:
+            served = ", ".join(self.by_symbol)
+            asked = (
+                "several models are served" if symbol is None else f"there is no model for {symbol[:100]!r}"
+            )
+            raise UnknownSymbol(f"{asked}; give symbol as one of: {served}")
+        return model
+
+
+def checkpoint_files(place: Path) -> list[Path]:
+    """The file itself, or the ``.pt`` files of a directory, by name.
+
+    Raises:
+        CheckpointError: when a directory has none.
+    """
+    if not place.is_dir():
+        return [place]
+    files = sorted(place.glob("*.pt"))
+    if not files:
+        raise CheckpointError(f"{place} has no .pt file; put one checkpoint a symbol there")
+    return files

@@ -1,0 +1,170 @@
+"""From a request's body to an answer's: what the two forecast routes do, without HTTP or a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from forecast.errors import WindowError
+from forecast.predictor import Predictor
+from serve_app.metrics import Measurements, short_version
+from serve_app.models import Models, ServedModel, UnknownSymbol
+from serve_app.schemas import BatchRequest, ErrorAnswer, PredictRequest, Problem, problems_of
+
+CHUNK = 256
+"""Windows forecast at a time in a batch request, between two looks at the clock."""
+RETRY_AFTER_S = 1
+"""Seconds after which a client that was refused for want of room is told to come again."""
+
+JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer: status, headers and body."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
+
+
+def refuse(status: int, problems: list[Problem], *headers: tuple[bytes, bytes]) -> Answer:
+    """An answer that says what is wrong, where, and the remedy."""
+    return Answer(status, ErrorAnswer(ok=False, detail=problems).model_dump_json().encode(), (JSON, *headers))
+
+
+def busy(reason: str) -> Answer:
+    """503, and when to come again."""
+    problem = Problem(loc=[], msg=reason, type="overloaded")
+    return refuse(503, [problem], (b"retry-after", str(RETRY_AFTER_S).encode()))
+
+
+class ForecastService:
+    """Answers ``/predict`` and ``/predict/batch``.
+
+    Attributes:
+        models: what it forecasts with.
+        measurements: where it counts.
+    """
+
+    def __init__(
+        self, models: Models, measurements: Measurements, *, max_forecasts: int, request_timeout_s: float
+    ) -> None:
+        """Forecast at most ``max_forecasts`` prices a request, and give up after ``request_timeout_s`` seconds."""
+        self.models, self.measurements = models, measurements
+        self._max_forecasts, self._request_timeout_s = max_forecasts, request_timeout_s
+
+    async def predict(self, body: bytes) -> Answer:
+        """Answer a ``PredictRequest``."""
+        try:
+            asked = PredictRequest.model_validate_json(body)
+        except ValidationError as error:
+            return refuse(422, problems_of(error))
+        try:
+            model = self.models.choose(asked.symbol)
+        except UnknownSymbol as error:
+            return refuse(422, [Problem(loc=["body", "symbol"], msg=str(error), type="symbol")])
+        # Only what the model looks at waits for its turn; a window that is too short is refused there.
+        window = asked.values[-model.sequence_length :]
+        try:
+            if asked.horizon is None:
+                prices = [await model.batcher.forecast(window)]
+            else:
+                (prices,) = await self._forecast_aside(model, [window], asked.horizon)
+        except WindowError as error:
+            return refuse(422, [Problem(loc=["body", "values"], msg=str(error), type="window")])
+        result = f'"prediction": {prices[0]!r}'
+        if asked.horizon is not None:
+            result += f', "predictions": {prices!r}'
+        return self._answer(model, result, [window])
+
+    async def predict_batch(self, body: bytes) -> Answer:
+        """Answer a ``BatchRequest``."""
+        try:
+            asked = BatchRequest.model_validate_json(body)
+        except ValidationError as error:
+            return refuse(422, problems_of(error))
+        try:
+            model = self.models.choose(asked.symbol)
+        except UnknownSymbol as error:
+            return refuse(422, [Problem(loc=["body", "symbol"], msg=str(error), type="symbol")])
+        forecasts = len(asked.windows) * (asked.horizon or 1)
+        if forecasts > self._max_forecasts:
+            message = (
+                f"{len(asked.windows)} windows and a horizon of {asked.horizon or 1} are {forecasts} forecasts; "
+                f"send at most {self._max_forecasts} in one request"
+            )
+            return refuse(422, [Problem(loc=["body", "windows"], msg=message, type="too_many_forecasts")])
+        windows = [values[-model.sequence_length :] for values in asked.windows]
+        try:
+            prices = await self._forecast_aside(model, windows, asked.horizon or 1)
+        except BadWindow as bad:
+            return refuse(422, [Problem(loc=["body", "windows", bad.index], msg=str(bad), type="window")])
+        answers = prices if asked.horizon is not None else [steps[0] for steps in prices]
+        return self._answer(model, f'"predictions": {answers!r}', windows)
+
+    async def _forecast_aside(
+        self, model: ServedModel, windows: Sequence[Sequence[float]], horizon: int
+    ) -> list[list[float]]:
+        """Forecasts (n, horizon) in a thread: they may take long."""
+        until = time.monotonic() + self._request_timeout_s
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self.models.threads, _forecast_in_chunks, model.predictor, windows, horizon, until
+        )
+
+    def _answer(self, model: ServedModel, result: str, windows: Sequence[Sequence[float]]) -> Answer:
+        outside = [
+            index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
+        ]
+        warnings = ""
+        if outside:
+            self.measurements.out_of_range[model.symbol] += len(outside)
+            low, high = model.predictor.checkpoint.train_range or (0, 0)
+            which = "the window has" if len(windows) == 1 else f"{len(outside)} of the windows have"
+            text = (
+                f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
+            )
+            warnings = f', "warnings": {json.dumps([text])}'
+        # All numbers are finite, for which Python's notation is JSON's.
+        body = f'{{"ok": true, {result}, {model.common_fields}{warnings}}}'
+        version = (b"x-model-version", short_version(model.version).encode())
+        return Answer(200, body.encode(), (JSON, version))
+
+
+class BadWindow(WindowError):
+    """One of several windows does not fit the model; ``index`` says which."""
+
+    def __init__(self, index: int, error: WindowError) -> None:
+        super().__init__(str(error))
+        self.index = index
+
+
+def _forecast_in_chunks(
+    predictor: Predictor, windows: Sequence[Sequence[float]], horizon: int, until: float
+) -> list[list[float]]:
+    """Runs in a thread, which nobody else can stop.
+
+    Raises:
+        TimeoutError: at the first look at the clock after ``until``.
+        BadWindow: when a window does not fit the model.
+    """
+    forecasts: list[list[float]] = []
+    for start in range(0, len(windows), CHUNK):
+        if time.monotonic() >= until:
+            raise TimeoutError
+        try:
+            forecasts += predictor.predict_steps(windows[start : start + CHUNK], horizon).tolist()
+        except WindowError:
+            for index, window in enumerate(windows[start : start + CHUNK], start):
+                try:
+                    predictor.predict_steps([window], horizon)
+                except WindowError as error:
+                    raise BadWindow(index, error) from None
+            raise
+    return forecasts

@@ -1,0 +1,38 @@
+"""The serving application as a replica runs it, in this process and without Ray."""
+
+import asyncio
+import contextlib
+
+from fastapi.testclient import TestClient
+
+from serve_app.metrics import Measurements
+from serve_app.models import Engines, Models
+from serve_app.options import ServeOptions
+from serve_app.routes import build_web_app
+from serve_app.service import ForecastService
+
+LIMIT = 20_000
+"""Bytes of a body."""
+
+
+def build(checkpoint, api_key=None, **options):
+    """The ASGI application, and the service behind it."""
+    options = ServeOptions(**({"max_body_bytes": LIMIT} | options))
+    models = Models(Engines(engine=options.engine))
+    asyncio.run(models.load(str(checkpoint)))
+    service = ForecastService(
+        models,
+        Measurements(),
+        max_forecasts=options.max_forecasts,
+        request_timeout_s=options.request_timeout_s,
+    )
+    return build_web_app(service, options, api_key), service
+
+
+@contextlib.contextmanager
+def serving(checkpoint, api_key=None, **options):
+    """A client of it; ``client.service`` is what is behind it."""
+    web, service = build(checkpoint, api_key, **options)
+    with TestClient(web) as client:
+        client.service = service
+        yield client

@@ -1,0 +1,361 @@
+"""What the served forecasts can do beyond one window, who may ask, and what happens under load and to new models."""
+
+import asyncio
+import json
+import logging
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bodies import GOOD
+from serving_here import LIMIT, build, serving
+
+from forecast import Predictor, save_checkpoint
+from forecast.errors import CheckpointError
+from serve_app.batching import Batcher
+from serve_app.models import Engines, Models
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint):
+    return Predictor(tiny_checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def client(tiny_checkpoint):
+    with serving(tiny_checkpoint, max_forecasts=100) as client:
+        yield client
+
+
+def another_model(tiny_result, path, symbol="BTC-USD", bias=0.5):
+    """A checkpoint that forecasts something else."""
+    state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
+    state["regressor.bias"] += bias
+    config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
+    save_checkpoint(replace(tiny_result.checkpoint, model_state=state, config=config), path)
+    return path
+
+
+@pytest.fixture
+def two_symbols(tiny_result, tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint, tmp_path / "btc.pt")
+    another_model(tiny_result, tmp_path / "eth.pt", "ETH-USD")
+    return tmp_path
+
+
+def predictions(client, **body):
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_horizon_is_forecast_step_by_step_from_the_steps_before(client, predictor):
+    window, expected = list(GOOD), []
+    for _ in range(4):
+        expected.append(predictor.predict_next(window))
+        window = [*window[1:], expected[-1]]
+    answer = predictions(client, values=GOOD, horizon=4)
+    assert answer["predictions"] == pytest.approx(expected, rel=1e-6)
+    assert answer["prediction"] == answer["predictions"][0]
+    assert "predictions" not in predictions(client, values=GOOD)
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 366, 1.5, "3", True, [1]])
+def test_a_horizon_that_is_none_is_refused(client, horizon):
+    answer = client.post("/predict", json={"values": GOOD, "horizon": horizon})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "horizon"]
+
+
+def test_a_batch_answers_each_window_as_it_would_be_answered_alone(client, predictor):
+    windows = [GOOD, [v * 1.1 for v in GOOD], [5.0, *GOOD]]
+    answer = client.post("/predict/batch", json={"windows": windows}).json()
+    assert answer["predictions"] == pytest.approx([predictor.predict_next(w) for w in windows], rel=1e-6)
+    assert (answer["symbol"], answer["sequence_length"]) == ("BTC-USD", 20)
+    ahead = client.post("/predict/batch", json={"windows": windows, "horizon": 3}).json()["predictions"]
+    assert np.shape(ahead) == (3, 3)
+    assert [steps[0] for steps in ahead] == answer["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [([1.0, 2.0], "2 values are too few"), ([-1.0] * 20, "needs positive prices")]
+)
+def test_a_batch_names_the_window_that_does_not_fit(client, bad, message):
+    answer = client.post("/predict/batch", json={"windows": [GOOD] * 5 + [bad, GOOD]})
+    assert answer.status_code == 422
+    problem = answer.json()["detail"][0]
+    assert problem["loc"] == ["body", "windows", 5]
+    assert message in problem["msg"]
+
+
+def test_more_forecasts_than_allowed_are_refused_before_any_is_made(client):
+    answer = client.post("/predict/batch", json={"windows": [GOOD] * 3, "horizon": 40})
+    assert answer.status_code == 422
+    assert "3 windows and a horizon of 40 are 120 forecasts; send at most 100" in answer.text
+
+
+def test_a_symbol_is_needed_only_where_there_are_several(client, two_symbols):
+    assert predictions(client, values=GOOD, symbol="BTC-USD") == predictions(client, values=GOOD)
+    with serving(two_symbols) as both:
+        assert [model["symbol"] for model in both.get("/models").json()["models"]] == ["BTC-USD", "ETH-USD"]
+        answers = {symbol: predictions(both, values=GOOD, symbol=symbol) for symbol in ("BTC-USD", "ETH-USD")}
+        assert answers["BTC-USD"]["prediction"] != answers["ETH-USD"]["prediction"]
+        assert answers["ETH-USD"]["symbol"] == "ETH-USD"
+        assert answers["ETH-USD"]["checkpoint_path"].endswith("eth.pt")
+        assert both.get("/model", params={"symbol": "ETH-USD"}).json()["symbol"] == "ETH-USD"
+        for symbol in (None, "DOGE-USD"):
+            refused = both.post("/predict", json={"values": GOOD, "symbol": symbol})
+            assert refused.status_code == 422
+            assert "give symbol as one of: BTC-USD, ETH-USD" in refused.text
+        assert both.get("/model").status_code == 422
+    # Never another symbol's forecast, even where there is only one.
+    assert client.post("/predict", json={"values": GOOD, "symbol": "ETH-USD"}).status_code == 422
+
+
+def test_a_directory_with_two_models_of_a_symbol_or_with_none_is_refused(two_symbols, tmp_path_factory):
+    shutil.copy(two_symbols / "btc.pt", two_symbols / "btc2.pt")
+    with pytest.raises(CheckpointError, match=r"btc2\.pt and .*btc\.pt both forecast BTC-USD"):
+        build(two_symbols)
+    with pytest.raises(CheckpointError, match=r"has no \.pt file"):
+        build(tmp_path_factory.mktemp("empty"))
+
+
+def test_a_window_outside_the_training_range_is_answered_counted_and_says_so(client, predictor):
+    low, high = predictor.checkpoint.train_range
+    assert "warnings" not in predictions(client, values=GOOD)
+    client.service.measurements.take()
+    answer = predictions(client, values=[*GOOD[1:], high * 1.01])
+    assert answer["warnings"] == [
+        f"the window has prices outside the training range of {low:g} to {high:g}; trust the forecast less"
+    ]
+    # What the model does not look at does not count.
+    assert "warnings" not in predictions(client, values=[high * 2, *GOOD])
+    assert client.service.measurements.take().out_of_range == {"BTC-USD": 1}
+
+
+def test_every_answer_is_counted_by_route_and_status(client):
+    client.service.measurements.take()
+    client.post("/predict", json={"values": GOOD})
+    client.post("/predict", json={"values": []})
+    client.get("/model")
+    client.get("/surely/not/here")
+    taken = client.service.measurements.take()
+    assert taken.requests == {
+        ("/predict", 200): 1,
+        ("/predict", 422): 1,
+        ("/model", 200): 1,
+        ("other", 404): 1,
+    }
+    assert len(taken.seconds) == 4
+    assert all(0 < seconds < 10 for _, seconds in taken.seconds)
+    assert not client.service.measurements.take().requests
+
+
+def test_without_the_key_nothing_but_health_and_documentation_answers(tiny_checkpoint):
+    with serving(tiny_checkpoint, api_key="s3cret ø") as client:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"X-API-Key": ""},
+            {"Authorization": "Basic s3cret"},
+        ):
+            assert client.post("/predict", json={"values": GOOD}, headers=headers).status_code == 401
+            assert client.post("/predict/batch", json={"windows": [GOOD]}, headers=headers).status_code == 401
+            assert client.get("/model", headers=headers).status_code == 401
+            assert client.get("/models", headers=headers).status_code == 401
+            assert client.get("/healthz", headers=headers).status_code == 200
+            assert client.get("/openapi.json", headers=headers).status_code == 200
+        refused = client.get("/model")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["ok"] is False
+        for name, prefix in (("Authorization", "Bearer "), ("X-API-Key", "")):
+            headers = {name: (prefix + "s3cret ø").encode()}
+            assert client.post("/predict", json={"values": GOOD}, headers=headers).status_code == 200
+
+
+def test_pages_of_the_origins_that_are_named_may_ask_and_no_others(tiny_checkpoint, client):
+    with serving(tiny_checkpoint, api_key="k", cors_origins="https://a.example, https://b.example") as cors:
+        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-API-Key"}
+        allowed = cors.options("/predict", headers={"Origin": "https://b.example", **preflight})
+        assert allowed.headers["access-control-allow-origin"] == "https://b.example"
+        assert (
+            cors.options("/predict", headers={"Origin": "https://c.example", **preflight}).status_code == 400
+        )
+    other = client.post("/predict", json={"values": GOOD}, headers={"Origin": "https://a.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_new_model_takes_over_and_one_that_cannot_be_used_is_refused(
+    tiny_result, tiny_checkpoint, tmp_path
+):
+    path = tmp_path / "model.pt"
+    shutil.copy(tiny_checkpoint, path)
+    with serving(path) as client:
+        models, first = client.service.models, predictions(client, values=GOOD)
+        another_model(tiny_result, path)
+        assert predictions(client, values=GOOD) == first
+        outcome = asyncio.run(models.replace())
+        second = predictions(client, values=GOOD)
+        assert outcome.refused is None
+        assert outcome.versions == {"BTC-USD": Predictor(path).checkpoint.sha256}
+        assert second["prediction"] != first["prediction"]
+
+        path.write_bytes(path.read_bytes()[:1000])
+        outcome = asyncio.run(models.replace())
+        assert "damaged or not a checkpoint" in outcome.refused
+        assert predictions(client, values=GOOD) == second
+        about = client.get("/model").json()
+        assert about["refused"]["reason"] == outcome.refused
+        assert about["sha256"] == outcome.versions["BTC-USD"]
+        another_model(tiny_result, path, bias=1e30)
+        assert "cannot forecast" in asyncio.run(models.replace()).refused
+        another_model(tiny_result, path)
+        asyncio.run(models.replace())
+        assert client.get("/model").json()["refused"] is None
+
+
+def test_the_described_model_is_the_file_that_is_served(client, tiny_checkpoint, predictor):
+    about = client.get("/model").json()
+    assert about["sha256"] == predictor.checkpoint.sha256
+    assert about["engine"] == "onnx"
+    assert about["device"] == "cpu"
+    assert about["train_range"] == list(predictor.checkpoint.train_range)
+
+
+class Connection:
+    """One request to an ASGI application, whose body arrives when it is told to."""
+
+    def __init__(self, web, path="/predict", method="POST"):
+        self.scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+        self.web, self.body, self.sent = web, asyncio.Queue(), []
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    def start(self):
+        return asyncio.create_task(self.web(self.scope, self.body.get, self.send))
+
+    def give(self, content, more=False):
+        self.body.put_nowait({"type": "http.request", "body": content, "more_body": more})
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+
+BODY = json.dumps({"values": GOOD}).encode()
+
+
+def test_more_requests_than_the_limit_are_told_to_come_again_and_health_answers_all_the_same(tiny_checkpoint):
+    web, _ = build(tiny_checkpoint, max_queued_requests=2)
+
+    async def crowd():
+        waiting = [Connection(web) for _ in range(2)]
+        tasks = [connection.start() for connection in waiting]
+        await asyncio.sleep(0)
+        refused, health = Connection(web), Connection(web, "/healthz", "GET")
+        await refused.start()
+        await health.start()
+        for connection in waiting:
+            connection.give(BODY)
+        await asyncio.gather(*tasks)
+        after = Connection(web)
+        after.give(BODY)
+        await after.start()
+        return refused, health, *waiting, after
+
+    refused, health, *answered = asyncio.run(crowd())
+    assert refused.status == 503
+    assert (b"retry-after", b"1") in refused.sent[0]["headers"]
+    assert "2 requests are under way" in json.loads(refused.sent[1]["body"])["detail"][0]["msg"]
+    assert [connection.status for connection in (health, *answered)] == [200] * 4
+
+
+def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_time(
+    tiny_checkpoint, monkeypatch
+):
+    web, service = build(tiny_checkpoint, request_timeout_s=0.2)
+    released = threading.Event()
+
+    def slow_forecast(*_):
+        released.wait(10)
+        raise AssertionError("nobody waits for this")
+
+    monkeypatch.setattr("serve_app.service._forecast_in_chunks", slow_forecast)
+
+    async def wait_for_both():
+        stalled, slow = Connection(web), Connection(web, "/predict/batch")
+        stalled.give(BODY[:10], more=True)
+        slow.give(json.dumps({"windows": [GOOD]}).encode())
+        await asyncio.gather(stalled.start(), slow.start())
+        released.set()
+        return stalled.status, slow.status
+
+    assert asyncio.run(wait_for_both()) == (408, 503)
+
+
+def test_windows_that_arrive_together_are_forecast_together_and_one_bad_one_spoils_none():
+    batches = []
+
+    def forecast(windows):
+        batches.append(len(windows))
+        if any(window[0] < 0 for window in windows):
+            raise ValueError("negative")
+        return np.array([2.0 * window[0] for window in windows])
+
+    async def ask(thread=None):
+        batcher = Batcher(forecast, max_batch_size=4, thread=thread)
+        return await asyncio.gather(
+            *(batcher.forecast([v]) for v in (1, 2, 3, 4, -5, 6)), return_exceptions=True
+        )
+
+    answers = asyncio.run(ask())
+    assert [answer for answer in answers if not isinstance(answer, Exception)] == [2, 4, 6, 8, 12]
+    assert str(answers[4]) == "negative"
+    assert batches == [4, 2, 1, 1]
+
+
+def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path, snapshot):
+    from forecast import TrainConfig, train
+
+    config = TrainConfig(
+        source="snapshot", sequence_length=120, hidden_size=128, num_layers=3, max_epochs=1, batch_size=128
+    )
+    save_checkpoint(train(snapshot, config).checkpoint, tmp_path / "large.pt")
+    models = Models(Engines())
+    asyncio.run(models.load(str(tmp_path / "large.pt")))
+    model = models.choose(None)
+    window = [1000.0 + row for row in range(120)]
+    computed_in = []
+    predict = model.batcher._forecast
+    model.batcher._forecast = lambda windows: (
+        computed_in.append(threading.current_thread()),
+        predict(windows),
+    )[1]
+
+    async def ask_while_the_loop_runs():
+        return await asyncio.gather(*(model.batcher.forecast(window) for _ in range(3)))
+
+    assert asyncio.run(ask_while_the_loop_runs()) == pytest.approx([model.predictor.predict_next(window)] * 3)
+    assert threading.main_thread() not in computed_in
+    assert computed_in
+
+
+def test_a_network_that_disagrees_with_torch_is_not_used(tiny_checkpoint, monkeypatch, caplog):
+    from forecast import networks
+    from forecast.errors import UsageError
+
+    assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "onnx"
+    monkeypatch.setattr(networks, "disagreement", lambda *_: 2e-5)
+    with caplog.at_level(logging.WARNING):
+        assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "torch"
+    assert "differs from torch by 2.0e-05" in caplog.text
+    with pytest.raises(UsageError, match="engine=onnx: ONNX Runtime differs from torch"):
+        Predictor(tiny_checkpoint, "cpu", "onnx")
+
+
+def test_a_body_over_the_limit_is_refused_on_every_route(client):
+    large = b'{"windows": [' + b" " * LIMIT + b"]}"
+    assert client.post("/predict/batch", content=large).status_code == 413
