@@ -228,7 +228,14 @@ class Connection:
     """One request to an ASGI application, whose body arrives when it is told to."""
 
     def __init__(self, web, path="/predict", method="POST"):
-        self.scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+        self.scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "root_path": "",
+            "query_string": b"",
+            "headers": [],
+        }
         self.web, self.body, self.sent = web, asyncio.Queue(), []
 
     async def send(self, message):
@@ -276,7 +283,7 @@ def test_more_requests_than_the_limit_are_told_to_come_again_and_health_answers_
 def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_time(
     tiny_checkpoint, monkeypatch
 ):
-    web, service = build(tiny_checkpoint, request_timeout_s=0.2)
+    web, _ = build(tiny_checkpoint, request_timeout_s=0.2)
     released = threading.Event()
 
     def slow_forecast(*_):
