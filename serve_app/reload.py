@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import ray
@@ -33,9 +34,7 @@ def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
     try:
         # Serve's own lines about handles are no news here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        outcomes: list[ReloadOutcome] = (
-            serve.get_app_handle(app).broadcast("reload").results(timeout_s=timeout_s)
-        )
+        return asyncio.run(_ask_all(app, timeout_s))
     except RayServeException as error:
         raise ForecastError(f"no application {app!r} runs at {address}; `serve status` lists them") from error
     except TimeoutError as error:
@@ -44,4 +43,10 @@ def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
         ) from error
     finally:
         ray.shutdown()
+
+
+async def _ask_all(app: str, timeout_s: float) -> list[ReloadOutcome]:
+    """Runs on an event loop, which the application's flags make a handle need."""
+    handle = serve.get_app_handle(app)
+    outcomes: list[ReloadOutcome] = await handle.broadcast("reload").results_async(timeout_s=timeout_s)
     return outcomes

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 from bodies import BAD_BODIES
 
-from forecast import Predictor
+from forecast import Predictor, save_checkpoint
 from forecast.cli import main as forecast_main
 from serve_app.flags import SERVE_FLAGS
 
@@ -101,6 +102,49 @@ def test_it_describes_its_model_and_its_interface(server):
     assert httpx.get(f"{server}/model").json()["symbol"] == "BTC-USD"
     assert "/predict" in httpx.get(f"{server}/openapi.json").json()["paths"]
     assert httpx.get(f"{server}/docs").status_code == 200
+
+
+def reload():
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app", "reload"],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in environment().items() if name != "RAY_ADDRESS"},
+        timeout=100,
+    )
+
+
+def test_a_changed_checkpoint_goes_live_by_reload_and_a_bad_one_is_refused(
+    server, tiny_checkpoint, tiny_result
+):
+    whole = tiny_checkpoint.read_bytes()
+    window = {"values": [1000.0 + row for row in range(20)]}
+    first = httpx.post(f"{server}/predict", json=window).json()["prediction"]
+    try:
+        state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
+        state["regressor.bias"] += 0.5
+        save_checkpoint(replace(tiny_result.checkpoint, model_state=state), tiny_checkpoint)
+        done = reload()
+        assert done.returncode == 0, done.stderr
+        second = httpx.post(f"{server}/predict", json=window).json()["prediction"]
+        assert second > first
+        tiny_checkpoint.write_bytes(whole[:1000])
+        done = reload()
+        assert done.returncode == 1
+        assert "refused by 1 of 1 replicas" in done.stderr
+        assert httpx.post(f"{server}/predict", json=window).json()["prediction"] == second
+        assert "damaged" in httpx.get(f"{server}/model").json()["refused"]["reason"]
+    finally:
+        tiny_checkpoint.write_bytes(whole)
+        reload()
+
+
+def test_haproxys_administration_is_on_the_loopback_alone(server):
+    listening = [
+        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line
+    ]
+    by_port = {int(address.split(":")[1], 16): address.split(":")[0] for address in listening}
+    assert by_port[8404] == by_port[9101] == "0100007F"
 
 
 def test_haproxy_is_what_answers(server):
