@@ -92,7 +92,12 @@ class WebApp:
             {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]}
         )
         await send({"type": "http.response.body", "body": answer.body})
-        self._service.measurements.answered(route, answer.status, time.perf_counter() - started)
+        self._count(route, answer.status, started)
+
+    def _count(self, route: str, status: int, started: float) -> None:
+        # What is no route of ours is counted together: clients could name any number of them.
+        known = route if route in self._known_paths else "other"
+        self._service.measurements.answered(known, status, time.perf_counter() - started)
 
     def _knows_key(self, scope: Scope) -> bool:
         """Compare hashes in constant time: they are equally long whatever was sent."""
@@ -106,13 +111,9 @@ class WebApp:
         return False
 
     def _counting(self, send: Send, route: str, started: float) -> Send:
-        # What is no route of ours is counted together: clients could name any number of them.
-        known = route if route in self._known_paths else "other"
-
         async def count(message: Any) -> None:
             if message["type"] == "http.response.start":
-                seconds = time.perf_counter() - started
-                self._service.measurements.answered(known, message["status"], seconds)
+                self._count(route, message["status"], started)
             await send(message)
 
         return count

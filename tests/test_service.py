@@ -167,7 +167,8 @@ def test_without_the_key_nothing_but_health_and_documentation_answers(tiny_check
             assert client.get("/models", headers=headers).status_code == 401
             assert client.get("/healthz", headers=headers).status_code == 200
             assert client.get("/openapi.json", headers=headers).status_code == 200
-        refused = client.get("/model")
+        refused = client.get("/no/such/place")
+        assert ("other", 401) in client.service.measurements.requests
         assert refused.headers["www-authenticate"] == "Bearer"
         assert refused.json()["ok"] is False
         for name, prefix in (("Authorization", "Bearer "), ("X-API-Key", "")):
