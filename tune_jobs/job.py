@@ -295,16 +295,16 @@ class _Connected:
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[_Connected]:
     """Connect to a Ray cluster, or start a local one, and let go of it at the end."""
-    if ray.is_initialized():
-        yield _Connected(may_grow=False)
-        return
     wanted = address or os.environ.get("RAY_ADDRESS")
-    remote = bool(wanted) and wanted != "local"
     if wanted and wanted.startswith("ray://"):
         raise UsageError(
             f"--address {wanted}: the job is part of the cluster and cannot be its Ray client; run it on the head with "
             "--address auto, for example by `ray job submit` or `ray exec`"
         )
+    if ray.is_initialized():
+        yield _Connected(may_grow=False)
+        return
+    remote = bool(wanted) and wanted != "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _require_answer(wanted)

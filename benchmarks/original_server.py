@@ -1,0 +1,66 @@
+"""The server that this project replaces, as it was described: FastAPI, one process, one model in torch.
+
+The fastest reading of the description: the handler runs on the event loop, where a thread pool would cost more than
+the forecast, and the answer is what the description shows. Prices are z-scored levels in both directions.
+
+    python -m benchmarks.original_server CHECKPOINT PORT
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+
+from forecast.checkpoint import load_checkpoint
+
+
+class PredictRequest(BaseModel):
+    values: list[float]
+
+
+class PredictResponse(BaseModel):
+    ok: bool
+    prediction: float
+    checkpoint_path: str
+    sequence_length: int
+    symbol: str
+    feature: str
+
+
+def build(path: str) -> FastAPI:
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.build_model().eval()
+    config = checkpoint.config
+    mean = float(checkpoint.normalization.mean)
+    std = float(checkpoint.normalization.std)
+    web = FastAPI()
+
+    @web.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"ok": True}
+
+    @web.post("/predict", response_model=PredictResponse)
+    async def predict(request: PredictRequest) -> PredictResponse:
+        if len(request.values) < config.sequence_length:
+            raise HTTPException(422, f"send {config.sequence_length} values")
+        window = torch.tensor(request.values[-config.sequence_length :], dtype=torch.float32)
+        with torch.no_grad():
+            output = model(((window - mean) / std).unsqueeze(0))
+        return PredictResponse(
+            ok=True,
+            prediction=float(output.item()) * std + mean,
+            checkpoint_path=path,
+            sequence_length=config.sequence_length,
+            symbol=config.symbol,
+            feature=config.feature,
+        )
+
+    return web
+
+
+if __name__ == "__main__":
+    uvicorn.run(build(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)

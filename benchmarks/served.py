@@ -1,0 +1,208 @@
+"""Servers as people start them, and load on them: what the serving benchmarks and fault runs share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import torch
+
+from forecast import TrainConfig, load_series, save_checkpoint
+from forecast.checkpoint import Checkpoint
+from forecast.windows import prepare
+from serve_app.flags import SERVE_FLAGS
+
+PORT = 8000
+START_S = 120.0
+REPLICA = "ServeReplica:"
+"""What the command line of a replica's process begins with, after ``ray::``."""
+
+WRK_SCRIPT = """\
+wrk.method = "POST"
+wrk.path = "%s"
+wrk.headers["Content-Type"] = "application/json"
+local file = io.open("%s"); wrk.body = file:read("*a"); file:close()
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    "\\nRESULT {\\"requests\\": %%d, \\"seconds\\": %%f, \\"p50_ms\\": %%f, \\"p99_ms\\": %%f, \\"failures\\": %%d}\\n",
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+def make_checkpoint(
+    path: Path,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    sequence_length: int = 60,
+    seed: int = 0,
+    target: str = "level",
+) -> Checkpoint:
+    """A file whose network has the default weights of its size: a server's speed does not depend on training."""
+    config = TrainConfig(
+        source="snapshot",
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        sequence_length=sequence_length,
+        target=target,
+        log_prices=target != "level",
+    )
+    series = load_series("BTC-USD", source="snapshot")
+    prepared = prepare(series, config)
+    checkpoint = Checkpoint(
+        model_state=random_weights(hidden_size, num_layers, seed),
+        config=config,
+        normalization=prepared.normalization,
+        val_loss_best=0.0,
+        train_range=prepared.train_range,
+        provenance={},
+        versions={},
+        created="",
+        best_epoch=1,
+    )
+    save_checkpoint(checkpoint, path)
+    return checkpoint
+
+
+def random_weights(hidden_size: int, num_layers: int, seed: int) -> dict[str, torch.Tensor]:
+    from forecast.model import LSTMForecaster
+
+    torch.manual_seed(seed)
+    return LSTMForecaster(hidden_size, num_layers, zero_head=False).state_dict()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that compute: replicas, or the one process of a plain server."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        replicas = [one for one in family if _title(one).startswith(f"ray::{REPLICA}")]
+        return replicas or [psutil.Process(self.process.pid)]
+
+    def memory_mb(self) -> float:
+        """Resident memory of the processes that compute, in MB."""
+        return sum(worker.memory_info().rss for worker in self.workers()) / 1e6
+
+    def gcs_address(self) -> str:
+        """Address of the Ray cluster that ``serve run`` has started."""
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            for word in _words(one):
+                if word.startswith("--gcs-address="):
+                    return word.removeprefix("--gcs-address=")
+        raise LookupError("no Ray cluster under this server")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def _title(process: psutil.Process) -> str:
+    return " ".join(_words(process))
+
+
+@contextlib.contextmanager
+def serve_run(
+    checkpoint: Path, *options: str, environment: Mapping[str, str] | None = None, replicas: int = 1
+) -> Iterator[Server]:
+    """``serve run serve_app:app`` on a local cluster of its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serve_app:app"]
+    command += [f"checkpoint={checkpoint}", f"replicas={replicas}", *options]
+    with _running(command, PORT, {**kept, "RAY_ADDRESS": "local", **(environment or {})}) as server:
+        deadline = time.monotonic() + START_S
+        while len(server.workers()) < replicas and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield server
+
+
+@contextlib.contextmanager
+def original_server(checkpoint: Path) -> Iterator[Server]:
+    """The design that this project replaces, on the port it had."""
+    command = [sys.executable, "-m", "benchmarks.original_server", str(checkpoint), "9010"]
+    with _running(command, 9010, dict(os.environ)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], port: int, environment: Mapping[str, str]) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as name:
+        log = Path(name) / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, log)
+        try:
+            _wait_until_it_answers(server)
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_it_answers(server: Server) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server has not come up:\n{server.log.read_text()}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/healthz").status_code == 200:
+                return
+        time.sleep(0.3)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load generator saw."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    failures: int
+
+    @property
+    def per_second(self) -> float:
+        return self.requests / self.seconds
+
+
+def wrk(url: str, route: str, body: str, connections: int, seconds: float) -> Load:
+    """Load by ``wrk`` (https://github.com/wg/wrk): each connection asks as soon as it is answered."""
+    binary = shutil.which("wrk")
+    if binary is None:
+        raise SystemExit("error: wrk is not installed; install it (apt-get install wrk)")
+    with tempfile.TemporaryDirectory() as name:
+        asked, script = Path(name) / "body.json", Path(name) / "post.lua"
+        asked.write_text(body)
+        script.write_text(WRK_SCRIPT % (route, asked))
+        command = [binary, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s"]
+        done = subprocess.run(
+            [*command, "-s", str(script), url], capture_output=True, text=True, check=True, timeout=seconds + 60
+        )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return Load(**json.loads(line.removeprefix("RESULT ")))
