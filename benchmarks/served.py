@@ -202,7 +202,11 @@ def wrk(url: str, route: str, body: str, connections: int, seconds: float) -> Lo
         script.write_text(WRK_SCRIPT % (route, asked))
         command = [binary, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s"]
         done = subprocess.run(
-            [*command, "-s", str(script), url], capture_output=True, text=True, check=True, timeout=seconds + 60
+            [*command, "-s", str(script), url],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=seconds + 60,
         )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return Load(**json.loads(line.removeprefix("RESULT ")))

@@ -1,0 +1,193 @@
+"""What serving costs: ``python -m benchmarks.serving``, or one part of it by name.
+
+``compare``: the design this project replaces, this one with one and two replicas, with torch alone, and with Ray
+Serve's own proxy, all with the same checkpoint, in alternating rounds under the same load generator (wrk).
+``agreement``: ONNX Runtime against torch on random windows over the search space's shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+import torch
+
+from benchmarks.served import Load, Server, make_checkpoint, original_server, serve_run, wrk
+from forecast import load_series
+from forecast.networks import TOLERANCE, OnnxNetwork, TorchNetwork, disagreement, random_inputs
+from tune_jobs.space import SPACES
+
+CONNECTIONS = (1, 16, 64)
+BATCH = 64
+"""Windows of a batch request."""
+PLAIN_PROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
+ALL_PARTS = ("compare", "agreement")
+AS_JSON = {"content-type": "application/json"}
+
+Start = Callable[[Path], AbstractContextManager[Server]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server of the comparison."""
+
+    name: str
+    start: Start
+    takes_batches: bool = True
+
+
+ROWS = (
+    Row("FastAPI + uvicorn, torch (original design)", original_server, takes_batches=False),
+    Row("this application, one replica", serve_run),
+    Row("this application, two replicas", lambda path: serve_run(path, replicas=2)),
+    Row("one replica, torch instead of ONNX Runtime", lambda path: serve_run(path, "engine=torch")),
+    Row("one replica, Serve's own proxy and flags", lambda path: serve_run(path, environment=PLAIN_PROXY)),
+)
+
+
+def compare(rounds: int, seconds: float) -> None:
+    """Measure every row in every round, in an order that turns by one each round."""
+    series = load_series("BTC-USD", source="snapshot").values
+    seen: dict[tuple[str, str], list[Load]] = defaultdict(list)
+    memory: dict[str, float] = defaultdict(float)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.pt"
+        config = make_checkpoint(path).config
+        length = config.sequence_length
+        window = [round(float(value), 2) for value in series[600 : 600 + length]]
+        one = json.dumps({"values": window})
+        many = json.dumps({"windows": [window] * BATCH})
+        answers = set()
+        for turn in range(rounds):
+            for row in (*ROWS[turn % len(ROWS) :], *ROWS[: turn % len(ROWS)]):
+                with row.start(path) as server:
+                    answer = httpx.post(f"{server.url}/predict", content=one, headers=AS_JSON)
+                    answers.add(round(answer.json()["prediction"], 2))
+                    wrk(server.url, "/predict", one, 16, 2)
+                    for connections in CONNECTIONS:
+                        load = wrk(server.url, "/predict", one, connections, seconds)
+                        seen[row.name, str(connections)].append(load)
+                    if row.takes_batches:
+                        seen[row.name, "batch"].append(wrk(server.url, "/predict/batch", many, 4, seconds))
+                    memory[row.name] = max(memory[row.name], server.memory_mb())
+                rates = ", ".join(
+                    f"{what}: {seen[row.name, what][-1].per_second:.0f}/s"
+                    for what in ("1", "16", "64", "batch")
+                    if seen[row.name, what]
+                )
+                print(f"round {turn + 1}, {row.name}: {rates}", flush=True)
+    if len(answers) != 1:
+        raise SystemExit(f"error: the servers' answers differ: {sorted(answers)}")
+    print_comparison(seen, memory)
+
+
+def print_comparison(seen: dict[tuple[str, str], list[Load]], memory: dict[str, float]) -> None:
+    """The table: medians over the rounds, failures summed."""
+
+    def median(row: Row, what: str, of: str) -> float:
+        return statistics.median(getattr(load, of) for load in seen[row.name, what])
+
+    print(
+        "\n| server | req/s at 1 / 16 / 64 | p50 ms | p99 ms | failures | windows/s in batches of "
+        f"{BATCH} | MB |\n|---|---|---|---|---|---|---|"
+    )
+    for row in ROWS:
+        cells = [
+            " / ".join(f"{median(row, str(c), of):.{digits}f}" for c in CONNECTIONS)
+            for of, digits in (("per_second", 0), ("p50_ms", 2), ("p99_ms", 1))
+        ]
+        failures = sum(
+            load.failures for (name, _), loads in seen.items() if name == row.name for load in loads
+        )
+        batches = f"{median(row, 'batch', 'per_second') * BATCH:,.0f}" if row.takes_batches else ""
+        print(f"| {row.name} | {' | '.join(cells)} | {failures} | {batches} | {memory[row.name]:.0f} |")
+    base, first, second, _, plain = (median(row, "16", "per_second") for row in ROWS)
+    print(
+        f"\nAt 16 connections: one replica {first / base:.2f} x the original design, two {second / base:.2f} x; one "
+        f"replica {first / plain:.1f} x Serve's own proxy. p50 at one connection: {median(ROWS[1], '1', 'p50_ms'):.2f} "
+        f"ms, the original design's {median(ROWS[0], '1', 'p50_ms'):.2f} ms.",
+        flush=True,
+    )
+
+
+def agreement(windows: int) -> None:
+    """Largest difference of ONNX Runtime from torch over all shapes of the search space.
+
+    Raises:
+        SystemExit: when it is larger than what the application accepts.
+    """
+    space = SPACES["full"]
+    (fewest, most), (shortest, longest, step) = space.num_layers, space.sequence_length
+    shapes = list(
+        itertools.product(space.hidden_size, range(fewest, most + 1), range(shortest, longest + 1, step))
+    )
+    each = -(-windows // len(shapes))
+    worst: dict[tuple[int, ...], float] = {}
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        for seed, (hidden, layers, length) in enumerate(shapes):
+            target = "residual" if seed % 2 else "level"
+            checkpoint = make_checkpoint(
+                Path(name) / "m.pt", hidden, layers, length, seed=seed, target=target
+            )
+            inputs = random_inputs(checkpoint, each, seed)
+            by_torch = TorchNetwork(checkpoint, torch.device("cpu"))
+            worst[hidden, layers, length] = disagreement(OnnxNetwork(checkpoint), by_torch, inputs)
+    largest = max(worst, key=lambda shape: worst[shape])
+    print(
+        f"{each * len(shapes):,} random windows over {len(shapes)} shapes: ONNX Runtime differs from torch by at most "
+        f"{worst[largest]:.1e} (hidden, layers, window {largest}), by {np.median(list(worst.values())):.1e} in the "
+        f"median shape; {TOLERANCE:.0e} is accepted",
+        flush=True,
+    )
+    if worst[largest] > TOLERANCE:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Run the parts that the command line names, or all of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = parser.add_subparsers(metavar="part")
+    part = parts.add_parser("compare", help="servers side by side")
+    part.add_argument("--rounds", type=int, default=3)
+    part.add_argument("--seconds", type=float, default=5.0, help="of each load")
+    part.set_defaults(run=lambda o: compare(o.rounds, o.seconds))
+    part = parts.add_parser("agreement", help="ONNX Runtime against torch")
+    part.add_argument("--windows", type=int, default=10_000)
+    part.set_defaults(run=lambda o: agreement(o.windows))
+    given = parser.parse_args()
+
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "onnxruntime", "ray", "fastapi", "uvicorn")
+    )
+    print(f"Python {platform.python_version()}, {libraries}", flush=True)
+    if "run" in given:
+        given.run(given)
+        return
+    for words in ALL_PARTS:
+        options = parser.parse_args([words])
+        options.run(options)
+
+
+if __name__ == "__main__":
+    main()
