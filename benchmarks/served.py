@@ -147,6 +147,8 @@ def original_server(checkpoint: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def _running(command: Sequence[str], port: int, environment: Mapping[str, str]) -> Iterator[Server]:
+    # What a shell starts in the background ignores SIGINT, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "log"
         with log.open("wb") as stream:

@@ -1,0 +1,407 @@
+"""Do to a server what happens to servers, and check that it goes on: ``python -m benchmarks.resilience [part]``.
+
+``swaps``: checkpoints change under load, one of them damaged. ``kills``: SIGKILL to a replica and to HAProxy under
+load. ``hostile``: bodies that no client should send, and schemathesis over the OpenAPI document. ``memory``: many
+requests, and what a replica keeps of them. ``overload``: ten times what it can do. Each ends with exit code 1 when a
+check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+
+from benchmarks.served import Server, make_checkpoint, serve_run, wrk
+from forecast import Predictor
+
+WINDOW = [5000.0 + 10 * row for row in range(120)]
+"""Long enough for every model, inside the range of the snapshot's training rows."""
+CONNECTIONS = 16
+RECOVERY_S = 30.0
+
+
+@dataclass
+class Seen:
+    """What clients saw.
+
+    Attributes:
+        statuses: answers by status; ``error`` counts connections that broke or were refused.
+        predictions: answered prices, rounded.
+        failed_at: seconds since the start of each failure.
+        seconds: time of each answer by status.
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    statuses: Counter[str] = field(default_factory=Counter)
+    predictions: Counter[float] = field(default_factory=Counter)
+    failed_at: list[float] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    async def ask(self, client: httpx.AsyncClient, url: str, body: bytes) -> None:
+        """Send one request and take down what came of it."""
+        asked = time.monotonic()
+        try:
+            answer = await client.post(url, content=body, headers={"content-type": "application/json"})
+            status = str(answer.status_code)
+            if answer.status_code == 200:
+                self.predictions[round(answer.json()["prediction"], 3)] += 1
+        except httpx.TransportError:
+            status = "error"
+        now = time.monotonic()
+        self.statuses[status] += 1
+        self.seconds.setdefault(status, []).append(now - asked)
+        if status != "200":
+            self.failed_at.append(now - self.started)
+
+    @property
+    def failures(self) -> int:
+        return self.statuses.total() - self.statuses["200"]
+
+
+async def under_load(server: Server, work: Callable[[Seen], Awaitable[None]]) -> Seen:
+    """Run ``work`` while sixteen clients ask as fast as they are answered."""
+    seen, stop = Seen(), asyncio.Event()
+    body = json.dumps({"values": WINDOW}).encode()
+
+    async def client_asks() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            while not stop.is_set():
+                await seen.ask(client, f"{server.url}/predict", body)
+
+    clients = [asyncio.create_task(client_asks()) for _ in range(CONNECTIONS)]
+    try:
+        await work(seen)
+    finally:
+        stop.set()
+        await asyncio.gather(*clients)
+    return seen
+
+
+def check(holds: bool, says: str) -> None:
+    """Print a line; end with 1 where it does not hold."""
+    print(f"{'ok' if holds else 'FAILED'}: {says}", flush=True)
+    if not holds:
+        raise SystemExit(1)
+
+
+async def command(server: Server, *words: str) -> tuple[int, str]:
+    """Exit code and last line of a ``serve_app`` command on the server's cluster."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "serve_app",
+        *words,
+        "--address",
+        server.gcs_address(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode().strip().splitlines()[-1]
+
+
+def swaps(given: argparse.Namespace) -> None:
+    """Reload between two checkpoints, then a truncated one."""
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / "a.pt", Path(name) / "b.pt"]
+        for seed, path in enumerate(files):
+            make_checkpoint(path, seed=seed)
+        expected = {round(Predictor(path, "cpu").predict_next(WINDOW), 3) for path in files}
+        live = Path(name) / "live.pt"
+        shutil.copy(files[0], live)
+        with serve_run(live) as server:
+
+            async def swap(seen: Seen) -> None:
+                for turn in range(given.swaps):
+                    staged = live.with_suffix(".staged")
+                    shutil.copy(files[(turn + 1) % 2], staged)
+                    staged.replace(live)
+                    code, says = await command(server, "reload")
+                    if code:
+                        check(False, f"swap {turn + 1} exits with {code}: {says}")
+
+            seen = asyncio.run(under_load(server, swap))
+            check(
+                seen.failures == 0,
+                f"{given.swaps} swaps: {seen.failures} of {seen.statuses.total()} requests failed",
+            )
+            check(
+                set(seen.predictions) == expected,
+                f"every answer is one of the two models': {dict(seen.predictions)}",
+            )
+
+            async def damage(seen: Seen) -> None:
+                live.write_bytes(files[0].read_bytes()[:3000])
+                code, says = await command(server, "reload")
+                check(code == 1, f"a truncated checkpoint: exit code {code}, {says}")
+                await asyncio.sleep(2)
+
+            seen = asyncio.run(under_load(server, damage))
+            check(
+                seen.failures == 0 and len(seen.predictions) == 1,
+                f"while it is refused: {seen.failures} of {seen.statuses.total()} requests failed, "
+                f"{len(seen.predictions)} model answered",
+            )
+            reason = httpx.get(f"{server.url}/model").json()["refused"]["reason"]
+            check("damaged" in reason, f"GET /model says: {reason}")
+
+
+def kills(given: argparse.Namespace) -> None:
+    """Kill one of two replicas, then HAProxy."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.pt"
+        make_checkpoint(path)
+        with serve_run(path, replicas=2) as server:
+
+            async def kill_replica(seen: Seen) -> None:
+                await asyncio.sleep(3)
+                before = {worker.pid for worker in server.workers()}
+                victim = psutil.Process(min(before))
+                killed = time.monotonic()
+                victim.kill()
+                while len(now := {worker.pid for worker in server.workers()}) < 2 or now == before:
+                    await asyncio.sleep(0.1)
+                new = psutil.Process((now - before).pop())
+                # It is back when it computes: an idle one uses a few percent.
+                while new.cpu_percent(0.3) < 15:
+                    await asyncio.sleep(0.1)
+                took = time.monotonic() - killed
+                print(f"a new replica answers {took:.1f} s after the kill", flush=True)
+                check(took < RECOVERY_S, f"it takes less than {RECOVERY_S:g} s")
+                await asyncio.sleep(3)
+
+            seen = asyncio.run(under_load(server, kill_replica))
+            last = max(seen.failed_at, default=3.0) - min(seen.failed_at, default=3.0)
+            print(f"statuses: {dict(seen.statuses)}; failures within {last:.2f} s", flush=True)
+            check(
+                seen.failures <= CONNECTIONS,
+                f"a killed replica: {seen.failures} of {seen.statuses.total()} requests failed",
+            )
+
+            async def kill_haproxy(seen: Seen) -> None:
+                await asyncio.sleep(2)
+                for process in psutil.Process(server.process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if process.name() == "haproxy":
+                            process.kill()
+                killed = time.monotonic()
+                await asyncio.sleep(1)
+                while True:
+                    with contextlib.suppress(httpx.TransportError):
+                        async with httpx.AsyncClient() as client:
+                            if (await client.get(f"{server.url}/healthz")).status_code == 200:
+                                break
+                    await asyncio.sleep(0.1)
+                    check_time = time.monotonic() - killed
+                    if check_time > 2 * RECOVERY_S:
+                        check(False, "HAProxy has not come back")
+                took = time.monotonic() - killed
+                check(took < RECOVERY_S, f"killed HAProxy: answers again after {took:.1f} s")
+                await asyncio.sleep(3)
+
+            seen = asyncio.run(under_load(server, kill_haproxy))
+            print(f"statuses: {dict(seen.statuses)}", flush=True)
+
+
+def hostile_body(rng: random.Random) -> bytes:
+    """Nearly right, or nothing like it."""
+    number = ["1e999", "-1e999", "NaN", "Infinity", "null", "true", '"1"', "[]", "{}", "0", "-1", "1e-320", "9" * 400]
+    number += ["1.7976931348623157e308", "5e-324", "1e308", "0.1e1", "01", "+1", "1_0", "٣", "\\u0031"]
+    values = [f"{rng.uniform(1, 1e5):.2f}" for _ in range(rng.choice([0, 1, 59, 60, 61, 120, 1000]))]
+    for _ in range(rng.choice([0, 1, 1, 3])):
+        values.insert(rng.randint(0, len(values)), rng.choice(number))
+    lists = f"[{', '.join(values)}]"
+    field_name = rng.choice(["values", "windows", "Values", "", "values\\u0000", "symbol"])
+    extra = rng.choice(
+        [
+            "",
+            ', "horizon": 3',
+            ', "horizon": 1e9',
+            ', "horizon": -1',
+            ', "horizon": "2"',
+            f', "horizon": {"9" * 300}',
+            ', "symbol": "BTC-USD"',
+            ', "symbol": "../../etc/passwd"',
+            ', "symbol": null',
+            ', "symbol": "' + "A" * 10_000 + '"',
+            ', "symbol": "\\ud800"',
+            ', "values": [1]',
+        ]
+    )
+    text = rng.choice(
+        [
+            f'{{"{field_name}": {lists}{extra}}}',
+            f'{{"windows": [{lists}, {lists}]{extra}}}',
+            f'{{"{field_name}": {"[" * rng.choice([1, 100, 100_000])}1',
+            lists,
+            "",
+            '{"values": ' + "{" * 5000,
+        ]
+    )
+    body = bytearray(text.encode("utf-8", "surrogatepass"))
+    for _ in range(rng.choice([0, 0, 1, 5, 50])):
+        if body:
+            body[rng.randrange(len(body))] = rng.randrange(256)
+    return bytes(body)
+
+
+def hostile(given: argparse.Namespace) -> None:
+    """Bodies made to break it, and schemathesis."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.pt"
+        make_checkpoint(path)
+        with serve_run(path) as server:
+            rng, seen = random.Random(given.seed), Counter[int]()
+            slowest = 0.0
+            with httpx.Client(timeout=20) as client:
+                for _ in range(given.bodies):
+                    body = hostile_body(rng)
+                    route = rng.choice(["/predict", "/predict/batch"])
+                    kind = rng.choice(["application/json", "text/plain", "application/xml", "\x01"])
+                    asked = time.monotonic()
+                    answer = client.post(f"{server.url}{route}", content=body, headers={"content-type": kind})
+                    slowest = max(slowest, time.monotonic() - asked)
+                    seen[answer.status_code] += 1
+                    if answer.status_code >= 500:
+                        check(False, f"{answer.status_code} for {body[:300]!r} to {route}")
+                    json.loads(answer.content, parse_constant=lambda word: check(False, f"{word} in an answer"))
+            check(not any(status >= 500 for status in seen), f"{given.bodies} bodies: {dict(seen)}")
+            check(slowest < 5, f"the slowest took {slowest:.2f} s")
+            tool = Path(sys.executable).with_name("schemathesis")
+            done = subprocess.run(
+                [tool, "run", f"{server.url}/openapi.json", "--max-examples", str(given.examples), "--seed", "1"],
+                capture_output=True,
+                text=True,
+            )
+            print("\n".join(done.stdout.splitlines()[-25:]))
+            check(done.returncode == 0, "schemathesis finds nothing")
+            check(httpx.get(f"{server.url}/healthz").status_code == 200, "it still answers")
+
+
+def memory(given: argparse.Namespace) -> None:
+    """Ask many times, and look at the replica's memory."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.pt"
+        make_checkpoint(path)
+        body = json.dumps({"values": WINDOW})
+        with serve_run(path) as server:
+            asked, marks = 0, []
+            while asked < given.requests:
+                load = wrk(server.url, "/predict", body, CONNECTIONS, 5)
+                check(load.failures == 0, f"{load.requests} requests, none failed")
+                asked += load.requests
+                if asked >= given.settled:
+                    marks.append((asked, server.memory_mb()))
+            (first, before), (last, after) = marks[0], marks[-1]
+            growth = 100 * (after - before) / before
+            check(
+                growth < 5,
+                f"{before:.1f} MB after {first:,} requests, {after:.1f} MB after {last:,}: {growth:+.1f} %",
+            )
+
+
+def overload(given: argparse.Namespace) -> None:
+    """Offer ten times what a heavy model can do."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.pt"
+        make_checkpoint(path, hidden_size=256, num_layers=4, sequence_length=120)
+        body = json.dumps({"values": WINDOW})
+        with serve_run(path) as server:
+            capacity = wrk(server.url, "/predict", body, CONNECTIONS, 10).per_second
+            print(f"capacity: {capacity:.0f} requests a second", flush=True)
+            seen, health = asyncio.run(_offer(server, body.encode(), 10 * capacity, given.seconds))
+            accepted = seen.seconds["200"]
+            refused = seen.seconds.get("503", [])
+            offered = seen.statuses.total() / given.seconds
+            print(f"offered: {offered:.0f} a second; statuses: {dict(seen.statuses)}", flush=True)
+            check(offered > 9 * capacity, f"that is {offered / capacity:.1f} times its capacity")
+            check(set(seen.statuses) == {"200", "503"}, "answers are 200 or 503")
+            check(
+                max(accepted) < 30,
+                f"accepted: {len(accepted)}, median {statistics.median(accepted):.2f} s, longest "
+                f"{max(accepted):.2f} s; refused: median {statistics.median(refused):.3f} s",
+            )
+            check(
+                health.failures == 0,
+                f"/healthz and /-/healthz asked {health.statuses.total()} times: {dict(health.statuses)}, longest "
+                f"{max(health.seconds['200']):.2f} s",
+            )
+
+
+async def _offer(server: Server, body: bytes, per_second: float, seconds: float) -> tuple[Seen, Seen]:
+    """Send at a fixed rate, whether or not what was sent is answered; look at the health meanwhile."""
+    seen, health = Seen(), Seen()
+    tasks = set()
+    limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client, httpx.AsyncClient(timeout=10) as other:
+        started, sent = time.monotonic(), 0
+
+        async def look() -> None:
+            for route in ("/healthz", "/-/healthz"):
+                asked = time.monotonic()
+                try:
+                    status = str((await other.get(f"{server.url}{route}")).status_code)
+                except httpx.TransportError:
+                    status = "error"
+                health.statuses[status] += 1
+                health.seconds.setdefault(status, []).append(time.monotonic() - asked)
+
+        looked = started
+        while (now := time.monotonic()) - started < seconds:
+            for _ in range(int((now - started) * per_second) - sent):
+                task = asyncio.create_task(seen.ask(client, f"{server.url}/predict", body))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                sent += 1
+            if now - looked > 0.5:
+                looked = now
+                task = asyncio.create_task(look())
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
+    return seen, health
+
+
+def main() -> None:
+    """Run the parts that the command line names, or all of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.resilience",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = {"swaps": swaps, "kills": kills, "hostile": hostile, "memory": memory, "overload": overload}
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(parts)} (default: all)")
+    parser.add_argument("--swaps", type=int, default=20)
+    parser.add_argument("--bodies", type=int, default=5000, help="hostile ones")
+    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each operation")
+    parser.add_argument("--seed", type=int, default=0, help="of the hostile bodies")
+    parser.add_argument("--requests", type=int, default=200_000, help="of the memory part")
+    parser.add_argument("--settled", type=int, default=20_000, help="requests before memory is looked at")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the overload")
+    given = parser.parse_args()
+    if unknown := set(given.part) - set(parts):
+        parser.error(f"no part {sorted(unknown)}; choose from {', '.join(parts)}")
+    for name in given.part or parts:
+        print(f"{name}:", flush=True)
+        parts[name](given)
+
+
+if __name__ == "__main__":
+    main()
