@@ -221,7 +221,21 @@ def kills(given: argparse.Namespace) -> None:
 
 def hostile_body(rng: random.Random) -> bytes:
     """Nearly right, or nothing like it."""
-    number = ["1e999", "-1e999", "NaN", "Infinity", "null", "true", '"1"', "[]", "{}", "0", "-1", "1e-320", "9" * 400]
+    number = [
+        "1e999",
+        "-1e999",
+        "NaN",
+        "Infinity",
+        "null",
+        "true",
+        '"1"',
+        "[]",
+        "{}",
+        "0",
+        "-1",
+        "1e-320",
+        "9" * 400,
+    ]
     number += ["1.7976931348623157e308", "5e-324", "1e308", "0.1e1", "01", "+1", "1_0", "٣", "\\u0031"]
     values = [f"{rng.uniform(1, 1e5):.2f}" for _ in range(rng.choice([0, 1, 59, 60, 61, 120, 1000]))]
     for _ in range(rng.choice([0, 1, 1, 3])):
@@ -280,12 +294,22 @@ def hostile(given: argparse.Namespace) -> None:
                     seen[answer.status_code] += 1
                     if answer.status_code >= 500:
                         check(False, f"{answer.status_code} for {body[:300]!r} to {route}")
-                    json.loads(answer.content, parse_constant=lambda word: check(False, f"{word} in an answer"))
+                    json.loads(
+                        answer.content, parse_constant=lambda word: check(False, f"{word} in an answer")
+                    )
             check(not any(status >= 500 for status in seen), f"{given.bodies} bodies: {dict(seen)}")
             check(slowest < 5, f"the slowest took {slowest:.2f} s")
             tool = Path(sys.executable).with_name("schemathesis")
             done = subprocess.run(
-                [tool, "run", f"{server.url}/openapi.json", "--max-examples", str(given.examples), "--seed", "1"],
+                [
+                    tool,
+                    "run",
+                    f"{server.url}/openapi.json",
+                    "--max-examples",
+                    str(given.examples),
+                    "--seed",
+                    "1",
+                ],
                 capture_output=True,
                 text=True,
             )

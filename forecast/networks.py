@@ -83,6 +83,8 @@ class OnnxNetwork:
     def __init__(self, checkpoint: Checkpoint) -> None:
         try:
             import onnxruntime
+
+            graph = onnx_graph(checkpoint).SerializeToString()
         except ImportError as error:
             raise UsageError(
                 f"engine=onnx: {error.name} is not installed; install it (pip install onnx onnxruntime), or use "
@@ -94,9 +96,7 @@ class OnnxNetwork:
         # Its pool of freed memory only grows, to the largest batch ever asked for.
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            onnx_graph(checkpoint).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: Array) -> Array:
         """Outputs (n,) for inputs (n, length)."""
@@ -108,14 +108,10 @@ def onnx_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     """The checkpoint's network as an ONNX graph: inputs (n, length) to outputs (n,).
 
     Raises:
-        UsageError: when onnx is not installed.
+        ImportError: when onnx is not installed.
     """
-    try:
-        from onnx import TensorProto, checker, helper, numpy_helper
-    except ImportError as error:
-        raise UsageError(
-            "engine=onnx: onnx is not installed; install it (pip install onnx onnxruntime), or use engine=torch"
-        ) from error
+    from onnx import TensorProto, checker, helper, numpy_helper
+
     layers = checkpoint.config.num_layers
     weights = {name: value.numpy() for name, value in checkpoint.model_state.items()}
     constants = {

@@ -52,7 +52,6 @@ class Forecaster:
             self._models,
             self._measurements,
             max_forecasts=options.max_forecasts,
-            request_timeout_s=options.request_timeout_s,
         )
         self._web = build_web_app(service, options, api_key)
         self._publishing: asyncio.Task[None] | None = None

@@ -31,10 +31,15 @@ SERVE_FLAGS = {
 }
 
 
+def current_flags() -> dict[str, str]:
+    """Each flag with its value: the environment's where it has one, else the application's."""
+    flags = dict(SERVE_FLAGS)
+    script = Path(sys.executable).with_name(HAPROXY_SCRIPT)
+    if found := str(script) if script.exists() else shutil.which(HAPROXY_SCRIPT):
+        flags[HAPROXY_VARIABLE] = found
+    return {name: os.environ.get(name, value) for name, value in flags.items()}
+
+
 def set_serve_flags() -> None:
     """Set each flag that the environment does not set already."""
-    for name, value in SERVE_FLAGS.items():
-        os.environ.setdefault(name, value)
-    script = Path(sys.executable).with_name(HAPROXY_SCRIPT)
-    if script.exists() or (found := shutil.which(HAPROXY_SCRIPT)):
-        os.environ.setdefault(HAPROXY_VARIABLE, str(script if script.exists() else found))
+    os.environ.update(current_flags())

@@ -55,10 +55,11 @@ class ServedModel:
     Attributes:
         predictor: the model.
         version: SHA-256 of its file, in hexadecimal.
+        cost: multiply-adds a forecast.
         common_fields: what all its answers have in common, as JSON without the braces.
     """
 
-    def __init__(self, path: Path, engines: Engines, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Path, engines: Engines) -> None:
         """Load, compare engines, and run once at each size, which is when libraries allocate what they keep.
 
         Raises:
@@ -84,12 +85,13 @@ class ServedModel:
         on_gpu = self.predictor.network.device.type != "cpu"
         size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
-        cost = multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
+        self.cost = multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
         self.batcher = Batcher(
             self.predictor.predict,
             max_batch_size=size,
             wait_s=wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0,
-            thread=thread if on_gpu or cost > INLINE_COST else None,
+            # One of its own: single windows do not wait for batch requests.
+            thread=ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None,
         )
         typical = float(self.predictor.checkpoint.normalization.denormalize(0.0))
         try:
@@ -122,6 +124,7 @@ class Models:
 
     Attributes:
         by_symbol: the models.
+        threads: where what may take long is computed.
         refusal: the last attempt to replace them, when it was refused.
     """
 
@@ -132,7 +135,7 @@ class Models:
         self._engines, self._on_change = engines, on_change
         self._checkpoint = ""
         self._one_at_a_time = asyncio.Lock()
-        self.threads = ThreadPoolExecutor(1, "forecast")
+        self.threads = ThreadPoolExecutor(1, "batches")
         self.by_symbol: Mapping[str, ServedModel] = {}
         self.refusal: Refusal | None = None
 
@@ -169,7 +172,7 @@ class Models:
     def _load_all(self, place: Path) -> dict[str, ServedModel]:
         loaded: dict[str, ServedModel] = {}
         for path in checkpoint_files(place):
-            model = ServedModel(path, self._engines, self.threads)
+            model = ServedModel(path, self._engines)
             if (other := loaded.get(model.symbol)) is not None:
                 raise CheckpointError(
                     f"{path} and {other.predictor.path} both forecast {model.symbol}; leave one of them in {place}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -16,12 +16,17 @@ from serve_app.metrics import Measurements, short_version
 from serve_app.models import Models, ServedModel, UnknownSymbol
 from serve_app.schemas import BatchRequest, ErrorAnswer, PredictRequest, Problem, problems_of
 
-CHUNK = 256
-"""Windows forecast at a time in a batch request, between two looks at the clock."""
+CHUNK_COST = 4e9
+"""Multiply-adds forecast at a time in a batch request, some tenths of a second on a CPU: after them others have
+their turn, and a request whose time is up ends."""
+MAX_CHUNK = 256
+"""Windows forecast at a time even where more would be cheap: more are no faster."""
 RETRY_AFTER_S = 1
 """Seconds after which a client that was refused for want of room is told to come again."""
 
 JSON = (b"content-type", b"application/json")
+
+Asked = TypeVar("Asked", PredictRequest, BatchRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +57,17 @@ class ForecastService:
         measurements: where it counts.
     """
 
-    def __init__(
-        self, models: Models, measurements: Measurements, *, max_forecasts: int, request_timeout_s: float
-    ) -> None:
-        """Forecast at most ``max_forecasts`` prices a request, and give up after ``request_timeout_s`` seconds."""
+    def __init__(self, models: Models, measurements: Measurements, *, max_forecasts: int) -> None:
+        """Forecast at most ``max_forecasts`` prices a request."""
         self.models, self.measurements = models, measurements
-        self._max_forecasts, self._request_timeout_s = max_forecasts, request_timeout_s
+        self._max_forecasts = max_forecasts
 
     async def predict(self, body: bytes) -> Answer:
         """Answer a ``PredictRequest``."""
         try:
-            asked = PredictRequest.model_validate_json(body)
-        except ValidationError as error:
-            return refuse(422, problems_of(error))
-        try:
-            model = self.models.choose(asked.symbol)
-        except UnknownSymbol as error:
-            return refuse(422, [Problem(loc=["body", "symbol"], msg=str(error), type="symbol")])
+            asked, model = self._understand(PredictRequest, body)
+        except Refused as refused:
+            return refused.answer
         # Only what the model looks at waits for its turn; a window that is too short is refused there.
         window = asked.values[-model.sequence_length :]
         try:
@@ -86,13 +85,9 @@ class ForecastService:
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``."""
         try:
-            asked = BatchRequest.model_validate_json(body)
-        except ValidationError as error:
-            return refuse(422, problems_of(error))
-        try:
-            model = self.models.choose(asked.symbol)
-        except UnknownSymbol as error:
-            return refuse(422, [Problem(loc=["body", "symbol"], msg=str(error), type="symbol")])
+            asked, model = self._understand(BatchRequest, body)
+        except Refused as refused:
+            return refused.answer
         forecasts = len(asked.windows) * (asked.horizon or 1)
         if forecasts > self._max_forecasts:
             message = (
@@ -108,15 +103,41 @@ class ForecastService:
         answers = prices if asked.horizon is not None else [steps[0] for steps in prices]
         return self._answer(model, f'"predictions": {answers!r}', windows)
 
+    def _understand(self, kind: type[Asked], body: bytes) -> tuple[Asked, ServedModel]:
+        """What is asked, and the model that answers it.
+
+        Raises:
+            Refused: when the body is not a ``kind``, or no model here is for it.
+        """
+        try:
+            asked = kind.model_validate_json(body)
+            return asked, self.models.choose(asked.symbol)
+        except ValidationError as error:
+            raise Refused(refuse(422, problems_of(error))) from None
+        except UnknownSymbol as error:
+            problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
+            raise Refused(refuse(422, [problem])) from None
+
     async def _forecast_aside(
         self, model: ServedModel, windows: Sequence[Sequence[float]], horizon: int
     ) -> list[list[float]]:
-        """Forecasts (n, horizon) in a thread: they may take long."""
-        until = time.monotonic() + self._request_timeout_s
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.models.threads, _forecast_in_chunks, model.predictor, windows, horizon, until
-        )
+        """Forecasts (n, horizon) in a thread, some at a time: they may take long, and others wait for it too.
+
+        Raises:
+            BadWindow: when a window does not fit the model.
+        """
+        loop, forecasts = asyncio.get_running_loop(), []
+        size = min(MAX_CHUNK, max(1, int(CHUNK_COST / (model.cost * horizon))))
+        for start in range(0, len(windows), size):
+            forecasts += await loop.run_in_executor(
+                self.models.threads,
+                _forecast_chunk,
+                model.predictor,
+                windows[start : start + size],
+                horizon,
+                start,
+            )
+        return forecasts
 
     def _answer(self, model: ServedModel, result: str, windows: Sequence[Sequence[float]]) -> Answer:
         outside = [
@@ -137,6 +158,14 @@ class ForecastService:
         return Answer(200, body.encode(), (JSON, version))
 
 
+class Refused(Exception):
+    """A request that is answered with a refusal."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
 class BadWindow(WindowError):
     """One of several windows does not fit the model; ``index`` says which."""
 
@@ -145,26 +174,21 @@ class BadWindow(WindowError):
         self.index = index
 
 
-def _forecast_in_chunks(
-    predictor: Predictor, windows: Sequence[Sequence[float]], horizon: int, until: float
+def _forecast_chunk(
+    predictor: Predictor, windows: Sequence[Sequence[float]], horizon: int, first: int
 ) -> list[list[float]]:
-    """Runs in a thread, which nobody else can stop.
+    """Forecasts (n, horizon) of windows that are a request's from ``first`` on; runs in a thread.
 
     Raises:
-        TimeoutError: at the first look at the clock after ``until``.
         BadWindow: when a window does not fit the model.
     """
-    forecasts: list[list[float]] = []
-    for start in range(0, len(windows), CHUNK):
-        if time.monotonic() >= until:
-            raise TimeoutError
-        try:
-            forecasts += predictor.predict_steps(windows[start : start + CHUNK], horizon).tolist()
-        except WindowError:
-            for index, window in enumerate(windows[start : start + CHUNK], start):
-                try:
-                    predictor.predict_steps([window], horizon)
-                except WindowError as error:
-                    raise BadWindow(index, error) from None
-            raise
-    return forecasts
+    try:
+        forecasts: list[list[float]] = predictor.predict_steps(windows, horizon).tolist()
+        return forecasts
+    except WindowError:
+        for index, window in enumerate(windows):
+            try:
+                predictor.predict_steps([window], horizon)
+            except WindowError as error:
+                raise BadWindow(first + index, error) from None
+        raise

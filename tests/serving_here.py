@@ -24,7 +24,6 @@ def build(checkpoint, api_key=None, **options):
         models,
         Measurements(),
         max_forecasts=options.max_forecasts,
-        request_timeout_s=options.request_timeout_s,
     )
     return build_web_app(service, options, api_key), service
 

@@ -1,12 +1,9 @@
 """``cluster.yaml`` by Ray's own validation, and what it must not lose."""
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
-
-from serve_app.flags import SERVE_FLAGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,10 +39,8 @@ def test_there_are_gpu_workers_beside_cpu_workers(cluster_file):
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_every_node_starts_with_token_authentication_and_the_applications_flags(cluster_file, commands):
     start = cluster_file[commands][-1]
-    assert dict(re.findall(r"(RAY_\w+)=(\w+)", start)) | {"RAY_AUTH_MODE": "token"} == {
-        **SERVE_FLAGS,
-        "RAY_AUTH_MODE": "token",
-    }
+    assert "-m serve_app flags" in start
+    assert start.index("serve_app flags") < start.index("ray start")
     assert "RAY_AUTH_MODE=token" in start
     assert start.index("RAY_AUTH_MODE") < start.index("ray start")
 

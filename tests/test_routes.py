@@ -16,7 +16,7 @@ from forecast import Predictor
 from forecast.errors import UsageError
 from forecast.model import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.deployment import replica_gpus
-from serve_app.flags import SERVE_FLAGS
+from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.options import ServeOptions
 from serve_app.routes import DRAIN_FACTOR
 
@@ -165,6 +165,23 @@ def test_importing_the_application_sets_the_flags_and_keeps_those_already_set():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, timeout=100
     )
     assert done.stdout.strip() == str({**SERVE_FLAGS, "RAY_SERVE_HAPROXY_NBTHREAD": "3"})
+
+
+def test_the_flags_command_prepares_a_shell_for_the_start_of_a_cluster():
+    shell = 'eval "$("$0" -m serve_app flags)"; env'
+    environment = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
+    environment.pop(HAPROXY_VARIABLE, None)
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=100,
+    )
+    exported = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert SERVE_FLAGS.items() <= exported.items()
+    assert exported[HAPROXY_VARIABLE].endswith(f"/{HAPROXY_SCRIPT}")
 
 
 def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity(client, monkeypatch):

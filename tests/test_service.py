@@ -291,7 +291,7 @@ def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_ti
         released.wait(10)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("serve_app.service._forecast_in_chunks", slow_forecast)
+    monkeypatch.setattr("serve_app.service._forecast_chunk", slow_forecast)
 
     async def wait_for_both():
         stalled, slow = Connection(web), Connection(web, "/predict/batch")

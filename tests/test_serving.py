@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from bodies import BAD_BODIES
+from processes import family
 
 from forecast import Predictor, save_checkpoint
 from forecast.cli import main as forecast_main
@@ -53,7 +55,7 @@ def server(tiny_checkpoint, tmp_path_factory):
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
-        yield URL
+        yield process
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -65,7 +67,7 @@ def server(tiny_checkpoint, tmp_path_factory):
 def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkpoint, capsys):
     assert forecast_main(["infer", "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    answer = httpx.post(f"{server}/predict", json={"values": printed["values"]}).json()
+    answer = httpx.post(f"{URL}/predict", json={"values": printed["values"]}).json()
     assert answer == {
         "ok": True,
         "prediction": pytest.approx(printed["prediction"], rel=1e-6),
@@ -80,7 +82,7 @@ def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkp
 
 @pytest.mark.parametrize("name", BAD_BODIES)
 def test_it_refuses_bad_bodies(server, name):
-    assert httpx.post(f"{server}/predict", content=BAD_BODIES[name]).status_code == 422
+    assert httpx.post(f"{URL}/predict", content=BAD_BODIES[name]).status_code == 422
 
 
 def test_it_refuses_a_body_of_100_mb_and_goes_on(server):
@@ -91,22 +93,26 @@ def test_it_refuses_a_body_of_100_mb_and_goes_on(server):
         for _ in range(100):
             yield chunk
 
-    assert httpx.post(f"{server}/predict", content=hundred_megabytes(), timeout=60).status_code == 413
+    assert httpx.post(f"{URL}/predict", content=hundred_megabytes(), timeout=60).status_code == 413
     length = {"content-length": str(100 * len(chunk))}
-    sized = httpx.post(f"{server}/predict", content=(chunk for _ in range(100)), headers=length, timeout=60)
+    sized = httpx.post(f"{URL}/predict", content=(chunk for _ in range(100)), headers=length, timeout=60)
     assert sized.status_code == 413
-    assert httpx.get(f"{server}/healthz").json() == {"ok": True}
+    assert httpx.get(f"{URL}/healthz").json() == {"ok": True}
 
 
 def test_it_describes_its_model_and_its_interface(server):
-    assert httpx.get(f"{server}/model").json()["symbol"] == "BTC-USD"
-    assert "/predict" in httpx.get(f"{server}/openapi.json").json()["paths"]
-    assert httpx.get(f"{server}/docs").status_code == 200
+    assert httpx.get(f"{URL}/model").json()["symbol"] == "BTC-USD"
+    assert "/predict" in httpx.get(f"{URL}/openapi.json").json()["paths"]
+    assert httpx.get(f"{URL}/docs").status_code == 200
 
 
-def reload():
+def reload(server):
+    # The tests' own cluster runs on this machine too.
+    (address,) = {
+        found[1] for _, words in family(server.pid) if (found := re.search(r"--gcs-address=(\S+)", words))
+    }
     return subprocess.run(
-        [sys.executable, "-m", "serve_app", "reload"],
+        [sys.executable, "-m", "serve_app", "reload", "--address", address],
         capture_output=True,
         text=True,
         env={name: value for name, value in environment().items() if name != "RAY_ADDRESS"},
@@ -119,24 +125,24 @@ def test_a_changed_checkpoint_goes_live_by_reload_and_a_bad_one_is_refused(
 ):
     whole = tiny_checkpoint.read_bytes()
     window = {"values": [1000.0 + row for row in range(20)]}
-    first = httpx.post(f"{server}/predict", json=window).json()["prediction"]
+    first = httpx.post(f"{URL}/predict", json=window).json()["prediction"]
     try:
         state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
         state["regressor.bias"] += 0.5
         save_checkpoint(replace(tiny_result.checkpoint, model_state=state), tiny_checkpoint)
-        done = reload()
+        done = reload(server)
         assert done.returncode == 0, done.stderr
-        second = httpx.post(f"{server}/predict", json=window).json()["prediction"]
+        second = httpx.post(f"{URL}/predict", json=window).json()["prediction"]
         assert second > first
         tiny_checkpoint.write_bytes(whole[:1000])
-        done = reload()
+        done = reload(server)
         assert done.returncode == 1
         assert "refused by 1 of 1 replicas" in done.stderr
-        assert httpx.post(f"{server}/predict", json=window).json()["prediction"] == second
-        assert "damaged" in httpx.get(f"{server}/model").json()["refused"]["reason"]
+        assert httpx.post(f"{URL}/predict", json=window).json()["prediction"] == second
+        assert "damaged" in httpx.get(f"{URL}/model").json()["refused"]["reason"]
     finally:
         tiny_checkpoint.write_bytes(whole)
-        reload()
+        reload(server)
 
 
 def test_haproxys_administration_is_on_the_loopback_alone(server):

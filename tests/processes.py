@@ -1,0 +1,17 @@
+"""The processes under a server, by what they are."""
+
+import contextlib
+
+import psutil
+
+
+def family(pid):
+    """Each process under ``pid`` with its command line."""
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            yield process, " ".join(process.cmdline())
+
+
+def replicas(pid):
+    """Process ids of Serve's replicas under ``pid``."""
+    return {process.pid for process, title in family(pid) if title.startswith("ray::ServeReplica:")}
