@@ -47,5 +47,7 @@ def test_a_disagreement_is_relative_to_large_outputs_and_absolute_below_one(chec
     def network(*outputs):
         return lambda _: torch.tensor(outputs).numpy()
 
-    assert disagreement(network(1000.0, 0.0, 0.0), network(1001.0, 0.0, 0.0), inputs) == pytest.approx(1 / 1001)
+    assert disagreement(network(1000.0, 0.0, 0.0), network(1001.0, 0.0, 0.0), inputs) == pytest.approx(
+        1 / 1001
+    )
     assert disagreement(network(0.0, 0.1, 0.0), network(0.0, 0.2, 0.0), inputs) == pytest.approx(0.1)
