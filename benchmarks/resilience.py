@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import statistics
@@ -109,6 +110,7 @@ async def command(server: Server, *words: str) -> tuple[int, str]:
         *words,
         "--address",
         server.gcs_address(),
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

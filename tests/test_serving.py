@@ -115,7 +115,7 @@ def reload(server):
         [sys.executable, "-m", "serve_app", "reload", "--address", address],
         capture_output=True,
         text=True,
-        env={name: value for name, value in environment().items() if name != "RAY_ADDRESS"},
+        env={**environment(), "RAY_ADDRESS": "", "RAY_AUTH_MODE": "token"},
         timeout=100,
     )
 
