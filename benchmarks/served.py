@@ -193,15 +193,18 @@ class Load:
         return self.requests / self.seconds
 
 
-def wrk(url: str, route: str, body: str, connections: int, seconds: float) -> Load:
-    """Load by ``wrk`` (https://github.com/wg/wrk): each connection asks as soon as it is answered."""
+def wrk(
+    url: str, route: str, body: str, connections: int, seconds: float, pause_ms: float | None = None
+) -> Load:
+    """Load by ``wrk`` (https://github.com/wg/wrk): each connection asks as soon as it is answered, or after a pause."""
     binary = shutil.which("wrk")
     if binary is None:
         raise SystemExit("error: wrk is not installed; install it (apt-get install wrk)")
     with tempfile.TemporaryDirectory() as name:
         asked, script = Path(name) / "body.json", Path(name) / "post.lua"
         asked.write_text(body)
-        script.write_text(WRK_SCRIPT % (route, asked))
+        pause = f"function delay() return {pause_ms:.0f} end\n" if pause_ms else ""
+        script.write_text(WRK_SCRIPT % (route, asked) + pause)
         command = [binary, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s"]
         done = subprocess.run(
             [*command, "-s", str(script), url],

@@ -28,6 +28,8 @@ SERVE_FLAGS = {
     # Seconds a leaving replica stays for load balancers to notice. HAProxy beside it is told at once; Ray's
     # default of 30 is for load balancers that poll, and makes Ctrl-C take half a minute.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # Seconds between two looks at HAProxy, of which three must fail: with Ray's 10 a killed HAProxy is away for 24.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 
 
