@@ -38,6 +38,8 @@ WINDOW = [5000.0 + 10 * row for row in range(120)]
 CONNECTIONS = 16
 RECOVERY_S = 30.0
 OVERLOAD_CONNECTIONS = 1024
+# How long a window must be, and which symbols there are, depends on the model that is served: the schema cannot say.
+SCHEMATHESIS = ("--exclude-checks", "positive_data_acceptance")
 
 
 @dataclass
@@ -248,7 +250,7 @@ def hostile_body(rng: random.Random) -> bytes:
         "9" * 400,
     ]
     number += ["1.7976931348623157e308", "5e-324", "1e308", "0.1e1", "01", "+1", "1_0", "٣", "\\u0031"]
-    values = [f"{rng.uniform(1, 1e5):.2f}" for _ in range(rng.choice([0, 1, 59, 60, 61, 120, 1000]))]
+    values = [f"{rng.uniform(1, 1e5):.2f}" for _ in range(rng.choice([0, 1, 3, 4, 5, 60, 1000]))]
     for _ in range(rng.choice([0, 1, 1, 3])):
         values.insert(rng.randint(0, len(values)), rng.choice(number))
     lists = f"[{', '.join(values)}]"
@@ -286,11 +288,16 @@ def hostile_body(rng: random.Random) -> bytes:
     return bytes(body)
 
 
+def no_json_number(word: str) -> None:
+    check(False, f"{word} in an answer")
+
+
 def hostile(given: argparse.Namespace) -> None:
     """Bodies made to break it, and schemathesis."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
-        make_checkpoint(path)
+        # A short window: more of what is made up gets as far as the model.
+        make_checkpoint(path, sequence_length=4, target="residual")
         with serve_run(path) as server:
             rng, seen = random.Random(given.seed), Counter[int]()
             slowest = 0.0
@@ -305,9 +312,9 @@ def hostile(given: argparse.Namespace) -> None:
                     seen[answer.status_code] += 1
                     if answer.status_code >= 500:
                         check(False, f"{answer.status_code} for {body[:300]!r} to {route}")
-                    json.loads(
-                        answer.content, parse_constant=lambda word: check(False, f"{word} in an answer")
-                    )
+                    # What is not HTTP is refused by HAProxy itself, in its own words.
+                    if "json" in answer.headers["content-type"]:
+                        json.loads(answer.content, parse_constant=no_json_number)
             check(not any(status >= 500 for status in seen), f"{given.bodies} bodies: {dict(seen)}")
             check(slowest < 5, f"the slowest took {slowest:.2f} s")
             tool = Path(sys.executable).with_name("schemathesis")
@@ -316,6 +323,7 @@ def hostile(given: argparse.Namespace) -> None:
                     tool,
                     "run",
                     f"{server.url}/openapi.json",
+                    *SCHEMATHESIS,
                     "--max-examples",
                     str(given.examples),
                     "--seed",
