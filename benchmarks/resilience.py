@@ -331,6 +331,7 @@ def hostile(given: argparse.Namespace) -> None:
                 ],
                 capture_output=True,
                 text=True,
+                cwd=name,
             )
             print("\n".join(done.stdout.splitlines()[-25:]))
             check(done.returncode == 0, "schemathesis finds nothing")

@@ -1,0 +1,30 @@
+"""What schemathesis makes of the OpenAPI document, asked of the application in this process."""
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import load_all_checks
+from serving_here import build
+
+
+def test_whatever_the_schema_allows_is_answered_as_it_says_and_never_with_5xx(tiny_checkpoint):
+    load_all_checks()
+    checks = [
+        schemathesis.checks.CHECKS.get_one(name)
+        for name in ("not_a_server_error", "status_code_conformance", "response_schema_conformance")
+    ]
+    web, _ = build(tiny_checkpoint)
+    statuses = set()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", web)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) == 5
+    for operation in operations:
+
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(operation.as_strategy())
+        def answer(case):
+            response = case.call()
+            statuses.add(response.status_code)
+            case.validate_response(response, checks=checks)
+
+        answer()
+    assert {200, 422} <= statuses
