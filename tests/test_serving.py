@@ -1,5 +1,6 @@
 """``serve run`` for real: HAProxy in front, a real HTTP client, and a missing checkpoint."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from bodies import BAD_BODIES
-from processes import family
+from processes import family, replicas
 
 from forecast import Predictor, save_checkpoint
 from forecast.cli import main as forecast_main
@@ -156,6 +157,24 @@ def test_haproxys_administration_is_on_the_loopback_alone(server):
 def test_haproxy_is_what_answers(server):
     names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.parent.exists()]
     assert "haproxy" in names
+
+
+def test_haproxy_and_a_replica_that_are_killed_come_back_by_themselves(server):
+    def haproxy():
+        return {process.pid for process, _ in family(server.pid) if process.name() == "haproxy"}
+
+    for killed in (haproxy, lambda: replicas(server.pid)):
+        before = killed()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while True:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
+                window = {"values": [1000.0] * 20}
+                if killed() - before and httpx.post(f"{URL}/predict", json=window).status_code == 200:
+                    break
+            time.sleep(0.2)
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated"])
