@@ -35,9 +35,10 @@ check: $(READY) ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## run the benchmarks
+bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.tuning
+	$(BIN)/python -m benchmarks.serving
 
 clean: ## remove the environment and caches; leaves artifacts/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
