@@ -3,11 +3,12 @@
 The fastest reading of the description: the handler runs on the event loop, where a thread pool would cost more than
 the forecast, and the answer is what the description shows. Prices are z-scored levels in both directions.
 
-    python -m benchmarks.original_server CHECKPOINT PORT
+    python -m benchmarks.original_server CHECKPOINT PORT PROCESSES
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -62,7 +63,19 @@ def build(path: str) -> FastAPI:
     return web
 
 
+def create() -> FastAPI:
+    """For uvicorn's worker processes."""
+    return build(os.environ["ORIGINAL_CHECKPOINT"])
+
+
 if __name__ == "__main__":
+    os.environ["ORIGINAL_CHECKPOINT"] = sys.argv[1]
     uvicorn.run(
-        build(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False
+        "benchmarks.original_server:create",
+        factory=True,
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        workers=int(sys.argv[3]),
+        log_level="warning",
+        access_log=False,
     )

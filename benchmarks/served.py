@@ -29,6 +29,8 @@ START_S = 120.0
 REPLICA = "ServeReplica:"
 """What the command line of a replica's process begins with, after ``ray::``."""
 
+REPLICA_PORTS = range(30_000, 31_001)
+
 WRK_SCRIPT = """\
 wrk.method = "POST"
 wrk.path = "%s"
@@ -37,9 +39,10 @@ local file = io.open("%s"); wrk.body = file:read("*a"); file:close()
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
-    "\\nRESULT {\\"requests\\": %%d, \\"seconds\\": %%f, \\"p50_ms\\": %%f, \\"p99_ms\\": %%f, \\"failures\\": %%d}\\n",
+    "\\nRESULT {\\"requests\\": %%d, \\"seconds\\": %%f, \\"p50_ms\\": %%f, \\"p99_ms\\": %%f, " ..
+    "\\"broken\\": %%d, \\"refused\\": %%d}\\n",
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    e.connect + e.read + e.write + e.status + e.timeout))
+    e.connect + e.read + e.write + e.timeout, e.status))
 end
 """
 
@@ -99,6 +102,19 @@ class Server:
         replicas = [one for one in family if _title(one).startswith(f"ray::{REPLICA}")]
         return replicas or [psutil.Process(self.process.pid)]
 
+    def answering_replicas(self) -> set[int]:
+        """Process ids of the replicas that answer at their own ports."""
+        answering = set()
+        for replica in self.workers():
+            with contextlib.suppress(psutil.Error, httpx.TransportError):
+                ports = [
+                    one.laddr.port for one in replica.net_connections() if one.status == psutil.CONN_LISTEN
+                ]
+                urls = [f"http://127.0.0.1:{port}/healthz" for port in ports if port in REPLICA_PORTS]
+                if any(httpx.get(url, timeout=2).json() == {"ok": True} for url in urls):
+                    answering.add(replica.pid)
+        return answering
+
     def memory_mb(self) -> float:
         """Resident memory of the processes that compute, in MB."""
         return sum(worker.memory_info().rss for worker in self.workers()) / 1e6
@@ -132,15 +148,15 @@ def serve_run(
     command += [f"checkpoint={checkpoint}", f"replicas={replicas}", *options]
     with _running(command, PORT, {**kept, "RAY_ADDRESS": "local", **(environment or {})}) as server:
         deadline = time.monotonic() + START_S
-        while len(server.workers()) < replicas and time.monotonic() < deadline:
+        while len(server.answering_replicas()) < replicas and time.monotonic() < deadline:
             time.sleep(0.2)
         yield server
 
 
 @contextlib.contextmanager
-def original_server(checkpoint: Path) -> Iterator[Server]:
-    """The design that this project replaces, on the port it had."""
-    command = [sys.executable, "-m", "benchmarks.original_server", str(checkpoint), "9010"]
+def original_server(checkpoint: Path, processes: int = 1) -> Iterator[Server]:
+    """The design that this project replaces, on the port it had; it had one process."""
+    command = [sys.executable, "-m", "benchmarks.original_server", str(checkpoint), "9010", str(processes)]
     with _running(command, 9010, dict(os.environ)) as server:
         yield server
 
@@ -180,13 +196,18 @@ def _wait_until_it_answers(server: Server) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """What a load generator saw."""
+    """What a load generator saw: ``broken`` connections and timeouts, ``refused`` requests with 4xx or 5xx."""
 
     requests: int
     seconds: float
     p50_ms: float
     p99_ms: float
-    failures: int
+    broken: int
+    refused: int
+
+    @property
+    def failures(self) -> int:
+        return self.broken + self.refused
 
     @property
     def per_second(self) -> float:

@@ -274,6 +274,9 @@ def _from_original(content: dict[str, Any]) -> Checkpoint:
 
 def _check_weights(checkpoint: Checkpoint) -> None:
     checkpoint.build_model()
+    kinds = {str(value.dtype).removeprefix("torch.") for value in checkpoint.model_state.values()}
+    if kinds != {"float32"}:
+        raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")
     if not all(bool(torch.isfinite(value).all()) for value in checkpoint.model_state.values()):
         raise ValueError("its weights are not finite numbers")
     scale = checkpoint.normalization

@@ -187,8 +187,14 @@ def build_network(checkpoint: Checkpoint, device: torch.device, engine: Engine) 
     try:
         if device.type != "cpu":
             raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch there")
-        by_onnx = OnnxNetwork(checkpoint)
-        difference = disagreement(by_onnx, by_torch, random_inputs(checkpoint, CHECKED_WINDOWS))
+        inputs = random_inputs(checkpoint, CHECKED_WINDOWS)
+        try:
+            by_onnx = OnnxNetwork(checkpoint)
+            difference = disagreement(by_onnx, by_torch, inputs)
+        except UsageError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors have no common type of their own
+            raise UsageError(f"engine=onnx cannot run this model ({error}); use engine=torch") from error
         if not difference <= TOLERANCE:
             raise UsageError(
                 f"engine=onnx: ONNX Runtime differs from torch by {difference:.1e} for this model, more than "

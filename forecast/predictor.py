@@ -57,7 +57,7 @@ class Predictor:
             WindowError: when a window is too short, or a value is not a finite number or, for a model of
                 log prices, not positive; names the first such value.
         """
-        values = self._checked(windows)
+        values = self.check(windows)
         # What overflows on the way is refused by its result, below.
         with np.errstate(all="ignore"):
             normalized = self.checkpoint.normalization.normalize(values)
@@ -79,7 +79,7 @@ class Predictor:
         Raises:
             WindowError: as ``predict``; also when a step's forecast leaves what the model can take.
         """
-        values = self._checked(windows)
+        values = self.check(windows)
         steps = np.empty((len(values), horizon))
         for step in range(horizon):
             steps[:, step] = self.predict(values)
@@ -99,7 +99,13 @@ class Predictor:
         """The next price after ``values``, oldest first; see ``predict``."""
         return float(self.predict([values])[0])
 
-    def _checked(self, windows: ArrayLike) -> NDArray[np.float64]:
+    def check(self, windows: ArrayLike) -> NDArray[np.float64]:
+        """The part of windows (n, length) that the model looks at, (n, ``sequence_length``).
+
+        Raises:
+            WindowError: when a window is too short, or a value is not a finite number or, for a model of
+                log prices, not positive; names the first such value.
+        """
         try:
             values = np.asarray(windows, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):

@@ -19,8 +19,7 @@ examples:
 
 FLAGS_EXAMPLE = """\
 example:
-  eval "$(python -m serve_app flags)"
-  ray start --head
+  (eval "$(python -m serve_app flags)" && ray start --head)
   serve deploy serve_config.yaml
 """
 
@@ -51,7 +50,7 @@ def build_parser() -> Parser:
         "flags",
         help="print the environment that a cluster's start wants, for eval",
         description="Print Ray Serve's environment flags as shell commands. A cluster takes them when it starts, with "
-        "HAProxy in front of the replicas; without them the application runs, about ten times slower. `serve run` "
+        "HAProxy in front of the replicas; without them the application runs, many times slower. `serve run` "
         "needs none of this.",
         epilog=FLAGS_EXAMPLE,
     )

@@ -55,7 +55,14 @@ class Batcher:
         return future
 
     def _take_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch_size))]
+        batch: list[tuple[Window, asyncio.Future[float]]] = []
+        while self._waiting and len(batch) < self._max_batch_size:
+            window, future = self._waiting.popleft()
+            if not future.done():  # else its client has gone, or its time is up
+                batch.append((window, future))
+        if not batch:
+            self._turn_is_coming = False
+            return
         windows = [window for window, _ in batch]
         if self._thread is None:
             self._answer(batch, self._compute(windows))
@@ -86,7 +93,7 @@ class Batcher:
         self, batch: list[tuple[Window, asyncio.Future[float]]], outcomes: list[float | Exception]
     ) -> None:
         for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():  # its client has gone, or its time is up
+            if future.done():
                 continue
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)

@@ -22,17 +22,18 @@ from forecast.command import parse_settings
 from forecast.errors import ForecastError, UsageError
 from forecast.model import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.metrics import Measurements, Publisher
-from serve_app.models import Engines, Models, ReloadOutcome, ServedModel, checkpoint_files, logger
+from serve_app.models import Engines, Models, ReloadOutcome, checkpoint_files, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.routes import build_web_app
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
 CHECKPOINT = "checkpoint"
 """Key of ``user_config``: the checkpoint to serve. Changing any of it loads what it names anew, without a restart."""
-HEADROOM = 64
-"""Requests a replica takes beyond its limit, to tell them that it is busy and to answer health checks."""
-DRAIN_S = 20.0
-"""Seconds a replica that leaves has to finish what it has."""
+SERVE_LIMIT = 10_000
+"""Serve's own limit of requests under way, out of the way: the application says itself when it is busy, and answers
+health checks all the same."""
+DRAIN_MARGIN_S = 10.0
+"""Seconds a replica that leaves has beyond the time limit of a request: Serve sends it new ones for the first five."""
 
 
 @serve.ingress()
@@ -47,7 +48,7 @@ class Forecaster:
         self._measurements, self._publisher = Measurements(), Publisher()
         wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
         engines = Engines(device, options.engine, options.max_batch_size, wait_s)
-        self._models = Models(engines, self._on_change)
+        self._models = Models(engines)
         service = ForecastService(
             self._models,
             self._measurements,
@@ -55,6 +56,7 @@ class Forecaster:
         )
         self._web = build_web_app(service, options, api_key)
         self._publishing: asyncio.Task[None] | None = None
+        self._asked_for = ""
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray Serve asks for after the constructor."""
@@ -66,11 +68,15 @@ class Forecaster:
         Raises:
             ForecastError: at the start; later a checkpoint that cannot be used is refused, and the old one goes on.
         """
+        before, self._asked_for = self._asked_for, user_config[CHECKPOINT]
         if self._publishing is None:
-            await self._models.load(user_config[CHECKPOINT])
-            self._publishing = asyncio.create_task(self._publisher.publish_forever(self._measurements))
-        else:
-            self._count(await self._models.replace(user_config[CHECKPOINT]))
+            await self._models.load(self._asked_for)
+            self._publishing = asyncio.create_task(
+                self._publisher.publish_forever(self._measurements, self._models)
+            )
+        elif before != self._asked_for:
+            # Serve also calls when replicas are numbered anew: a file that has changed meanwhile waits for `reload`.
+            self._count(await self._models.replace(self._asked_for))
 
     async def reload(self) -> ReloadOutcome:
         """Load again what is served, for its file has changed; for ``python -m serve_app reload``."""
@@ -79,9 +85,6 @@ class Forecaster:
     def _count(self, outcome: ReloadOutcome) -> ReloadOutcome:
         self._measurements.reloads["refused" if outcome.refused else "loaded"] += 1
         return outcome
-
-    def _on_change(self, models: Mapping[str, ServedModel]) -> None:
-        self._publisher.show_models(models)
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -105,20 +108,23 @@ def app(args: dict[str, Any]) -> Application:
     except ForecastError as error:
         raise click.ClickException(str(error)) from None
     api_key = os.environ.get(API_KEY_VARIABLE)
+    if not api_key and options.require_api_key:
+        raise click.ClickException(
+            f"require_api_key: {API_KEY_VARIABLE} is not set where the application is built; set it on every node, "
+            "before Ray starts there"
+        )
     if not api_key:
         logger.warning("%s is not set: whoever reaches the port may ask", API_KEY_VARIABLE)
     deployment = serve.deployment(
         num_replicas=None if options.max_replicas else options.replicas,
         autoscaling_config=_autoscaling(options),
         user_config={CHECKPOINT: str(checkpoint)},
-        # The application itself says when it is busy, so that health checks are answered all the same; Serve's own
-        # limits are behind that.
-        max_ongoing_requests=options.max_queued_requests + HEADROOM,
-        max_queued_requests=options.max_queued_requests,
+        max_ongoing_requests=SERVE_LIMIT,
+        max_queued_requests=-1,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         # A replica that is replaced goes when its successor answers.
         max_surge_percent=100,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=options.request_timeout_s + DRAIN_MARGIN_S,
         health_check_period_s=5,
         logging_config=LoggingConfig(
             encoding=options.log_format.upper(), enable_access_log=options.access_log

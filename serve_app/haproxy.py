@@ -23,14 +23,14 @@ from serve_app.flags import HAPROXY_VARIABLE
 
 PR_SET_PDEATHSIG = 1
 """Of ``prctl``, see its manual page; it outlasts ``exec``."""
-HEADERS_TIMEOUT_S = 10
-"""Seconds a client has for a request's headers: a connection that never asks is not kept."""
+REQUEST_TIMEOUT_S = 10
+"""Seconds a client has for a request's headers and the start of its body: until then it takes no replica's place."""
 
 
 def harden(config: str) -> str:
     """The same configuration, its administration on the loopback and its socket for its own user.
 
-    Clients must also send their headers within ``HEADERS_TIMEOUT_S``.
+    Clients must also send their headers, and what of the body fits HAProxy's buffer, within ``REQUEST_TIMEOUT_S``.
     """
     # The front door has a port and may have a host; these two sections have a port alone.
     config = re.sub(r"(?m)^(listen stats\n\s*bind )\*:", r"\g<1>127.0.0.1:", config)
@@ -39,7 +39,7 @@ def harden(config: str) -> str:
     if "timeout http-request" not in config:
         config = re.sub(
             r"(?m)^(defaults\n\s*mode http\n)",
-            rf"\g<1>    timeout http-request {HEADERS_TIMEOUT_S}s\n",
+            rf"\g<1>    timeout http-request {REQUEST_TIMEOUT_S}s\n    option http-buffer-request\n",
             config,
         )
     return config

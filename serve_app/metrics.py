@@ -7,16 +7,18 @@ agent on each node serves them to Prometheus.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ray.serve import metrics
 
-from serve_app.models import ServedModel
+from serve_app.models import Models
 
 PUBLISH_EVERY_S = 0.25
 """Seconds between hand-overs: short, so that none takes the event loop for long."""
+MODELS_EVERY = 8
+"""Hand-overs between two of the models' state: two seconds, as after a change nobody should look for longer."""
 LATENCY_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
@@ -76,6 +78,10 @@ class Publisher:
             "1 for the model that is served, 0 for one that was; version is its file's SHA-256, shortened.",
             tag_keys=("symbol", "version"),  # type: ignore[arg-type]
         )
+        self._refused = metrics.Gauge(
+            "forecast_model_refused",
+            "1 while the last checkpoint that was to be loaded is one that was refused.",
+        )
         self._shown: set[tuple[str, str]] = set()
 
     def publish(self, taken: Measurements) -> None:
@@ -89,16 +95,19 @@ class Publisher:
         for outcome, count in taken.reloads.items():
             self._reloads.inc(count, tags={"outcome": outcome})
 
-    def show_models(self, models: Mapping[str, ServedModel]) -> None:
-        """Say which models are served."""
-        served = {(symbol, short_version(model.version)) for symbol, model in models.items()}
+    def show_models(self, models: Models) -> None:
+        """Say which models are served; Ray forgets what it is not told again within some seconds."""
+        served = {(symbol, short_version(model.version)) for symbol, model in models.by_symbol.items()}
         for symbol, version in self._shown | served:
             self._models.set((symbol, version) in served, tags={"symbol": symbol, "version": version})
-        self._shown |= served
+        self._shown = served
+        self._refused.set(models.refusal is not None)
 
-    async def publish_forever(self, measurements: Measurements) -> None:
-        """Hand over every quarter of a second."""
-        while True:
+    async def publish_forever(self, measurements: Measurements, models: Models) -> None:
+        """Hand over every quarter of a second, and the state of the models every few."""
+        for turn in itertools.count():
+            if turn % MODELS_EVERY == 0:
+                self.show_models(models)
             await asyncio.sleep(PUBLISH_EVERY_S)
             self.publish(measurements.take())
 

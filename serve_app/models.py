@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,16 +124,15 @@ class Models:
 
     Attributes:
         by_symbol: the models.
+        checkpoint: path of the file or directory they were loaded from.
         threads: where what may take long is computed.
         refusal: the last attempt to replace them, when it was refused.
     """
 
-    def __init__(
-        self, engines: Engines, on_change: Callable[[Mapping[str, ServedModel]], None] = lambda models: None
-    ) -> None:
-        """Serve nothing yet; ``on_change`` is told of the models after each change."""
-        self._engines, self._on_change = engines, on_change
-        self._checkpoint = ""
+    def __init__(self, engines: Engines) -> None:
+        """Serve nothing yet."""
+        self._engines = engines
+        self.checkpoint = ""
         self._one_at_a_time = asyncio.Lock()
         self.threads = ThreadPoolExecutor(1, "batches")
         self.by_symbol: Mapping[str, ServedModel] = {}
@@ -151,17 +150,16 @@ class Models:
             ForecastError: when something there cannot be used; the old models are still served.
         """
         async with self._one_at_a_time:
-            place = checkpoint or self._checkpoint
+            place = checkpoint or self.checkpoint
             loaded = await asyncio.to_thread(self._load_all, Path(place))
-            self.by_symbol, self._checkpoint, self.refusal = loaded, place, None
-            self._on_change(loaded)
+            self.by_symbol, self.checkpoint, self.refusal = loaded, place, None
 
     async def replace(self, checkpoint: str | None = None) -> ReloadOutcome:
         """``load``, with a refusal kept and logged instead of raised."""
         before = {symbol: model.version for symbol, model in self.by_symbol.items()}
         try:
             await self.load(checkpoint)
-        except (ForecastError, OSError) as error:
+        except Exception as error:  # whatever it is: what Serve hears of, it answers by ending the replica
             self.refusal = Refusal(str(error))
             logger.error("new checkpoint refused, the old model goes on: %s", error)
             return ReloadOutcome(before, str(error))

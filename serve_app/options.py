@@ -72,6 +72,7 @@ class ServeOptions(BaseModel):
     max_forecasts: int = Field(
         10_000, ge=1, description="most windows x horizon of one request; more is refused with 422"
     )
+    require_api_key: bool = Field(False, description=f"refuse to start where {API_KEY_VARIABLE} is not set")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
         (), description="origins whose pages may ask, separated by commas, or * (none unless given)"
     )

@@ -18,7 +18,7 @@ from serve_app.schemas import BatchRequest, ErrorAnswer, PredictRequest, Problem
 
 CHUNK_COST = 4e9
 """Multiply-adds forecast at a time in a batch request, some tenths of a second on a CPU: after them others have
-their turn, and a request whose time is up ends."""
+their turn, and a request whose time is up ends. At least one forecast."""
 MAX_CHUNK = 256
 """Windows forecast at a time even where more would be cheap: more are no faster."""
 RETRY_AFTER_S = 1
@@ -127,16 +127,20 @@ class ForecastService:
             BadWindow: when a window does not fit the model.
         """
         loop, forecasts = asyncio.get_running_loop(), []
-        size = min(MAX_CHUNK, max(1, int(CHUNK_COST / (model.cost * horizon))))
-        for start in range(0, len(windows), size):
-            forecasts += await loop.run_in_executor(
-                self.models.threads,
-                _forecast_chunk,
-                model.predictor,
-                windows[start : start + size],
-                horizon,
-                start,
-            )
+        at_a_time = max(1, int(CHUNK_COST / model.cost))
+        size = min(at_a_time, MAX_CHUNK)
+        for first in range(0, len(windows), size):
+            chunk = windows[first : first + size]
+            prices: list[list[float]] = [[] for _ in chunk]
+            while (left := horizon - len(prices[0])) > 0:
+                # Each piece goes on from what the last one has forecast.
+                past = [[*window, *done] for window, done in zip(chunk, prices, strict=True)]
+                steps = min(left, max(1, at_a_time // len(chunk)))
+                piece = await loop.run_in_executor(
+                    self.models.threads, _forecast_piece, model.predictor, past, steps, first
+                )
+                prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
+            forecasts += prices
         return forecasts
 
     def _answer(self, model: ServedModel, result: str, windows: Sequence[Sequence[float]]) -> Answer:
@@ -174,21 +178,23 @@ class BadWindow(WindowError):
         self.index = index
 
 
-def _forecast_chunk(
-    predictor: Predictor, windows: Sequence[Sequence[float]], horizon: int, first: int
+def _forecast_piece(
+    predictor: Predictor, windows: Sequence[Sequence[float]], steps: int, first: int
 ) -> list[list[float]]:
-    """Forecasts (n, horizon) of windows that are a request's from ``first`` on; runs in a thread.
+    """Forecasts (n, steps) of windows that are a request's from ``first`` on; runs in a thread.
 
     Raises:
         BadWindow: when a window does not fit the model.
     """
     try:
-        forecasts: list[list[float]] = predictor.predict_steps(windows, horizon).tolist()
+        forecasts: list[list[float]] = predictor.predict_steps(windows, steps).tolist()
         return forecasts
     except WindowError:
-        for index, window in enumerate(windows):
-            try:
-                predictor.predict_steps([window], horizon)
-            except WindowError as error:
-                raise BadWindow(first + index, error) from None
+        # Most do not fit before anything is computed, which is cheap to find out.
+        for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
+            for index, window in enumerate(windows, first):
+                try:
+                    look([window])
+                except WindowError as error:
+                    raise BadWindow(index, error) from None
         raise

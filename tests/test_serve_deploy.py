@@ -29,6 +29,8 @@ pytestmark = pytest.mark.slow
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 URL = "http://127.0.0.1:9010"
 BIN = Path(sys.executable).parent
+KEY = "open sesame"
+client = httpx.Client(headers={"authorization": f"Bearer {KEY}"}, timeout=30)
 WINDOW = [1000.0 + row for row in range(20)]
 
 
@@ -45,7 +47,7 @@ class Deployed:
         self.place = place
         self.gcs, self.dashboard = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         clean = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
-        secret = {"RAY_AUTH_MODE": "token"}
+        secret = {"RAY_AUTH_MODE": "token", "FORECAST_API_KEY": KEY}
         subprocess.run(
             [BIN / "ray", "get-auth-token", "--generate"],
             env={**clean, **secret},
@@ -142,7 +144,7 @@ def deployed(models):
     deployed = Deployed(models)
     try:
         deployed.deploy(yaml.safe_load(CONFIG.read_text()))
-        deployed.wait_for(lambda: httpx.get(f"{URL}/healthz").json() == {"ok": True}, 120)
+        deployed.wait_for(lambda: client.get(f"{URL}/healthz").json() == {"ok": True}, 120)
         yield deployed
     finally:
         deployed.stop()
@@ -154,13 +156,12 @@ def asking():
     seen, stop = Counter(), threading.Event()
 
     def ask():
-        with httpx.Client(timeout=30) as client:
-            while not stop.is_set():
-                try:
-                    answer = client.post(f"{URL}/predict", json={"values": WINDOW})
-                    seen[answer.status_code, round(answer.json().get("prediction", 0), 2)] += 1
-                except httpx.TransportError as error:
-                    seen[type(error).__name__, 0] += 1
+        while not stop.is_set():
+            try:
+                answer = client.post(f"{URL}/predict", json={"values": WINDOW})
+                seen[answer.status_code, round(answer.json().get("prediction", 0), 2)] += 1
+            except httpx.TransportError as error:
+                seen[type(error).__name__, 0] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -178,9 +179,10 @@ def forecast_of(path):
 
 
 def test_it_serves_on_port_9010_as_it_stands(deployed, models):
-    assert httpx.get(f"{URL}/model").json()["checkpoint_path"] == str(
+    assert client.get(f"{URL}/model").json()["checkpoint_path"] == str(
         models / "artifacts/best_pareto_lstm.pt"
     )
+    assert httpx.post(f"{URL}/predict", json={"values": WINDOW}).status_code == 401
     names = {process.name() for process, _ in family(deployed.head.pid)}
     assert "haproxy" in names, names
 
@@ -198,8 +200,8 @@ def test_user_config_swaps_the_model_in_the_running_replica_without_a_failed_req
         (models / "damaged.pt").write_bytes((models / "other.pt").read_bytes()[:500])
         user_config["checkpoint"] = str(models / "damaged.pt")
         deployed.deploy(config)
-        deployed.wait_for(lambda: httpx.get(f"{URL}/model").json()["refused"])
-        refused = httpx.get(f"{URL}/model").json()
+        deployed.wait_for(lambda: client.get(f"{URL}/model").json()["refused"])
+        refused = client.get(f"{URL}/model").json()
     assert "damaged.pt" in refused["refused"]["reason"]
     assert refused["checkpoint_path"] == str(models / "other.pt")
     assert set(seen) == {(200, old), (200, new)}
@@ -218,13 +220,13 @@ def test_new_options_replace_the_replica_without_a_failed_request(deployed):
 
 
 def test_prometheus_finds_the_fields_metrics_at_rays_agent(deployed):
-    httpx.post(f"{URL}/predict", json={"values": [1e6] * 20})
-    httpx.post(f"{URL}/predict", json={"values": []})
+    client.post(f"{URL}/predict", json={"values": [1e6] * 20})
+    client.post(f"{URL}/predict", json={"values": []})
     ours = (
-        r'forecast_requests_total\{.*route="/predict".*status="200"',
-        r'forecast_requests_total\{.*route="/predict".*status="422"',
-        r'forecast_request_duration_seconds_bucket\{.*le="0.001".*route="/predict"',
-        r'forecast_out_of_range_inputs_total\{.*symbol="BTC-USD"',
-        r'forecast_model_info\{.*symbol="BTC-USD".*version="[0-9a-f]{12}"',
+        r'(?m)^ray_forecast_requests_total\{.*route="/predict".*status="200"',
+        r'(?m)^ray_forecast_requests_total\{.*route="/predict".*status="422"',
+        r'(?m)^ray_forecast_request_duration_seconds_bucket\{.*le="0.001".*route="/predict"',
+        r'(?m)^ray_forecast_out_of_range_inputs_total\{.*symbol="BTC-USD"',
+        r'(?m)^ray_forecast_model_info\{.*symbol="BTC-USD".*version="[0-9a-f]{12}"',
     )
     deployed.wait_for(lambda: all(re.search(name, deployed.metrics()) for name in ours), 60)

@@ -5,15 +5,17 @@ import json
 import logging
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from bodies import GOOD
 from serving_here import LIMIT, build, serving
 
-from forecast import Predictor, save_checkpoint
-from forecast.errors import CheckpointError
+from forecast import Predictor, networks, save_checkpoint
+from forecast.errors import CheckpointError, UsageError
 from serve_app.batching import Batcher
 from serve_app.models import Engines, Models
 
@@ -291,7 +293,7 @@ def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_ti
         released.wait(10)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("serve_app.service._forecast_chunk", slow_forecast)
+    monkeypatch.setattr("serve_app.service._forecast_piece", slow_forecast)
 
     async def wait_for_both():
         stalled, slow = Connection(web), Connection(web, "/predict/batch")
@@ -313,8 +315,8 @@ def test_windows_that_arrive_together_are_forecast_together_and_one_bad_one_spoi
             raise ValueError("negative")
         return np.array([2.0 * window[0] for window in windows])
 
-    async def ask(thread=None):
-        batcher = Batcher(forecast, max_batch_size=4, thread=thread)
+    async def ask():
+        batcher = Batcher(forecast, max_batch_size=4)
         return await asyncio.gather(
             *(batcher.forecast([v]) for v in (1, 2, 3, 4, -5, 6)), return_exceptions=True
         )
@@ -352,9 +354,6 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path, sna
 
 
 def test_a_network_that_disagrees_with_torch_is_not_used(tiny_checkpoint, monkeypatch, caplog):
-    from forecast import networks
-    from forecast.errors import UsageError
-
     assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "onnx"
     monkeypatch.setattr(networks, "disagreement", lambda *_: 2e-5)
     with caplog.at_level(logging.WARNING):
@@ -367,3 +366,71 @@ def test_a_network_that_disagrees_with_torch_is_not_used(tiny_checkpoint, monkey
 def test_a_body_over_the_limit_is_refused_on_every_route(client):
     large = b'{"windows": [' + b" " * LIMIT + b"]}"
     assert client.post("/predict/batch", content=large).status_code == 413
+
+
+def test_windows_whose_clients_have_gone_are_not_forecast():
+    computed, gate = [], threading.Event()
+
+    def forecast(windows):
+        gate.wait(10)
+        computed.extend(windows)
+        return np.zeros(len(windows))
+
+    async def ask():
+        with ThreadPoolExecutor(1) as thread:
+            batcher = Batcher(forecast, max_batch_size=4, thread=thread)
+            under_way = batcher.forecast([0.0])
+            await asyncio.sleep(0.05)
+            abandoned = [batcher.forecast([float(number)]) for number in range(1, 100)]
+            for future in abandoned:
+                future.cancel()
+            wanted = batcher.forecast([100.0])
+            gate.set()
+            await asyncio.gather(under_way, wanted)
+            await asyncio.sleep(0.05)
+            late = batcher.forecast([101.0])
+            await late
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert computed == [[0.0], [100.0], [101.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_checkpoint_of_another_precision_is_refused_with_its_reason(tiny_checkpoint, tmp_path, dtype):
+    live = tmp_path / "live.pt"
+    live.write_bytes(tiny_checkpoint.read_bytes())
+    models = Models(Engines())
+    content = torch.load(tiny_checkpoint, weights_only=True)
+
+    async def swap():
+        await models.load(str(live))
+        content["model_state"] = {name: value.to(dtype) for name, value in content["model_state"].items()}
+        torch.save(content, live)
+        return await models.replace()
+
+    outcome = asyncio.run(swap())
+    assert "only float32 can be used" in outcome.refused
+    assert models.refusal.reason == outcome.refused
+    assert models.choose(None).predictor.predict_next(GOOD) > 0
+
+
+def test_whatever_onnx_runtime_raises_auto_falls_back_to_torch(tiny_checkpoint, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(networks, "OnnxNetwork", broken)
+    assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "torch"
+    assert "no kernel for this" in caplog.text
+    with pytest.raises(UsageError, match="engine=onnx cannot run this model"):
+        Predictor(tiny_checkpoint, "cpu", "onnx")
+
+
+def test_a_long_horizon_forecast_in_pieces_is_that_of_one_piece(tiny_checkpoint, monkeypatch):
+    with serving(tiny_checkpoint) as client:
+        body = {"windows": [GOOD, GOOD[::-1]], "horizon": 7}
+        whole = client.post("/predict/batch", json=body).json()["predictions"]
+        monkeypatch.setattr("serve_app.service.CHUNK_COST", 4.5 * client.service.models.choose(None).cost)
+        assert client.post("/predict/batch", json=body).json()["predictions"] == whole
+        monkeypatch.setattr("serve_app.service.CHUNK_COST", 1.0)
+        alone = client.post("/predict/batch", json=body).json()["predictions"]
+    assert np.allclose(alone, whole, rtol=1e-6)

@@ -107,6 +107,12 @@ def test_it_describes_its_model_and_its_interface(server):
     assert httpx.get(f"{URL}/docs").status_code == 200
 
 
+def test_an_answer_has_the_clients_request_id_or_one_of_its_own(server):
+    given = httpx.get(f"{URL}/model", headers={"x-request-id": "one-of-mine"})
+    assert given.headers["x-request-id"] == "one-of-mine"
+    assert len(httpx.get(f"{URL}/model").headers["x-request-id"]) >= 32
+
+
 def reload(server):
     # The tests' own cluster runs on this machine too.
     (address,) = {
@@ -155,8 +161,7 @@ def test_haproxys_administration_is_on_the_loopback_alone(server):
 
 
 def test_haproxy_is_what_answers(server):
-    names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.parent.exists()]
-    assert "haproxy" in names
+    assert "haproxy" in {process.name() for process, _ in family(server.pid)}
 
 
 def test_haproxy_and_a_replica_that_are_killed_come_back_by_themselves(server):
