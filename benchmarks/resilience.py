@@ -371,7 +371,7 @@ def overload(given: argparse.Namespace) -> None:
             capacity = wrk(server.url, "/predict", body, CONNECTIONS, 10).per_second
             print(f"capacity: {capacity:.0f} requests a second", flush=True)
             # Most are refused at once and ask again after the pause; those that wait for an answer do not.
-            pause_ms = 1000 * OVERLOAD_CONNECTIONS / (16 * capacity)
+            pause_ms = 1000 * OVERLOAD_CONNECTIONS / (32 * capacity)
             with ThreadPoolExecutor(1) as thread:
                 flood = thread.submit(
                     wrk, server.url, "/predict", body, OVERLOAD_CONNECTIONS, given.seconds, pause_ms
