@@ -53,6 +53,8 @@ def cluster() -> Iterator[None]:
     """One local Ray cluster of two CPUs and a GPU that is only a number, for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()

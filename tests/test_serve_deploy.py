@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -62,7 +63,9 @@ class Deployed:
         ]
         metrics_port = free_port()
         self.agent = f"http://127.0.0.1:{metrics_port}/metrics"
-        command += [f"--metrics-export-port={metrics_port}"]
+        # Of its own: where it stays, later starts of Ray on the machine would look for this cluster.
+        self.temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        command += [f"--metrics-export-port={metrics_port}", f"--temp-dir={self.temp_dir}"]
         self.log = place / "ray.log"
         with self.log.open("w") as stream:
             self.head = subprocess.Popen(
@@ -125,6 +128,7 @@ class Deployed:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.head.wait(20)
+        shutil.rmtree(self.temp_dir, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The tuning job's parts that need no cluster: study, selection, options, command line."""
 
 import io
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from forecast.errors import StudyError, UsageError
 from tune_jobs import study as studies
-from tune_jobs.job import _cluster
+from tune_jobs.job import _answering, _cluster
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
 from tune_jobs.placement import Node, Placement
@@ -205,6 +206,22 @@ def test_cores_are_given_up_for_a_gpu_that_has_waited_for_one_longer_than_a_proc
     trials[1].status = "RUNNING"
     scheduler._look_for_blocked_gpu(trials)
     assert not scheduler._gpu_is_blocked
+
+
+def test_a_cluster_that_was_killed_and_left_its_address_is_not_waited_for(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr("tune_jobs.job.canonicalize_bootstrap_address", lambda _: address)
+        assert _answering(None) == "local"
+        with pytest.raises(ConnectionError):
+            _answering("auto")
+        listening.listen()
+        assert _answering(None) == _answering("auto") == "auto"
+        assert _answering(address) == address
+    monkeypatch.setattr("tune_jobs.job.canonicalize_bootstrap_address", lambda _: None)
+    assert _answering(None) == "local"
 
 
 def test_a_job_is_no_ray_client(tmp_path):

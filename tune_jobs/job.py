@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from rich.console import Console
 
 from forecast.atomic import require_writable
@@ -304,10 +305,10 @@ def _cluster(address: str | None) -> Iterator[_Connected]:
     if ray.is_initialized():
         yield _Connected(may_grow=False)
         return
-    remote = bool(wanted) and wanted != "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _require_answer(wanted)
+        wanted = _answering(wanted)
+        remote = wanted != "local"
         ray.init(
             address=wanted,
             include_dashboard=None if remote else False,
@@ -329,11 +330,29 @@ def _cluster(address: str | None) -> Iterator[_Connected]:
         ray.shutdown()
 
 
-def _require_answer(address: str | None) -> None:
-    """Connect to ``host:port`` and hang up: where nothing listens, Ray would take a minute to say so."""
-    host, colon, port = (address or "").rpartition(":")
+def _answering(address: str | None) -> str:
+    """The cluster to connect to, which was there a moment ago, or ``local`` for a new one.
+
+    Where nothing listens any more, Ray would take minutes to say so. A cluster that was killed leaves its address on
+    the machine, and Ray would wait for it although nobody has named it.
+
+    Raises:
+        OSError: when ``address`` names a cluster that does not answer.
+    """
+    # Its hint says str alone; its documentation says None too.
+    found = canonicalize_bootstrap_address(address) if address in (None, "auto") else address  # type: ignore[arg-type]
+    if found is None:
+        return "local"
+    host, colon, port = found.rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), ADDRESS_WAIT).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ADDRESS_WAIT).close()
+        except OSError:
+            if address is None:
+                return "local"
+            raise
+    # Not what was found: only to a cluster that it finds itself does Ray show its token unasked.
+    return address or "auto"
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
