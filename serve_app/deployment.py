@@ -77,6 +77,7 @@ class Forecaster:
         elif before != self._asked_for:
             # Serve also calls when replicas are numbered anew: a file that has changed meanwhile waits for `reload`.
             self._count(await self._models.replace(self._asked_for))
+        write_log()
 
     async def reload(self) -> ReloadOutcome:
         """Load again what is served, for its file has changed; for ``python -m serve_app reload``."""
@@ -84,7 +85,15 @@ class Forecaster:
 
     def _count(self, outcome: ReloadOutcome) -> ReloadOutcome:
         self._measurements.reloads["refused" if outcome.refused else "loaded"] += 1
+        write_log()
         return outcome
+
+
+def write_log() -> None:
+    """Write out what is logged: Serve keeps it back until there are a thousand records, for writing each halves a
+    replica's requests a second."""
+    for handler in logger.handlers:
+        handler.flush()
 
 
 def app(args: dict[str, Any]) -> Application:

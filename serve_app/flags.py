@@ -21,8 +21,6 @@ SERVE_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # Leaves out per-request bookkeeping in replicas that costs more than a small model.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # That one also keeps a thousand log records back until an error comes; what is logged here is rare and wanted.
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # One HAProxy thread carries more than the replicas of a small machine; more would take their cores.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # A log line a request through HAProxy's metrics socket costs more than it tells: replicas count.
