@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -27,11 +28,14 @@ from forecast.atomic import write_atomically
 from forecast.config import TrainConfig
 from forecast.errors import CheckpointError
 from forecast.evaluation import Evaluation
+from forecast.likelihood import OUTPUTS
 from forecast.model import LSTMForecaster
 from forecast.normalization import Normalization
 from forecast.windows import Encoding, PreparedSeries
 
-SCHEMA_VERSION = 1
+Array = NDArray[np.float64]
+
+SCHEMA_VERSION = 2
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
 
@@ -43,17 +47,23 @@ class Checkpoint:
         model_state: weights, keys ``lstm.*`` and ``regressor.*``, on the CPU.
         config: every option it was trained with.
         normalization: statistics of its training rows.
-        val_loss_best: lowest validation loss, mean squared error in units of the model's output.
+        val_loss_best: lowest validation loss, in units of the model's output.
+        further: normalizations of the further columns that the model sees, in the order of ``config.input_columns``.
+        errors: ``forecast.likelihood.standard_errors`` on the validation rows, ascending; None for likelihoods that
+            need none, and for files of before there were intervals.
         metrics_test: metrics by name on the test rows; None while the test rows are untouched.
         metrics_validation: the same on the validation rows; None for files of the original system.
         persistence: persistence's metrics by part (``validation``, ``test``) and name.
+        intervals: how the intervals of each level did, by part, as plain values of ``forecast.evaluation.Coverage``.
         trial_number: number of its trial in the study; None when trained alone.
         trial_params: the hyperparameters the search chose; empty when trained alone.
         split: last training and validation dates and row counts; empty for files of the original system.
         provenance: where the prices came from; None for files of the original system.
-        versions: library versions at training.
+        versions: library versions at training, and the kind of device it ran on.
         created: UTC time of training, ISO 8601.
         best_epoch: the epoch of ``model_state``.
+        configurations_tried: configurations that were trained before this one was chosen; None where nobody has
+            counted.
         train_range: least and largest training price; None for files of the original system.
         sha256: of the file it was loaded from, in hexadecimal; None for one that was not.
     """
@@ -62,9 +72,12 @@ class Checkpoint:
     config: TrainConfig
     normalization: Normalization
     val_loss_best: float
+    further: tuple[Normalization, ...] = ()
+    errors: Array | None = None
     metrics_test: dict[str, float] | None = None
     metrics_validation: dict[str, float] | None = None
     persistence: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     trial_number: int | None = None
     trial_params: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +85,7 @@ class Checkpoint:
     versions: dict[str, str] | None = None
     created: str | None = None
     best_epoch: int | None = None
+    configurations_tried: int | None = None
     train_range: tuple[float, float] | None = None
     schema_version: int = SCHEMA_VERSION
     sha256: str | None = None
@@ -86,6 +100,8 @@ class Checkpoint:
         val_loss_best: float,
         best_epoch: int,
         validation: Evaluation,
+        errors: Array | None,
+        device: str,
         provenance: dict[str, Any],
         trial_number: int | None = None,
         trial_params: dict[str, Any] | None = None,
@@ -96,32 +112,45 @@ class Checkpoint:
             config=config,
             normalization=prepared.normalization,
             val_loss_best=val_loss_best,
+            further=prepared.further,
+            errors=errors,
             metrics_validation=validation.model,
             persistence={"validation": validation.persistence},
+            intervals={"validation": validation.to_dict()["intervals"]},
             trial_number=trial_number,
             trial_params=dict(trial_params or {}),
             split=dataclasses.asdict(prepared.split),
             provenance=provenance,
-            versions=library_versions(),
+            versions={**library_versions(), "device": device},
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             best_epoch=best_epoch,
             train_range=prepared.train_range,
         )
 
-    def with_test(self, test: Evaluation) -> Checkpoint:
-        """The same checkpoint with its metrics on the test rows, and persistence's, filled in."""
+    def with_test(self, test: Evaluation, configurations_tried: int | None = None) -> Checkpoint:
+        """The same checkpoint with its measures on the test rows, and persistence's, filled in."""
         return dataclasses.replace(
-            self, metrics_test=test.model, persistence={**self.persistence, "test": test.persistence}
+            self,
+            metrics_test=test.model,
+            persistence={**self.persistence, "test": test.persistence},
+            intervals={**self.intervals, "test": test.to_dict()["intervals"]},
+            configurations_tried=configurations_tried,
         )
 
     @property
     def encoding(self) -> Encoding:
         """How prices become inputs of this model and its outputs become prices."""
-        return Encoding(self.normalization, self.config.target)
+        return Encoding(self.normalization, self.config.target, self.config.likelihood, self.further)
 
     def build_model(self) -> LSTMForecaster:
         """The network with these weights, on the CPU, in eval mode."""
-        model = LSTMForecaster(self.config.hidden_size, self.config.num_layers, zero_head=False)
+        model = LSTMForecaster(
+            self.config.hidden_size,
+            self.config.num_layers,
+            channels=self.encoding.channels,
+            outputs=OUTPUTS[self.config.likelihood],
+            zero_head=False,
+        )
         model.load_state_dict(self.model_state)
         return model.eval()
 
@@ -148,13 +177,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "trial_params": checkpoint.trial_params,
         "schema_version": checkpoint.schema_version,
         "normalization": checkpoint.normalization.to_dict(),
+        "further": [scaling.to_dict() for scaling in checkpoint.further],
+        "errors": None if checkpoint.errors is None else torch.from_numpy(checkpoint.errors),
         "metrics_validation": checkpoint.metrics_validation,
         "persistence": checkpoint.persistence,
+        "intervals": checkpoint.intervals,
         "split": checkpoint.split,
         "provenance": checkpoint.provenance,
         "versions": checkpoint.versions,
         "created": checkpoint.created,
         "best_epoch": checkpoint.best_epoch,
+        "configurations_tried": checkpoint.configurations_tried,
         "train_range": checkpoint.train_range,
     }
     write_atomically(path, lambda stream: torch.save(content, stream))
@@ -217,14 +250,18 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _from_content(content: dict[str, Any]) -> Checkpoint:
+    # What schema 1 had no word for was not there yet: its models are those of mean squared error.
     return Checkpoint(
         model_state=content["model_state"],
-        config=TrainConfig.model_validate(content["config"]),
+        config=TrainConfig.model_validate({"likelihood": "mse", **content["config"]}),
         normalization=Normalization(**content["normalization"]),
         val_loss_best=content["val_loss_best"],
+        further=tuple(Normalization(**scaling) for scaling in content.get("further", ())),
+        errors=None if content.get("errors") is None else content["errors"].numpy(),
         metrics_test=content["metrics_test"],
         metrics_validation=content["metrics_validation"],
         persistence=content["persistence"],
+        intervals=content.get("intervals", {}),
         trial_number=content["trial_number"],
         trial_params=content["trial_params"],
         split=content["split"],
@@ -232,6 +269,7 @@ def _from_content(content: dict[str, Any]) -> Checkpoint:
         versions=content["versions"],
         created=content["created"],
         best_epoch=content["best_epoch"],
+        configurations_tried=content.get("configurations_tried"),
         train_range=content.get("train_range"),
         schema_version=content["schema_version"],
     )
@@ -254,6 +292,7 @@ def _from_original(content: dict[str, Any]) -> Checkpoint:
         "hidden_size": int(state["lstm.weight_hh_l0"].shape[1]),
         "num_layers": len(layers),
         "target": "level",
+        "likelihood": "mse",
         "log_prices": False,
         "device": "auto",
         "source": "yahoo",
@@ -279,9 +318,16 @@ def _check_weights(checkpoint: Checkpoint) -> None:
         raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")
     if not all(bool(torch.isfinite(value).all()) for value in checkpoint.model_state.values()):
         raise ValueError("its weights are not finite numbers")
-    scale = checkpoint.normalization
-    if not (np.isfinite(scale.mean) and scale.std > 0 and scale.change_std > 0):
-        raise ValueError(f"its normalization is impossible: mean {scale.mean}, std {scale.std}")
+    if len(checkpoint.further) != len(checkpoint.config.input_columns):
+        raise ValueError(
+            f"it has {len(checkpoint.further)} normalizations for the columns {checkpoint.config.input_columns}"
+        )
+    for scale in (checkpoint.normalization, *checkpoint.further):
+        if not (np.isfinite(scale.mean) and scale.std > 0 and scale.change_std > 0):
+            raise ValueError(f"its normalization is impossible: mean {scale.mean}, std {scale.std}")
+    errors = checkpoint.errors
+    if errors is not None and not (errors.ndim == 1 and len(errors) and np.isfinite(errors).all()):
+        raise ValueError("its errors on validation rows are not finite numbers")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Target = Literal["residual", "level"]
+Likelihood = Literal["mse", "student_t"]
 
 
 class Config(BaseModel):
@@ -28,6 +29,11 @@ class DataConfig(Config):
         "BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it"
     )
     feature: str = Field("Close", min_length=1, description="column of prices to forecast")
+    input_columns: tuple[str, ...] = Field(
+        (),
+        description="further columns of the source that the model sees beside the feature, for example Volume; each "
+        "is cleaned and normalized like it",
+    )
     source: str = Field(
         "auto",
         min_length=1,
@@ -60,16 +66,24 @@ class DataConfig(Config):
                 "--keep-non-positive cannot go with log prices, which need positive prices; "
                 "add --no-log-prices"
             )
+        columns = [self.feature, *self.input_columns]
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise ValueError(f"--input-columns: {twice} is already an input; name each column once")
         return self
 
 
 class ExperimentConfig(DataConfig):
-    """What all models of one comparison share beside the data: the kind of target and the seed."""
+    """What all models of one comparison share beside the data: target, likelihood and seed."""
 
     target: Target = Field(
         "residual",
         description="residual: predict the change from the window's last value, starting as persistence; "
         "level: predict the normalized price itself",
+    )
+    likelihood: Likelihood = Field(
+        "mse",
+        description="mse: learn one number by its squared error, intervals come from the errors on validation rows; "
+        "student_t: learn the distribution of the next value",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
 
@@ -90,6 +104,12 @@ class TrainConfig(ExperimentConfig):
     max_epochs: int = Field(60, ge=1, le=1_000_000, description="most passes over the training windows")
     patience: int = Field(15, ge=1, description="epochs without a better validation loss before stopping")
     grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of a step")
+    threads: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="threads of a CPU; another number gives weights that differ in the last digits",
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA where there is one), cpu or cuda"
     )

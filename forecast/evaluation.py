@@ -1,41 +1,141 @@
-"""Point metrics in price units, always beside persistence on the same rows.
+"""Measures of forecasts, always beside persistence on the same rows.
 
-Persistence forecasts the next price as the last one. A metric without it is not an answer: a daily price
-is close to a random walk, on which persistence is hard to beat.
+Persistence forecasts the next price as the last one, and its spread as that of the changes seen before. A metric
+without it is not an answer: a daily price is close to a random walk, on which persistence is hard to beat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from forecast.distribution import PROBABILITIES, interval_probabilities
+
 Array = NDArray[np.float64]
 
 MAPE_FLOOR = 1e-3
 """Smallest |actual| that MAPE divides by, in price units."""
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Levels at which intervals are checked."""
+CONFIDENCE = 0.95
+"""Of the interval around a share of right directions."""
 
 
-def mae(actual: Array, predicted: Array) -> float:
-    """Mean absolute error, in price units."""
-    return float(np.mean(np.abs(actual - predicted)))
+@dataclass(frozen=True)
+class Forecasts:
+    """What one model says of n rows, in price units.
+
+    Attributes:
+        points: point forecasts, shape (n,).
+        quantiles: at ``PROBABILITIES``, shape (n, 199); None where it says nothing of its spread.
+    """
+
+    points: Array
+    quantiles: Array | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[Forecasts]) -> Forecasts:
+        """One after the other; quantiles only where all have them."""
+        quantiles = [part.quantiles for part in parts if part.quantiles is not None]
+        return cls(
+            np.concatenate([part.points for part in parts]),
+            np.concatenate(quantiles) if len(quantiles) == len(parts) else None,
+        )
 
 
-def rmse(actual: Array, predicted: Array) -> float:
-    """Root of the mean squared error, in price units."""
-    return float(np.sqrt(np.mean(np.square(actual - predicted))))
+def absolute_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """|actual - forecast| of each row, in price units."""
+    return np.abs(actual - forecasts.points)
 
 
-def mape(actual: Array, predicted: Array) -> float:
-    """Mean absolute percentage error, in percent, with |actual| clamped from below at ``MAPE_FLOOR``."""
-    return float(100 * np.mean(np.abs(actual - predicted) / np.maximum(np.abs(actual), MAPE_FLOOR)))
+def squared_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """(actual - forecast)^2 of each row."""
+    return np.square(actual - forecasts.points)
 
 
-METRICS: dict[str, Callable[[Array, Array], float]] = {"MAE": mae, "RMSE": rmse, "MAPE": mape}
-"""Every metric by name, all to be minimized; the tuner's objectives are these names in this order."""
+def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """|actual - forecast| of each row in percent of |actual|, clamped from below at ``MAPE_FLOOR``."""
+    return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), MAPE_FLOOR)
+
+
+def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
+    """Continuous ranked probability score of each row, in price units (Matheson & Winkler 1976).
+
+    Twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), by the trapezoidal
+    rule over ``PROBABILITIES``. Of a point forecast it is the absolute error, so it compares with MAE.
+
+    Raises:
+        ValueError: for forecasts without quantiles.
+    """
+    if forecasts.quantiles is None:
+        raise ValueError("these forecasts have no quantiles")
+    above = actual[:, np.newaxis] - forecasts.quantiles
+    losses = np.maximum(PROBABILITIES * above, (PROBABILITIES - 1) * above)
+    scores: Array = 2 * losses.sum(axis=1) / (len(PROBABILITIES) + 1)
+    return scores
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure that is a mean over rows: the loss of each row, and what is done with their mean."""
+
+    losses: Callable[[Array, Forecasts], Array]
+    of_mean: Callable[[float], float] = float
+
+    def __call__(self, actual: Array, forecasts: Forecasts) -> float:
+        """The measure over all rows."""
+        return self.of_mean(float(np.mean(self.losses(actual, forecasts))))
+
+
+METRICS: dict[str, Metric] = {
+    "MAE": Metric(absolute_errors),
+    "RMSE": Metric(squared_errors, lambda mean: float(np.sqrt(mean))),
+    "MAPE": Metric(percentage_errors),
+    "CRPS": Metric(ranked_probability_scores),
+}
+"""Every metric that can be an objective, by name, all to be minimized."""
+MASE = "MASE"
+"""MAE over the mean absolute change of the training prices (Hyndman & Koehler 2006)."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How the central intervals of one level did.
+
+    Attributes:
+        level: share of rows they should hold.
+        coverage: share of rows they held.
+        width: their mean width, in price units.
+        persistence_coverage: the same share for persistence's intervals.
+        persistence_width: their mean width.
+    """
+
+    level: float
+    coverage: float
+    width: float
+    persistence_coverage: float
+    persistence_width: float
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How often the forecast was on the side of the last price to which the price went.
+
+    Attributes:
+        accuracy: share of right ones; None where there was nothing to tell.
+        low: lower end of its binomial interval of 95 %.
+        high: upper end.
+        rows: rows on which both the price and the forecast moved.
+    """
+
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -43,28 +143,122 @@ class Evaluation:
     """Metrics by name of a model and of persistence on the same rows, and the skill between them.
 
     ``skill`` is ``1 - model / persistence``: above zero the model is better; None where persistence is
-    exact.
+    exact. ``intervals`` is empty for a model that says nothing of its spread.
     """
 
     model: dict[str, float]
     persistence: dict[str, float]
     skill: dict[str, float | None]
     rows: int
+    intervals: tuple[Coverage, ...] = ()
+    direction: Direction | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Evaluation:
+        """The inverse of ``to_dict``."""
+        intervals = tuple(Coverage(**coverage) for coverage in fields["intervals"])
+        direction = Direction(**fields["direction"]) if fields["direction"] else None
+        return cls(**{**fields, "intervals": intervals, "direction": direction})
 
-def evaluate_forecasts(actual: Array, predicted: Array, previous: Array) -> Evaluation:
+
+@dataclass(frozen=True)
+class Rows:
+    """What forecasts of n rows are compared with.
+
+    Attributes:
+        actual: prices, shape (n,), n >= 1.
+        previous: prices one row before each, shape (n,): persistence's point forecasts.
+        persistence: quantiles of persistence, shape (n, 199); None where its spread is not asked for.
+        naive_mae: mean absolute change of the training prices, what MASE divides by; None leaves MASE out.
+    """
+
+    actual: Array
+    previous: Array
+    persistence: Array | None = None
+    naive_mae: float | None = None
+
+    @property
+    def baseline(self) -> Forecasts:
+        """Persistence's forecasts."""
+        return Forecasts(self.previous, self.persistence)
+
+
+def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
     """Score forecasts against the actual prices and against persistence.
 
-    Args:
-        actual: prices of the target rows, shape (n,), n >= 1.
-        predicted: forecasts for those rows, shape (n,), price units.
-        previous: prices one row before each, shape (n,).
+    CRPS and intervals are scored where both have quantiles.
     """
-    model = {name: metric(actual, predicted) for name, metric in METRICS.items()}
-    persistence = {name: metric(actual, previous) for name, metric in METRICS.items()}
-    skill = {name: 1 - model[name] / persistence[name] if persistence[name] > 0 else None for name in METRICS}
-    return Evaluation(model=model, persistence=persistence, skill=skill, rows=len(actual))
+    intervals: tuple[Coverage, ...] = ()
+    if forecasts.quantiles is not None and rows.persistence is not None:
+        intervals = _intervals(rows.actual, forecasts.quantiles, rows.persistence)
+    names = [name for name in METRICS if intervals or name != "CRPS"]
+    model = {name: METRICS[name](rows.actual, forecasts) for name in names}
+    persistence = {name: METRICS[name](rows.actual, rows.baseline) for name in names}
+    if rows.naive_mae:
+        model[MASE], persistence[MASE] = model["MAE"] / rows.naive_mae, persistence["MAE"] / rows.naive_mae
+    skill = {name: 1 - model[name] / persistence[name] if persistence[name] > 0 else None for name in model}
+    return Evaluation(
+        model=model,
+        persistence=persistence,
+        skill=skill,
+        rows=len(rows.actual),
+        intervals=intervals,
+        direction=_direction(rows, forecasts.points),
+    )
+
+
+def coverage(actual: Array, quantiles: Array, level: float) -> tuple[float, float]:
+    """Share of rows in the central interval of a level, and its mean width in price units.
+
+    Args:
+        actual: shape (n,).
+        quantiles: at ``PROBABILITIES``, shape (n, 199).
+        level: such that its bounds are among ``PROBABILITIES``.
+    """
+    low, high = np.searchsorted(PROBABILITIES, interval_probabilities([level]) - 1e-9)
+    lower, upper = quantiles[:, low], quantiles[:, high]
+    inside = (lower <= actual) & (actual <= upper)
+    return float(inside.mean()), float((upper - lower).mean())
+
+
+def _intervals(actual: Array, quantiles: Array, persistence: Array) -> tuple[Coverage, ...]:
+    return tuple(
+        Coverage(level, *coverage(actual, quantiles, level), *coverage(actual, persistence, level))
+        for level in LEVELS
+    )
+
+
+def _direction(rows: Rows, points: Array) -> Direction:
+    forecast, actual = np.sign(points - rows.previous), np.sign(rows.actual - rows.previous)
+    told = (forecast != 0) & (actual != 0)
+    count, right = int(told.sum()), int((told & (forecast == actual)).sum())
+    if not count:
+        return Direction(None, None, None, 0)
+    low, high = binomial_interval(right, count)
+    return Direction(right / count, low, high, count)
+
+
+def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Exact interval of ``CONFIDENCE`` for a binomial share (Clopper & Pearson 1934); trials >= 1."""
+    # Takes a tenth of a second to import, which only what evaluates has to wait for.
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    failures = trials - successes
+    low = betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return float(low), float(high)
+
+
+def probability_integral_transform(actual: Array, quantiles: Array) -> Array:
+    """Where in its forecast distribution each actual price lies, in [0, 1]; uniform for a calibrated forecast.
+
+    Dawid 1984; from quantiles (n, 199) at ``PROBABILITIES``, so in steps of half a percent.
+    """
+    below = (quantiles < actual[:, np.newaxis]).sum(axis=1)
+    places: Array = (below + 0.5) / (len(PROBABILITIES) + 1)
+    return places

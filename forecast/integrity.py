@@ -7,6 +7,7 @@ error: real prices move by a third in a day.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,30 +61,30 @@ def check_integrity(
     *,
     as_of: dt.date,
     keep_non_positive: bool = False,
+    names: Sequence[str] = (),
 ) -> tuple[NDArray[np.datetime64], NDArray[np.float64], IntegrityReport]:
     """Apply every rule; applying them again to the result finds nothing more to drop.
 
     Args:
         dates: shape (n,), ``datetime64[D]``, in any order.
-        values: shape (n,), prices.
+        values: prices, shape (n,) or (n, columns); a row is usable when each of its values is.
         as_of: the first day that was not complete when the prices were taken.
         keep_non_positive: count zero and negative prices but keep them.
+        names: of the columns, where there are several.
 
     Returns:
         Dates, strictly increasing; their values, finite; and the report. Empty when no row was usable.
     """
     rows_in = len(values)
     rules = []
+    one_column = values.ndim == 1
+    if one_column:
+        values = values[:, np.newaxis]
 
-    finite = np.isfinite(values)
-    rules.append(RuleResult("non_finite", int((~finite).sum()), "rows dropped"))
-    dates, values = dates[finite], values[finite]
-
-    positive = values > 0
-    count = int((~positive).sum())
-    rules.append(RuleResult("non_positive", count, "rows kept" if keep_non_positive else "rows dropped"))
-    if not keep_non_positive:
-        dates, values = dates[positive], values[positive]
+    dates, values, rule = _usable("non_finite", dates, values, np.isfinite(values), names, keep=False)
+    rules.append(rule)
+    dates, values, rule = _usable("non_positive", dates, values, values > 0, names, keep=keep_non_positive)
+    rules.append(rule)
 
     steps = np.diff(dates) / np.timedelta64(1, "D")
     rules.append(RuleResult("unsorted", int((steps < 0).sum()), "steps back in time, rows sorted by date"))
@@ -92,7 +93,8 @@ def check_integrity(
 
     last_of_day = np.append(dates[1:] != dates[:-1], True)[: len(dates)]
     repeated = ~last_of_day
-    differing = int((repeated[:-1] & (values[:-1] != values[1:])).sum()) if len(values) else 0
+    changed = (values[:-1] != values[1:]).any(axis=1)
+    differing = int((repeated[:-1] & changed).sum())
     detail = f"{differing} disagreed with the next" if repeated.any() else ""
     rules.append(RuleResult("duplicate_dates", int(repeated.sum()), "rows dropped, the last kept", detail))
     dates, values = dates[last_of_day], values[last_of_day]
@@ -102,8 +104,25 @@ def check_integrity(
     dates, values = dates[complete], values[complete]
 
     rules.append(_holes(dates))
-    rules.append(_stale_runs(dates, values))
-    return dates, values, IntegrityReport(rows_in, len(values), tuple(rules))
+    rules.append(_stale_runs(dates, values[:, 0]))
+    return dates, values[:, 0] if one_column else values, IntegrityReport(rows_in, len(values), tuple(rules))
+
+
+def _usable(
+    rule: str,
+    dates: NDArray[np.datetime64],
+    values: NDArray[np.float64],
+    good: NDArray[np.bool_],
+    names: Sequence[str],
+    *,
+    keep: bool,
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], RuleResult]:
+    """Drop the rows with a value that is not good, unless they are kept; count them."""
+    rows = np.logical_and.reduce(good, axis=1)
+    bad = zip(names, (~good).sum(axis=0), strict=False)
+    detail = ", ".join(f"{name} on {count}" for name, count in bad if count)
+    result = RuleResult(rule, int((~rows).sum()), "rows kept" if keep else "rows dropped", detail)
+    return (dates, values, result) if keep else (dates[rows], values[rows], result)
 
 
 def _holes(dates: NDArray[np.datetime64]) -> RuleResult:

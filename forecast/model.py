@@ -14,46 +14,58 @@ DEFAULT_GPU_SHARE = 0.25
 
 
 class LSTMForecaster(nn.Module):
-    """One number per window.
+    """One or a few numbers per window.
 
     The submodules are called ``lstm`` and ``regressor`` so that weights of the original system load as
     they are.
     """
 
-    def __init__(self, hidden_size: int, num_layers: int, dropout: float = 0.0, *, zero_head: bool) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float = 0.0,
+        *,
+        channels: int = 1,
+        outputs: int = 1,
+        zero_head: bool,
+    ) -> None:
         """Build the network.
 
         Args:
             hidden_size: width of each LSTM layer.
             num_layers: number of LSTM layers.
             dropout: dropout between layers; one layer has none.
-            zero_head: start with an output of exactly zero, which for a residual target is persistence.
+            channels: numbers it sees of each step.
+            outputs: numbers it gives.
+            zero_head: start with outputs of exactly zero, which for a residual target is persistence.
         """
         super().__init__()
         self.lstm = nn.LSTM(
-            input_size=1,
+            input_size=channels,
             hidden_size=hidden_size,
             num_layers=num_layers,
             batch_first=True,
             dropout=dropout if num_layers > 1 else 0.0,
         )
-        self.regressor = nn.Linear(hidden_size, 1)
+        self.regressor = nn.Linear(hidden_size, outputs)
         if zero_head:
             nn.init.zeros_(self.regressor.weight)
             nn.init.zeros_(self.regressor.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs of shape (n, length) to outputs of shape (n,)."""
-        hidden, _ = self.lstm(inputs.unsqueeze(-1))
-        output: Tensor = self.regressor(hidden[:, -1]).squeeze(-1)
-        return output
+        """Inputs of shape (n, length, channels) to outputs of shape (n, outputs)."""
+        hidden, _ = self.lstm(inputs)
+        outputs: Tensor = self.regressor(hidden[:, -1])
+        return outputs
 
 
 def multiply_adds(sequence_length: int, hidden_size: int, num_layers: int) -> int:
     """Multiply-adds of one window's way through the LSTM: what a trial's time is about proportional to.
 
     A layer's four gates each multiply its input and its hidden state at every step (Hochreiter &
-    Schmidhuber 1997; Gers et al. 2000); the head and the elementwise rest are left out.
+    Schmidhuber 1997; Gers et al. 2000); the head, the elementwise rest and inputs beyond the first are
+    left out.
     """
     inputs = [1] + [hidden_size] * (num_layers - 1)
     return sequence_length * sum(4 * hidden_size * (width + hidden_size) for width in inputs)

@@ -1,7 +1,8 @@
 """What runs a checkpoint's network: torch, or ONNX Runtime where it is faster.
 
-Both take model inputs (n, length), float32, and give outputs (n,), float32. On one thread of a CPU and for a
-window at a time ONNX Runtime needs a tenth to three quarters of torch's time, the less the smaller the network is.
+Both take model inputs (n, length, channels), float32, and give outputs (n, outputs), float32. On one thread of a CPU
+and for a window at a time ONNX Runtime needs a tenth to three quarters of torch's time, the less the smaller the
+network is.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from forecast.errors import UsageError
+from forecast.likelihood import OUTPUTS
 from forecast.training import forward_in_batches
-from forecast.windows import Encoding
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +50,7 @@ class Network(Protocol):
     device: torch.device
 
     def __call__(self, inputs: Array) -> Array:
-        """Outputs (n,) for inputs (n, length)."""
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
         ...
 
 
@@ -63,7 +64,7 @@ class TorchNetwork:
         self._model = checkpoint.build_model().to(device)
 
     def __call__(self, inputs: Array) -> Array:
-        """Outputs (n,) for inputs (n, length)."""
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
         outputs: Array = (
             forward_in_batches(self._model, torch.from_numpy(inputs).to(self.device)).cpu().numpy()
         )
@@ -99,13 +100,13 @@ class OnnxNetwork:
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: Array) -> Array:
-        """Outputs (n,) for inputs (n, length)."""
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
         outputs: Array = self._session.run(None, {"inputs": inputs})[0]
         return outputs
 
 
 def onnx_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """The checkpoint's network as an ONNX graph: inputs (n, length) to outputs (n,).
+    """The checkpoint's network as an ONNX graph: inputs (n, length, channels) to outputs (n, outputs).
 
     Raises:
         ImportError: when onnx is not installed.
@@ -113,19 +114,16 @@ def onnx_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     from onnx import TensorProto, checker, helper, numpy_helper
 
     layers = checkpoint.config.num_layers
+    channels, outputs = checkpoint.encoding.channels, OUTPUTS[checkpoint.config.likelihood]
     weights = {name: value.numpy() for name, value in checkpoint.model_state.items()}
     constants = {
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),
-        "third": np.array([2], np.int64),
         "regressor_weight": weights["regressor.weight"].T,
         "regressor_bias": weights["regressor.bias"],
     }
     # ONNX Runtime's LSTM takes (length, n, features) and gives (length, directions, n, hidden).
-    nodes = [
-        helper.make_node("Transpose", ["inputs"], ["by_step"], perm=[1, 0]),
-        helper.make_node("Unsqueeze", ["by_step", "third"], ["steps_0"]),
-    ]
+    nodes = [helper.make_node("Transpose", ["inputs"], ["steps_0"], perm=[1, 0, 2])]
     for layer in range(layers):
         for name in ("weight_ih", "weight_hh"):
             constants[f"{name}_{layer}"] = _gates_in_onnx_order(weights[f"lstm.{name}_l{layer}"])[np.newaxis]
@@ -146,14 +144,13 @@ def onnx_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
             )
     nodes += [
         helper.make_node("Squeeze", ["hidden_by_direction", "first"], ["hidden"]),
-        helper.make_node("Gemm", ["hidden", "regressor_weight", "regressor_bias"], ["column"]),
-        helper.make_node("Squeeze", ["column", "second"], ["outputs"]),
+        helper.make_node("Gemm", ["hidden", "regressor_weight", "regressor_bias"], ["outputs"]),
     ]
     graph = helper.make_graph(
         nodes,
         "forecaster",
-        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["n", "length"])],
-        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["n", "length", channels])],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", outputs])],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(
@@ -209,17 +206,19 @@ def build_network(checkpoint: Checkpoint, device: torch.device, engine: Engine) 
 
 
 def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> Array:
-    """Model inputs (count, length) of random walks that cover the training range and beyond, the same each time."""
-    length = checkpoint.config.sequence_length
-    changes = np.random.default_rng(seed).standard_t(3, (count, length)) * checkpoint.normalization.change_std
-    walks = np.random.default_rng(seed + 1).normal(0, 2, (count, 1)) + np.cumsum(changes, axis=1)
-    return Encoding(checkpoint.normalization, checkpoint.config.target).inputs(walks)
+    """Model inputs (count, length, channels) of random walks in and beyond the training range, the same each time."""
+    encoding = checkpoint.encoding
+    scales = [scaling.change_std for scaling in (encoding.normalization, *encoding.further)]
+    shape = (count, checkpoint.config.sequence_length, len(scales))
+    changes = np.random.default_rng(seed).standard_t(3, shape) * scales
+    walks = np.random.default_rng(seed + 1).normal(0, 2, (count, 1, 1)) + np.cumsum(changes, axis=1)
+    return encoding.inputs(walks)
 
 
 def disagreement(one: Network, other: Network, inputs: Array) -> float:
     """Largest difference of two networks' outputs, relative to the larger of the output and one.
 
-    One is the unit of outputs: a standard deviation of the training's changes, or of its prices.
+    One is about the unit of outputs: a standard deviation of the training's changes, or of its prices.
     """
     ours, theirs = one(inputs), other(inputs)
     return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs)), initial=0.0))

@@ -28,14 +28,14 @@ class Normalization:
     log: bool
 
     @classmethod
-    def fit(cls, train_values: NDArray[np.float64], *, log: bool) -> Normalization:
-        """Fit on training prices, shape (n,), n >= 3.
+    def fit(cls, train_values: NDArray[np.float64], *, log: bool, name: str = "prices") -> Normalization:
+        """Fit on training prices, shape (n,), n >= 3; ``name`` is what a message calls them.
 
         Raises:
             DataError: when the prices, or their changes, are all equal, or not positive for ``log``.
         """
         if log and not np.all(train_values > 0):
-            raise DataError("log prices need positive prices; add --no-log-prices")
+            raise DataError(f"log prices need positive {name}; add --no-log-prices")
         scaled = np.log(train_values) if log else train_values
         mean, std = float(scaled.mean()), float(scaled.std())
         change_std = float(np.diff(scaled).std())
@@ -43,8 +43,8 @@ class Normalization:
         tiny = 1e-12 * max(1.0, abs(mean))
         if not (std > tiny and change_std > tiny):
             raise DataError(
-                f"the {len(train_values)} training prices do not vary (first value {train_values[0]:g}); "
-                "check the feature and the date range"
+                f"the {len(train_values)} training {name} do not vary (first value {train_values[0]:g}); "
+                "check the column and the date range"
             )
         return cls(mean=mean, std=std, change_std=change_std / std, log=log)
 

@@ -6,19 +6,87 @@ import functools
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forecast.checkpoint import load_checkpoint
+from forecast.distribution import Distribution, interval_probabilities
 from forecast.errors import WindowError
+from forecast.likelihood import distribution, point_forecasts
 from forecast.model import choose_device
 from forecast.networks import Engine, build_network
+from forecast.windows import Encoding
+
+Array = NDArray[np.float64]
+
+
+PATHS = 500
+"""Futures that intervals of more than one step ahead are read from."""
+PATH_SEED = 0
+"""The same window gets the same intervals."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of the next price of each of n windows.
+
+    Attributes:
+        prices: point forecasts, shape (n,).
+        distribution: in units of the model's output; None for a checkpoint that knows nothing of its errors.
+        last: each window's normalized last value, shape (n,).
+        encoding: of the model.
+    """
+
+    prices: Array
+    distribution: Distribution | None
+    last: Array
+    encoding: Encoding
+
+    def intervals(self, levels: Sequence[float]) -> Array:
+        """Lower and upper bounds of central intervals, shape (n, levels, 2), price units.
+
+        Raises:
+            WindowError: when the model has none, or none as wide.
+        """
+        spread = require_levels(self.distribution, levels)
+        quantiles = self.encoding.prices(spread.quantiles(interval_probabilities(levels)), self.last)
+        return _finite(np.stack(np.split(quantiles, 2, axis=1), axis=-1))
+
+    def sample(self, generator: np.random.Generator) -> Array:
+        """One draw of each window's next price, (n,)."""
+        return self.encoding.prices(require_levels(self.distribution, ()).sample(generator), self.last)
+
+
+def require_levels(distribution: Distribution | None, levels: Sequence[float]) -> Distribution:
+    """``distribution``, if it has intervals of these levels.
+
+    Raises:
+        WindowError: when a level is not between zero and one, or there is no distribution, or none as wide.
+    """
+    for level in levels:
+        if not 0 < level < 1:
+            raise WindowError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
+    if distribution is None:
+        raise WindowError(
+            "this checkpoint has no intervals: it was made before there were any; train or tune it again"
+        )
+    if levels and max(levels) > distribution.widest_level:
+        raise WindowError(
+            f"level {max(levels):g} is too wide: the errors this model knows of its validation rows go up to "
+            f"{distribution.widest_level:.4g}; ask for less, or train with --likelihood student_t"
+        )
+    return distribution
 
 
 class Predictor:
     """A checkpoint ready to forecast.
+
+    Windows are (n, length) for a model of one column; for one with further ``input_columns``, (n, length, columns), the
+    feature first.
 
     Attributes:
         path: the checkpoint's path, as given.
@@ -48,70 +116,127 @@ class Predictor:
         """Past values a forecast needs."""
         return self.checkpoint.config.sequence_length
 
-    def predict(self, windows: ArrayLike) -> NDArray[np.float64]:
-        """Next prices (n,) for windows (n, length), oldest value first, length >= ``sequence_length``.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the model sees of each day, the feature it forecasts first."""
+        return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
+
+    def predict(self, windows: ArrayLike) -> Array:
+        """Next prices (n,) for windows, oldest value first, length >= ``sequence_length``.
 
         Only the last ``sequence_length`` values of each window are used.
 
         Raises:
-            WindowError: when a window is too short, or a value is not a finite number or, for a model of
-                log prices, not positive; names the first such value.
+            WindowError: when a window is too short or of another shape, or a value is not a finite number or, for a
+                model of log prices, not positive; names the first such value.
         """
-        values = self.check(windows)
         # What overflows on the way is refused by its result, below.
         with np.errstate(all="ignore"):
-            normalized = self.checkpoint.normalization.normalize(values)
+            normalized = self._encoding.normalize(self.check(windows))
             outputs = self.network(self._encoding.inputs(normalized))
-            prices = self._encoding.prices(outputs, normalized[:, -1])
-        if not np.isfinite(prices).all():
-            raise WindowError(
-                "the forecast for these values is not a finite number: they lie too far outside the training "
-                "range; check their scale"
-            )
-        return prices
+            return _finite(self._encoding.prices(point_forecasts(outputs), normalized[:, -1, 0]))
 
-    def predict_steps(self, windows: ArrayLike, horizon: int) -> NDArray[np.float64]:
-        """The next ``horizon`` prices, shape (n, horizon), for windows (n, length).
+    def forecast(self, windows: ArrayLike) -> Prediction:
+        """Next prices and how sure the model is of them; windows and errors as ``predict``."""
+        return self._forecast(self.check(windows))
+
+    def _forecast(self, values: Array) -> Prediction:
+        with np.errstate(all="ignore"):
+            normalized = self._encoding.normalize(values)
+            outputs = self.network(self._encoding.inputs(normalized))
+            last = normalized[:, -1, 0]
+            return Prediction(
+                prices=_finite(self._encoding.prices(point_forecasts(outputs), last)),
+                distribution=distribution(
+                    self._encoding.likelihood,
+                    outputs,
+                    self._encoding.spread(normalized),
+                    self.checkpoint.errors,
+                ),
+                last=last,
+                encoding=self._encoding,
+            )
+
+    def predict_steps(self, windows: ArrayLike, horizon: int) -> Array:
+        """The next ``horizon`` prices, shape (n, horizon).
 
         Each step's forecast is taken for the price that the next step looks back on (the recursive strategy; Ben
         Taieb et al. 2012), so what one step gets wrong the next ones build on.
 
         Raises:
-            WindowError: as ``predict``; also when a step's forecast leaves what the model can take.
+            WindowError: as ``predict``; also when a step's forecast leaves what the model can take, or a model with
+                further columns, which it does not forecast, is asked for more than one step.
         """
-        values = self.check(windows)
+        values = self._check_horizon(windows, horizon)
         steps = np.empty((len(values), horizon))
         for step in range(horizon):
             steps[:, step] = self.predict(values)
-            values = np.concatenate([values[:, 1:], steps[:, step : step + 1]], axis=1)
+            values = np.concatenate([values[:, 1:], steps[:, step, np.newaxis, np.newaxis]], axis=1)
         return steps
 
-    def outside_training_range(self, values: Sequence[float]) -> bool:
-        """Whether any price that the model looks at, of one window (length,), is beyond those of its training.
+    def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:
+        """Central intervals of the next ``horizon`` prices, shape (n, horizon, levels, 2), lower bound first.
+
+        For one step they are the model's own; for more they are read from ``PATHS`` futures.
+
+        Raises:
+            WindowError: as ``predict_steps``; also when the model has no intervals of these levels.
+        """
+        if horizon == 1:
+            return self.forecast(windows).intervals(levels)[:, np.newaxis]
+        bounds = []
+        for window in np.asarray(windows, dtype=np.float64):
+            futures = Futures(self, window, levels)
+            bounds.append(np.stack([futures.step() for _ in range(horizon)]))
+        return np.stack(bounds)
+
+    def _check_horizon(self, windows: ArrayLike, horizon: int) -> Array:
+        values = self.check(windows)
+        if horizon > 1 and len(self.columns) > 1:
+            raise WindowError(
+                f"a horizon of {horizon} would need forecasts of {', '.join(self.columns[1:])} too, which this model "
+                "does not make; ask for one step"
+            )
+        return values
+
+    def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
+        """Whether any price that the model looks at, of one window, is beyond those of its training.
 
         False for checkpoints that do not know their training range, those of the original system.
         """
-        window = values[-self.sequence_length :]
+        window: Any = values[-self.sequence_length :]
+        if len(self.columns) > 1:
+            window = [row[0] for row in window]
         low, high = self.checkpoint.train_range or (-math.inf, math.inf)
-        return min(window) < low or max(window) > high
+        return bool(min(window) < low or max(window) > high)
 
-    def predict_next(self, values: Sequence[float]) -> float:
+    def predict_next(self, values: Sequence[float] | Sequence[Sequence[float]]) -> float:
         """The next price after ``values``, oldest first; see ``predict``."""
         return float(self.predict([values])[0])
 
-    def check(self, windows: ArrayLike) -> NDArray[np.float64]:
-        """The part of windows (n, length) that the model looks at, (n, ``sequence_length``).
+    def check(self, windows: ArrayLike) -> Array:
+        """The part of windows that the model looks at, (n, ``sequence_length``, columns).
 
         Raises:
-            WindowError: when a window is too short, or a value is not a finite number or, for a model of
-                log prices, not positive; names the first such value.
+            WindowError: as ``predict``.
         """
         try:
             values = np.asarray(windows, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             raise WindowError("windows must be rows of equally many numbers") from None
-        if values.ndim != 2:
-            raise WindowError(f"windows must have two dimensions, (n, length); got shape {values.shape}")
+        columns = self.columns
+        if values.ndim == 2 and len(columns) == 1:
+            values = values[:, :, np.newaxis]
+        if values.ndim != 3 or values.shape[2] != len(columns):
+            found = f"rows of {values.shape[2]}" if values.ndim == 3 else "plain numbers"
+            wanted = (
+                f"each day as a row of {len(columns)} values ({', '.join(columns)})"
+                if len(columns) > 1
+                else f"plain numbers ({columns[0]})"
+            )
+            if values.ndim not in (2, 3):
+                found = f"an array of shape {values.shape}"
+            raise WindowError(f"this model takes {wanted}, oldest first; got {found}")
         length = self.sequence_length
         if values.shape[1] < length:
             raise WindowError(
@@ -126,11 +251,48 @@ class Predictor:
         return values
 
 
-def _first(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> str:
-    row, column = (int(index) for index in np.argwhere(wrong)[0])
-    from_end = values.shape[1] - column
-    window = f" of window {row}" if len(values) > 1 else ""
-    return f"value {values[row, column]} (number {from_end} from the end{window})"
+class Futures:
+    """Possible continuations of one window: each day is drawn from what the model says after the days before it."""
+
+    def __init__(
+        self, predictor: Predictor, window: ArrayLike, levels: Sequence[float], paths: int = PATHS
+    ) -> None:
+        """Start ``paths`` futures after ``window``.
+
+        Raises:
+            WindowError: as ``Predictor.predict_intervals``.
+        """
+        values = predictor._check_horizon(np.asarray(window)[np.newaxis], 2)
+        require_levels(predictor._forecast(values).distribution, levels)
+        self._predictor, self._probabilities = predictor, interval_probabilities(levels)
+        self._values = np.repeat(values, paths, axis=0)
+        self._generator = np.random.default_rng(PATH_SEED)
+
+    def step(self) -> Array:
+        """Go on by one day; its central intervals, shape (levels, 2), lower bound first."""
+        prediction = self._predictor._forecast(self._values)
+        drawn = _finite(prediction.sample(self._generator))
+        self._values = np.concatenate([self._values[:, 1:], drawn[:, np.newaxis, np.newaxis]], axis=1)
+        return np.stack(np.split(np.quantile(drawn, self._probabilities), 2), axis=-1)
+
+
+def _finite(prices: Array) -> Array:
+    if not np.isfinite(prices).all():
+        raise WindowError(
+            "the forecast for these values is not a finite number: they lie too far outside the training "
+            "range; check their scale"
+        )
+    return prices
+
+
+def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
+    window, day, column = (int(index) for index in np.argwhere(wrong)[0])
+    where = f"number {values.shape[1] - day} from the end"
+    if values.shape[2] > 1:
+        where += f", column {column + 1}"
+    if len(values) > 1:
+        where += f" of window {window}"
+    return f"value {values[window, day, column]} ({where})"
 
 
 def predict_next_from_values(

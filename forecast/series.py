@@ -40,11 +40,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Series:
-    """Prices of one feature of one symbol, one row a day, oldest first, clean.
+    """Prices of one feature of one symbol, one row a day, oldest first, clean; maybe with further columns.
 
     Attributes:
         dates: shape (n,), ``datetime64[D]``, strictly increasing.
         values: shape (n,), ``float64``, finite, in price units.
+        further: the further columns that were asked for, by name, each like ``values``.
     """
 
     dates: Dates
@@ -53,13 +54,19 @@ class Series:
     feature: str
     provenance: Provenance
     integrity: IntegrityReport = field(repr=False)
+    further: dict[str, Values] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def matrix(self) -> Values:
+        """All columns, shape (n, 1 + further), the feature first."""
+        return np.stack([self.values, *self.further.values()], axis=-1)
+
 
 def hash_rows(dates: Dates, values: Values) -> str:
-    """SHA-256 over little-endian days since 1970 and float64 values, the same on every platform."""
+    """SHA-256 over little-endian days since 1970 and float64 values of any shape, the same on every platform."""
     digest = hashlib.sha256()
     digest.update(dates.astype("datetime64[D]").astype("<i8").tobytes())
     digest.update(values.astype("<f8").tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ def load_series(
     start: str | dt.date | None = None,
     end: str | dt.date | None = None,
     *,
+    input_columns: Sequence[str] = (),
     keep_non_positive: bool = False,
     notify: Notify | None = say_on_stderr,
 ) -> Series:
@@ -49,6 +50,7 @@ def load_series(
             the path of a ``.csv`` or ``.parquet`` file.
         start: first day, ISO date; all history unless given.
         end: day to stop before, ISO date.
+        input_columns: further columns to take along.
         keep_non_positive: keep zero and negative prices instead of dropping them as errors.
         notify: gets a line when ``auto`` had to fall back; None to say nothing.
 
@@ -64,6 +66,7 @@ def load_series(
             "source": source,
             "start": start,
             "end": end,
+            "input_columns": tuple(input_columns),
             "keep_non_positive": keep_non_positive,
             "log_prices": not keep_non_positive,
         },
@@ -74,16 +77,21 @@ def load_series(
 def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
     """Prices as ``config`` asks for them; see ``load_series``."""
     table, used, fallback = _read(config, notify or _say_nothing)
-    values = table.values(config.feature)
+    columns = [config.feature, *config.input_columns]
+    values = np.stack([table.values(name) for name in columns], axis=-1)
     # The rules see the whole history, so that a repair does not depend on the range that was asked for;
     # the report is of the whole history too.
     dates, values, report = check_integrity(
-        table.dates, values, as_of=table.as_of, keep_non_positive=config.keep_non_positive
+        table.dates,
+        values if len(columns) > 1 else values[:, 0],
+        as_of=table.as_of,
+        keep_non_positive=config.keep_non_positive,
+        names=columns,
     )
     if not len(dates):
         raise DataError(
-            f"{table.origin} has no usable {config.feature} of {config.symbol} ({report.rows_in} rows, none of them "
-            "good); choose another --feature or --source"
+            f"{table.origin} has no usable {' and '.join(columns)} of {config.symbol} ({report.rows_in} rows, none of "
+            "them good); choose another --feature or --source"
         )
     wanted = np.ones(len(dates), dtype=bool)
     if config.start:
@@ -108,7 +116,9 @@ def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_std
         fallback=fallback,
         retrieved=table.retrieved.isoformat() if table.retrieved else None,
     )
-    return Series(dates, values, config.symbol, config.feature, provenance, report)
+    matrix = values.reshape(len(values), -1)
+    further = {name: matrix[:, i].copy() for i, name in enumerate(columns) if i}
+    return Series(dates, matrix[:, 0].copy(), config.symbol, config.feature, provenance, report, further)
 
 
 def _read(config: DataConfig, notify: Notify) -> tuple[Table, str, str | None]:

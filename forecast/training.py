@@ -1,4 +1,4 @@
-"""Training: mean squared error, Adam, clipped gradients, early stopping, the best validation state kept.
+"""Training: a likelihood's loss, Adam, clipped gradients, early stopping, the best validation state kept.
 
 One loop, in ``Trainer.advance``, that can be run to the end or in pieces; pieces give the same weights as
 one go, to the bit.
@@ -20,12 +20,17 @@ from torch import Tensor, nn
 
 from forecast.checkpoint import Checkpoint
 from forecast.config import TrainConfig
-from forecast.errors import TrainingError
-from forecast.evaluation import Evaluation, evaluate_forecasts
+from forecast.distribution import PROBABILITIES
+from forecast.errors import DataError, TrainingError
+from forecast.evaluation import Evaluation, Forecasts, evaluate_forecasts
+from forecast.likelihood import OUTPUTS, distribution, loss, point_forecasts, standard_errors
 from forecast.model import LSTMForecaster, choose_device
 from forecast.series import Series
 from forecast.split import Part, require_rows, split_rows
 from forecast.windows import Encoding, PreparedSeries, Windows, prepare
+
+Array = NDArray[np.float64]
+Outputs = NDArray[np.float32]
 
 INFERENCE_BATCH = 1024
 """Windows per forward pass without gradients: bounds memory, large enough to cost nothing."""
@@ -40,7 +45,7 @@ class Trainer:
     Attributes:
         epoch: epochs done.
         best_epoch: the epoch whose validation loss was lowest, 0 before the first.
-        best_loss: that loss, mean squared error in units of the model's output.
+        best_loss: that loss, in units of the model's output: mean squared error, or negative log-likelihood.
         stale_epochs: epochs since ``best_epoch``.
     """
 
@@ -48,21 +53,22 @@ class Trainer:
         self.config = config
         self.device = choose_device(config.device)
         self._prepared = prepared
-        self._validation = prepared.windows("validation", config.sequence_length, config.target)
-        train = prepared.windows("train", config.sequence_length, config.target)
-        self._train_inputs = torch.from_numpy(train.inputs).to(self.device)
-        self._train_wanted = torch.from_numpy(train.wanted).to(self.device)
-        self._validation_inputs = torch.from_numpy(self._validation.inputs).to(self.device)
-        self._validation_wanted = torch.from_numpy(self._validation.wanted).to(self.device)
+        self._encoding = prepared.encoding(config)
+        self._validation = prepared.windows("validation", config)
+        self._validation_tensors = self._tensors(self._validation)
+        self._train_tensors = self._tensors(prepared.windows("train", config))
 
         with self._seeded(0):
-            self.model = build_model(config).to(self.device)
+            self.model = build_model(config, self._encoding.channels).to(self.device)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.epoch = 0
         self.best_epoch = 0
         self.best_loss = math.inf
         self._best_state: dict[str, Tensor] = _copy_state(self.model)
-        self._best_outputs: NDArray[np.float32] = np.zeros(len(self._validation), np.float32)
+        self._best_outputs: Outputs = np.zeros(
+            (len(self._validation), OUTPUTS[config.likelihood]), np.float32
+        )
+        self._scored: tuple[int, Evaluation] | None = None
 
     @property
     def stale_epochs(self) -> int:
@@ -81,51 +87,66 @@ class Trainer:
             TrainingError: when a validation loss is not finite.
         """
         stop = self.config.max_epochs if until_epoch is None else until_epoch
-        while self.epoch < stop and not self.finished:
-            with self._seeded(self.epoch + 1):
-                self._train_epoch()
-            self.epoch += 1
-            self._validate()
+        with threads(self.config.threads):
+            while self.epoch < stop and not self.finished:
+                with self._seeded(self.epoch + 1):
+                    self._train_epoch()
+                self.epoch += 1
+                self._validate()
+
+    def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+        arrays = (windows.inputs, windows.spread, windows.wanted)
+        inputs, spread, wanted = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return inputs, spread, wanted
 
     def _train_epoch(self) -> None:
         self.model.train()
         # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
-        order = torch.randperm(len(self._train_wanted)).to(self.device)
-        batches = zip(
-            self._train_inputs[order].split(self.config.batch_size),
-            self._train_wanted[order].split(self.config.batch_size),
-            strict=True,
-        )
+        order = torch.randperm(len(self._train_tensors[0])).to(self.device)
+        shuffled = (values[order].split(self.config.batch_size) for values in self._train_tensors)
         parameters = list(self.model.parameters())
-        for inputs, wanted in batches:
-            loss = nn.functional.mse_loss(self.model(inputs), wanted)
+        for inputs, spread, wanted in zip(*shuffled, strict=True):
+            batch_loss = loss(self.config.likelihood, self.model(inputs), spread, wanted)
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            batch_loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
             self._optimizer.step()
 
     def _validate(self) -> None:
-        outputs = forward_in_batches(self.model, self._validation_inputs)
-        loss = float(nn.functional.mse_loss(outputs, self._validation_wanted))
-        if not math.isfinite(loss):
+        inputs, spread, wanted = self._validation_tensors
+        outputs = forward_in_batches(self.model, inputs)
+        validation_loss = float(loss(self.config.likelihood, outputs, spread, wanted))
+        if not math.isfinite(validation_loss):
             raise TrainingError(
-                f"validation loss is {loss} after epoch {self.epoch}: training diverged; "
+                f"validation loss is {validation_loss} after epoch {self.epoch}: training diverged; "
                 f"lower --learning-rate (now {self.config.learning_rate:g})"
             )
-        if loss < self.best_loss:
-            self.best_loss, self.best_epoch = loss, self.epoch
+        if validation_loss < self.best_loss:
+            self.best_loss, self.best_epoch = validation_loss, self.epoch
             self._best_state = _copy_state(self.model)
             self._best_outputs = outputs.cpu().numpy()
 
     def evaluate(self, part: Part = "validation") -> Evaluation:
-        """Metrics on the rows of ``part``, in price units, of the best state so far."""
-        if part == "validation":
-            return _score(self._best_outputs, self._validation, self._prepared, self.config)
-        windows = self._prepared.windows(part, self.config.sequence_length, self.config.target)
-        best = build_model(self.config).to(self.device)
-        best.load_state_dict(self._best_state)
-        outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device))
-        return _score(outputs.cpu().numpy(), windows, self._prepared, self.config)
+        """Measures on the rows of ``part``, in price units, of the best state so far."""
+        rows = self._prepared.rows(part, self.config.sequence_length)
+        if part != "validation":
+            windows = self._prepared.windows(part, self.config)
+            best = build_model(self.config, self._encoding.channels).to(self.device)
+            best.load_state_dict(self._best_state)
+            with threads(self.config.threads):
+                outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device)).cpu()
+            forecasts = price_forecasts(outputs.numpy(), windows, self._encoding, self.errors())
+            return evaluate_forecasts(rows, forecasts)
+        if self._scored is None or self._scored[0] != self.best_epoch:
+            forecasts = validation_forecasts(self._best_outputs, self._validation, self._encoding)
+            self._scored = self.best_epoch, evaluate_forecasts(rows, forecasts)
+        return self._scored[1]
+
+    def errors(self) -> Array | None:
+        """The best state's ``standard_errors`` on validation rows, from which ``mse`` has its intervals."""
+        if self.config.likelihood != "mse":
+            return None
+        return standard_errors(self._best_outputs, self._validation.spread, self._validation.wanted)
 
     def best_state(self) -> dict[str, Tensor]:
         """The weights with the lowest validation loss so far, on the CPU."""
@@ -152,6 +173,7 @@ class Trainer:
         self.best_loss = state["best_loss"]
         self.best_epoch = state["best_epoch"]
         self.epoch = state["epoch"]
+        self._scored = None
 
     @contextmanager
     def _seeded(self, stage: int) -> Iterator[None]:
@@ -178,13 +200,18 @@ class TrainResult:
 
 
 def train(
-    series: Series, config: TrainConfig, *, on_epoch: Callable[[Trainer], None] | None = None
+    series: Series,
+    config: TrainConfig,
+    *,
+    until_epoch: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
 ) -> TrainResult:
     """Train one model on ``series``, score it on validation and test, and wrap it as a checkpoint.
 
     Args:
         series: clean prices; ``config.symbol`` and ``config.feature`` are taken from it.
         config: every option of the training.
+        until_epoch: end after so many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
     Raises:
@@ -196,7 +223,7 @@ def train(
     started = time.perf_counter()
     prepared = prepare(series, config)
     trainer = Trainer(prepared.without_test(), config)
-    while not trainer.finished:
+    while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
         trainer.advance(trainer.epoch + 1)
         if on_epoch:
             on_epoch(trainer)
@@ -209,6 +236,8 @@ def train(
         val_loss_best=trainer.best_loss,
         best_epoch=trainer.best_epoch,
         validation=validation,
+        errors=trainer.errors(),
+        device=trainer.device.type,
         provenance=series.provenance.to_dict(),
     )
     test = evaluate_part(checkpoint, prepared, "test")
@@ -217,44 +246,110 @@ def train(
 
 def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
     """Score a checkpoint on one part of a prepared series, beside persistence on the same rows."""
-    config = checkpoint.config
-    windows = prepared.windows(part, config.sequence_length, config.target)
-    outputs = forward_in_batches(checkpoint.build_model(), torch.from_numpy(windows.inputs))
-    return _score(outputs.numpy(), windows, prepared, config)
+    rows = prepared.rows(part, checkpoint.config.sequence_length)
+    return evaluate_forecasts(rows, forecast_part(checkpoint, prepared, part))
+
+
+def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Forecasts:
+    """A checkpoint's forecasts of the target rows of one part of a prepared series.
+
+    On the validation rows, whose errors an ``mse`` model has its intervals from, each half is given those of the other.
+    """
+    windows = prepared.windows(part, checkpoint.config)
+    with threads(checkpoint.config.threads):
+        outputs = forward_in_batches(checkpoint.build_model(), torch.from_numpy(windows.inputs)).numpy()
+    if part == "validation":
+        return validation_forecasts(outputs, windows, checkpoint.encoding)
+    return price_forecasts(outputs, windows, checkpoint.encoding, checkpoint.errors)
 
 
 def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:
     """Score a checkpoint on one part of ``series``, beside persistence on the same rows.
 
     The series is split by the checkpoint's ratios and normalized by the checkpoint's statistics.
+
+    Raises:
+        DataError: when the series lacks a column that the model sees, or is too short.
     """
     config = checkpoint.config
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+    if tuple(series.further) != config.input_columns:
+        raise DataError(
+            f"the model sees the further columns {_listed(config.input_columns)}, the series has "
+            f"{_listed(tuple(series.further))}; load it with just these input_columns"
+        )
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
-    normalized = checkpoint.normalization.normalize(series.values)
-    return evaluate_part(checkpoint, PreparedSeries(normalized, checkpoint.normalization, split), part)
+    encoding = checkpoint.encoding
+    prepared = PreparedSeries(
+        encoding.normalize(series.matrix), checkpoint.normalization, split, checkpoint.further
+    )
+    return evaluate_part(checkpoint, prepared, part)
 
 
-def build_model(config: TrainConfig) -> LSTMForecaster:
-    """The untrained network of a configuration."""
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def build_model(config: TrainConfig, channels: int) -> LSTMForecaster:
+    """The untrained network of a configuration, for inputs of ``channels`` numbers a step."""
     return LSTMForecaster(
-        config.hidden_size, config.num_layers, config.dropout, zero_head=config.target == "residual"
+        config.hidden_size,
+        config.num_layers,
+        config.dropout,
+        channels=channels,
+        outputs=OUTPUTS[config.likelihood],
+        zero_head=config.target == "residual",
     )
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute on ``count`` threads: sums, and so the last digits, depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def forward_in_batches(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs (n,) for inputs (n, length) without gradients or dropout; leaves ``model`` in eval mode."""
+    """Outputs (n, outputs) for inputs (n, length, channels) without gradients or dropout; ``model`` is left in eval
+    mode."""
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(batch) for batch in inputs.split(INFERENCE_BATCH)])
 
 
-def _score(
-    outputs: NDArray[np.float32], windows: Windows, prepared: PreparedSeries, config: TrainConfig
-) -> Evaluation:
-    encoding = Encoding(prepared.normalization, config.target)
-    predicted = encoding.prices(outputs, windows.last)
-    return evaluate_forecasts(windows.actual, predicted, windows.previous)
+def price_forecasts(
+    outputs: Outputs, windows: Windows, encoding: Encoding, errors: Array | None
+) -> Forecasts:
+    """Forecasts in price units from a model's outputs (n, outputs).
+
+    Args:
+        outputs: of the windows.
+        windows: what they were computed from.
+        encoding: of the model.
+        errors: its ``standard_errors`` on validation rows, needed for the spread of an ``mse`` model.
+    """
+    spread = distribution(encoding.likelihood, outputs, windows.spread, errors)
+    return Forecasts(
+        points=encoding.prices(point_forecasts(outputs), windows.last),
+        quantiles=encoding.prices(spread.quantiles(PROBABILITIES), windows.last) if spread else None,
+    )
+
+
+def validation_forecasts(outputs: Outputs, windows: Windows, encoding: Encoding) -> Forecasts:
+    """Forecasts of the validation rows, none of which has its interval from its own error.
+
+    Each half of the rows takes the errors of the other (for ``mse``; the other likelihoods need none).
+    """
+    middle = len(windows) // 2
+    halves = []
+    for part, others in ((slice(middle), slice(middle, None)), (slice(middle, None), slice(middle))):
+        errors = standard_errors(outputs[others], windows.spread[others], windows.wanted[others])
+        halves.append(price_forecasts(outputs[part], windows.part(part), encoding, errors))
+    return Forecasts.join(halves)
 
 
 def _copy_state(model: nn.Module) -> dict[str, Tensor]:

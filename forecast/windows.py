@@ -1,17 +1,20 @@
 """Windows: what a model sees, what it is asked for, and how its output becomes a price.
 
-Training, evaluation and serving encode and decode through the same two functions of ``Encoding``, so a
-forecast means the same everywhere.
+Training, evaluation and serving encode and decode through the same functions of ``Encoding``, so a forecast means
+the same everywhere. Arrays of values have a last axis of columns: the target first, then the further inputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from forecast.config import DataConfig, Target
+from forecast.config import DataConfig, ExperimentConfig, Likelihood, Target, TrainConfig
+from forecast.distribution import PROBABILITIES
+from forecast.evaluation import Rows
 from forecast.normalization import Normalization
 from forecast.series import Series
 from forecast.split import Part, Split, split_rows
@@ -20,41 +23,93 @@ Array = NDArray[np.float64]
 
 CHANGE_BOUND = 3.0
 """Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
+SPREAD_DECAY = 0.94
+"""Weight of yesterday's variance in today's: RiskMetrics' for daily data (J.P. Morgan/Reuters 1996, section 5.3)."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Prices to model inputs and model outputs to prices, for one kind of target.
+    """Prices to model inputs and model outputs to prices, for one kind of target and likelihood.
 
-    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next
-    one, all in units of the training changes' standard deviation; an output of zero is persistence.
-    ``level``: inputs and output are normalized prices (the original design).
+    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next one, all in
+    units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
+    are normalized prices (the original design). A ``student_t`` model also sees the size of the changes.
+
+    Attributes:
+        normalization: of the target.
+        further: normalizations of the further columns.
     """
 
     normalization: Normalization
     target: Target
+    likelihood: Likelihood = "mse"
+    further: tuple[Normalization, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Numbers a model sees of each step."""
+        return 1 + (self.likelihood == "student_t") + len(self.further)
+
+    def normalize(self, prices: Array) -> Array:
+        """Prices (..., columns) to normalized values of the same shape."""
+        if not self.further:
+            return self.normalization.normalize(prices)
+        scalings = (self.normalization, *self.further)
+        return np.stack([scaling.normalize(prices[..., i]) for i, scaling in enumerate(scalings)], axis=-1)
 
     def inputs(self, normalized: Array) -> NDArray[np.float32]:
-        """Normalized windows (n, sequence_length) to model inputs, (n, sequence_length - 1) for residual."""
+        """Normalized windows (n, sequence_length, columns) to model inputs (n, length, channels).
+
+        For ``residual``, length is one less than ``sequence_length``.
+        """
+        changes = self._changes(normalized)
         if self.target == "level":
-            return normalized.astype(np.float32)
-        changes = np.diff(normalized, axis=-1) / self.normalization.change_std
-        # A few violent days would otherwise decide what is learned, and a calmer or wilder market than the
-        # training's would be answered with changes of its own size.
-        return (CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)).astype(np.float32)
+            seen = [normalized]
+            changes = np.concatenate([np.zeros_like(changes[:, :1]), changes], axis=1)
+        else:
+            # A few violent days would otherwise decide what is learned, and a calmer or wilder market than the
+            # training's would be answered with changes of its own size.
+            seen = [CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)]
+        if self.likelihood == "student_t":
+            seen.append(np.sqrt(np.abs(changes[..., :1])))
+        return np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
+
+    def spread(self, normalized: Array) -> NDArray[np.float32]:
+        """The standard deviation to expect of the next output, (n,), from normalized windows.
+
+        An exponentially weighted mean of the window's squared changes that begins with the training's variance, so it
+        is never zero.
+        """
+        squares = np.square(self._changes(normalized)[..., 0])
+        ages = np.arange(squares.shape[1] - 1, -1, -1)
+        variance = squares @ ((1 - SPREAD_DECAY) * SPREAD_DECAY**ages) + SPREAD_DECAY ** squares.shape[1]
+        spread: NDArray[np.float32] = (np.sqrt(variance) * self._output_scale).astype(np.float32)
+        return spread
+
+    def _changes(self, normalized: Array) -> Array:
+        """One-step changes in units of each column's standard deviation in training."""
+        scales = [scaling.change_std for scaling in (self.normalization, *self.further)]
+        changes: Array = np.diff(normalized, axis=1) / scales
+        return changes
+
+    @property
+    def _output_scale(self) -> float:
+        """The training changes' standard deviation in units of the output."""
+        return self.normalization.change_std if self.target == "level" else 1.0
 
     def wanted(self, normalized_last: Array, normalized_next: Array) -> NDArray[np.float32]:
-        """The output that would be exact, (n,), from the values before and at the target rows."""
+        """The output that would be exact, (n,), from the target's values before and at the target rows."""
         if self.target == "level":
             return normalized_next.astype(np.float32)
         change = (normalized_next - normalized_last) / self.normalization.change_std
         return change.astype(np.float32)
 
-    def prices(self, outputs: NDArray[np.float32], normalized_last: Array) -> Array:
-        """Model outputs (n,) to prices (n,), given each window's normalized last value (n,)."""
-        values = outputs.astype(np.float64)
+    def prices(self, outputs: ArrayLike, normalized_last: Array) -> Array:
+        """Outputs (n,) or (n, k) to prices of that shape, given each window's normalized last value (n,)."""
+        values = np.asarray(outputs, dtype=np.float64)
         if self.target == "residual":
-            values = normalized_last + values * self.normalization.change_std
+            last = normalized_last if values.ndim == 1 else normalized_last[:, np.newaxis]
+            values = last + values * self.normalization.change_std
         return self.normalization.denormalize(values)
 
 
@@ -63,21 +118,23 @@ class Windows:
     """The windows of one part of a series, one per target row.
 
     Attributes:
-        inputs: model inputs, shape (n, length), float32.
+        inputs: model inputs, shape (n, length, channels), float32.
+        spread: standard deviation to expect of each output, shape (n,), float32.
         wanted: exact outputs, shape (n,), float32.
         last: normalized value before each target row, shape (n,).
-        actual: price of each target row, shape (n,).
-        previous: price before each target row (the persistence forecast), shape (n,).
     """
 
     inputs: NDArray[np.float32]
+    spread: NDArray[np.float32]
     wanted: NDArray[np.float32]
     last: Array
-    actual: Array
-    previous: Array
 
     def __len__(self) -> int:
         return len(self.wanted)
+
+    def part(self, rows: slice) -> Windows:
+        """Some of them."""
+        return Windows(self.inputs[rows], self.spread[rows], self.wanted[rows], self.last[rows])
 
 
 @dataclass(frozen=True)
@@ -85,54 +142,102 @@ class PreparedSeries:
     """A normalized series with its split: the one array that all models of an experiment share.
 
     Attributes:
-        normalized: shape (n,), or shorter after ``without_test``.
+        normalized: shape (n, columns), the target first, or shorter after ``without_test``.
+        normalization: of the target.
+        split: its row borders.
+        further: normalizations of the further columns.
     """
 
     normalized: Array
     normalization: Normalization
     split: Split
+    further: tuple[Normalization, ...] = ()
 
     def without_test(self) -> PreparedSeries:
         """The same series with its test rows cut off: what a search may see."""
         return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
 
+    def encoding(self, config: ExperimentConfig) -> Encoding:
+        """How models of an experiment see this series."""
+        return Encoding(self.normalization, config.target, config.likelihood, self.further)
+
+    @cached_property
+    def train_prices(self) -> Array:
+        """The target's training prices, shape (n,)."""
+        return self.normalization.denormalize(self.normalized[: self.split.train_end, 0])
+
     @property
     def train_range(self) -> tuple[float, float]:
         """Least and largest training price."""
-        train = self.normalization.denormalize(self.normalized[: self.split.train_end])
-        return float(train.min()), float(train.max())
+        return float(self.train_prices.min()), float(self.train_prices.max())
 
-    def windows(self, part: Part, sequence_length: int, target: Target) -> Windows:
-        """Windows of every target row of ``part``.
+    def windows(self, part: Part, config: TrainConfig) -> Windows:
+        """Windows of every target row of ``part`` as a model of ``config`` sees them.
 
         Raises:
             IndexError: for test windows of a series ``without_test``.
         """
-        rows = np.arange(*_bounds(self.split.targets(part, sequence_length)))
-        if len(rows) and rows[-1] >= len(self.normalized):
-            raise IndexError(f"this series holds no {part} rows")
-        encoding = Encoding(self.normalization, target)
-        history = np.lib.stride_tricks.sliding_window_view(self.normalized, sequence_length)
-        last, following = self.normalized[rows - 1], self.normalized[rows]
+        length = config.sequence_length
+        rows = self.target_rows(part, length)
+        encoding = self.encoding(config)
+        # The view has the window's steps as its last axis.
+        history = np.lib.stride_tricks.sliding_window_view(self.normalized, length, axis=0)
+        seen = history[rows - length].swapaxes(1, 2)
+        last, following = self.normalized[rows - 1, 0], self.normalized[rows, 0]
         return Windows(
-            inputs=encoding.inputs(history[rows - sequence_length]),
+            inputs=encoding.inputs(seen),
+            spread=encoding.spread(seen),
             wanted=encoding.wanted(last, following),
             last=last,
-            actual=self.normalization.denormalize(following),
-            previous=self.normalization.denormalize(last),
         )
 
+    def rows(self, part: Part, sequence_length: int) -> Rows:
+        """What forecasts of the target rows of ``part`` are compared with.
 
-def _bounds(rows: range) -> tuple[int, int]:
-    return rows.start, rows.stop
+        Persistence's spread is that of all changes before the part (of its own, for ``train``).
+
+        Raises:
+            IndexError: for test rows of a series ``without_test``.
+        """
+        targets = self.target_rows(part, sequence_length)
+        last = self.normalized[targets - 1, 0]
+        before = self.split.validation_end if part == "test" else self.split.train_end
+        changes = np.quantile(np.diff(self.normalized[:before, 0]), PROBABILITIES)
+        return Rows(
+            actual=self.normalization.denormalize(self.normalized[targets, 0]),
+            previous=self.normalization.denormalize(last),
+            persistence=self.normalization.denormalize(last[:, np.newaxis] + changes),
+            naive_mae=float(np.abs(np.diff(self.train_prices)).mean()),
+        )
+
+    def target_rows(self, part: Part, sequence_length: int) -> NDArray[np.intp]:
+        """Row numbers of ``part`` that can be forecast from ``sequence_length`` rows before them.
+
+        Raises:
+            IndexError: for test rows of a series ``without_test``.
+        """
+        targets = self.split.targets(part, sequence_length)
+        if len(targets) and targets[-1] >= len(self.normalized):
+            raise IndexError(f"this series holds no {part} rows")
+        return np.arange(targets.start, targets.stop)
 
 
-def prepare(series: Series, config: DataConfig) -> PreparedSeries:
+def prepare(series: Series, config: DataConfig, split: Split | None = None) -> PreparedSeries:
     """Split ``series`` and normalize it with statistics of its training rows alone.
 
+    Args:
+        series: clean prices.
+        config: ratios of the split, and whether prices are taken as logarithms.
+        split: the row borders to use instead of those of the ratios.
+
     Raises:
-        DataError: when the series is too short to be split or its training prices do not vary.
+        DataError: when the series is too short to be split or a column's training values do not vary.
     """
-    split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
-    normalization = Normalization.fit(series.values[: split.train_end], log=config.log_prices)
-    return PreparedSeries(normalization.normalize(series.values), normalization, split)
+    split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    values, names = series.matrix[: split.rows], ["prices", *(f"values of {name}" for name in series.further)]
+    fitted = [
+        Normalization.fit(values[: split.train_end, i], log=config.log_prices, name=name)
+        for i, name in enumerate(names)
+    ]
+    normalized = np.stack([scaling.normalize(values[:, i]) for i, scaling in enumerate(fitted)], axis=-1)
+    return PreparedSeries(normalized, fitted[0], split, tuple(fitted[1:]))

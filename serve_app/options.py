@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from forecast.command import split_names
 from forecast.networks import Engine
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
 CHECKPOINT_VARIABLE = "FORECAST_CHECKPOINT"
 API_KEY_VARIABLE = "FORECAST_API_KEY"
 """Not an option: command lines and config files are read by others than their owner."""
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ServeOptions(BaseModel):
@@ -73,7 +70,7 @@ class ServeOptions(BaseModel):
         10_000, ge=1, description="most windows x horizon of one request; more is refused with 422"
     )
     require_api_key: bool = Field(False, description=f"refuse to start where {API_KEY_VARIABLE} is not set")
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (), description="origins whose pages may ask, separated by commas, or * (none unless given)"
     )
     access_log: bool = Field(False, description="a log line a request")

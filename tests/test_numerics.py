@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from forecast.config import TrainConfig
 from forecast.errors import DataError
-from forecast.evaluation import evaluate_forecasts
+from forecast.evaluation import Forecasts, Rows, evaluate_forecasts
 from forecast.normalization import Normalization
 from forecast.split import MIN_TARGETS, required_rows, split_rows
 from forecast.windows import CHANGE_BOUND, Encoding, PreparedSeries
@@ -67,7 +67,11 @@ def test_normalization_refuses_prices_that_do_not_vary_and_names_the_value():
 def prepared(values, log=True):
     split = split_rows(len(values), 0.85, 0.15)
     normalization = Normalization.fit(values[: split.train_end], log=log)
-    return PreparedSeries(normalization.normalize(values), normalization, split)
+    return PreparedSeries(normalization.normalize(values)[:, np.newaxis], normalization, split)
+
+
+def config(length, target="residual", likelihood="mse"):
+    return TrainConfig(sequence_length=length, target=target, likelihood=likelihood)
 
 
 @pytest.fixture
@@ -77,75 +81,78 @@ def walk():
 
 def test_windows_end_one_row_before_their_target(walk):
     series = prepared(walk)
-    windows = series.windows("validation", 10, "level")
+    windows, rows = series.windows("validation", config(10, "level")), series.rows("validation", 10)
     first = series.split.train_end
     assert windows.inputs[0] == pytest.approx(series.normalized[first - 10 : first], rel=1e-6)
-    assert windows.wanted[0] == pytest.approx(series.normalized[first], rel=1e-6)
-    assert windows.actual[0] == pytest.approx(walk[first])
-    assert windows.previous[0] == pytest.approx(walk[first - 1])
+    assert windows.wanted[0] == pytest.approx(series.normalized[first, 0], rel=1e-6)
+    assert rows.actual[0] == pytest.approx(walk[first])
+    assert rows.previous[0] == pytest.approx(walk[first - 1])
 
 
 @pytest.mark.parametrize("target", ["residual", "level"])
 def test_an_exact_output_decodes_to_the_actual_price(walk, target):
     series = prepared(walk)
-    windows = series.windows("test", 30, target)
+    windows = series.windows("test", config(30, target))
     decoded = Encoding(series.normalization, target).prices(windows.wanted, windows.last)
-    assert decoded == pytest.approx(windows.actual, rel=1e-5)
+    assert decoded == pytest.approx(series.rows("test", 30).actual, rel=1e-5)
 
 
 def test_a_residual_model_sees_changes_in_training_deviations_and_never_more_than_the_bound(walk):
     series = prepared(walk)
-    inputs = series.windows("train", 30, "residual").inputs[0]
+    inputs = series.windows("train", config(30)).inputs[0, :, 0]
     changes = np.diff(np.log(walk[:30])) / np.diff(np.log(walk[: series.split.train_end])).std()
     small = np.abs(changes) < 0.3
     assert inputs[small] == pytest.approx(changes[small], rel=0.01)
     assert np.array_equal(np.argsort(inputs), np.argsort(changes))
-    crash = np.array([[0.0, -1e3, 1e3]])
+    crash = np.array([[[0.0], [-1e3], [1e3]]])
     bounded = Encoding(series.normalization, "residual").inputs(crash)
-    assert bounded.tolist() == [[-CHANGE_BOUND, CHANGE_BOUND]]
+    assert bounded.tolist() == [[[-CHANGE_BOUND], [CHANGE_BOUND]]]
 
 
 def test_a_zero_residual_is_persistence(walk):
     series = prepared(walk)
-    windows = series.windows("test", 30, "residual")
+    windows = series.windows("test", config(30))
     zero = np.zeros(len(windows), np.float32)
     decoded = Encoding(series.normalization, "residual").prices(zero, windows.last)
-    assert decoded == pytest.approx(windows.previous, rel=1e-12)
+    assert decoded == pytest.approx(series.rows("test", 30).previous, rel=1e-12)
 
 
 def test_statistics_and_inputs_ignore_every_row_after_training(walk):
     changed = walk.copy()
     changed[split_rows(400, 0.85, 0.15).train_end :] *= 3
     assert prepared(changed).normalization == prepared(walk).normalization
-    before, after = (prepared(v).windows("train", 20, "residual") for v in (walk, changed))
+    before, after = (prepared(v).windows("train", config(20)) for v in (walk, changed))
     assert np.array_equal(before.inputs, after.inputs)
     assert np.array_equal(before.wanted, after.wanted)
 
 
 def test_a_series_without_test_rows_cannot_give_test_windows(walk):
     with pytest.raises(IndexError, match="no test rows"):
-        prepared(walk).without_test().windows("test", 20, "residual")
+        prepared(walk).without_test().windows("test", config(20))
 
 
-def test_metrics_match_their_definitions_on_a_worked_example():
+def test_point_metrics_match_their_definitions_on_a_worked_example():
     actual, predicted, previous = np.array([100.0, 200.0]), np.array([110.0, 190.0]), np.array([90.0, 220.0])
-    result = evaluate_forecasts(actual, predicted, previous)
-    assert result.model == pytest.approx({"MAE": 10, "RMSE": 10, "MAPE": 7.5})
-    assert result.persistence == pytest.approx({"MAE": 15, "RMSE": np.sqrt(250), "MAPE": 10})
-    assert result.skill == pytest.approx({"MAE": 1 / 3, "RMSE": 1 - 10 / np.sqrt(250), "MAPE": 0.25})
+    result = evaluate_forecasts(Rows(actual, previous, naive_mae=5.0), Forecasts(predicted))
+    assert result.model == pytest.approx({"MAE": 10, "RMSE": 10, "MAPE": 7.5, "MASE": 2})
+    assert result.persistence == pytest.approx({"MAE": 15, "RMSE": np.sqrt(250), "MAPE": 10, "MASE": 3})
+    third = 1 / 3
+    assert result.skill == pytest.approx(
+        {"MAE": third, "RMSE": 1 - 10 / np.sqrt(250), "MAPE": 0.25, "MASE": third}
+    )
 
 
 def test_mape_clamps_actual_prices_near_zero():
-    result = evaluate_forecasts(np.array([0.0]), np.array([1e-3]), np.array([2e-3]))
+    result = evaluate_forecasts(Rows(np.array([0.0]), np.array([2e-3])), Forecasts(np.array([1e-3])))
     assert result.model["MAPE"] == pytest.approx(100)
     assert result.persistence["MAPE"] == pytest.approx(200)
 
 
 @given(actual=prices, noise=st.floats(0.001, 0.5))
 def test_skill_is_zero_for_persistence_itself_and_one_for_an_exact_forecast(actual, noise):
-    previous = actual * (1 + noise)
-    assert evaluate_forecasts(actual, previous, previous).skill == {"MAE": 0, "RMSE": 0, "MAPE": 0}
-    assert evaluate_forecasts(actual, actual, previous).skill == {"MAE": 1, "RMSE": 1, "MAPE": 1}
+    rows = Rows(actual, actual * (1 + noise))
+    assert set(evaluate_forecasts(rows, rows.baseline).skill.values()) == {0}
+    assert set(evaluate_forecasts(rows, Forecasts(actual)).skill.values()) == {1}
 
 
 def test_a_config_refuses_what_it_does_not_know():

@@ -20,8 +20,8 @@ def equal_states(first, second):
 
 
 def test_untrained_residual_model_outputs_exactly_zero():
-    outputs = forward_in_batches(build_model(SMALL), torch.randn(5, 19))
-    assert torch.equal(outputs, torch.zeros(5))
+    outputs = forward_in_batches(build_model(SMALL, channels=1), torch.randn(5, 19, 1))
+    assert torch.equal(outputs, torch.zeros(5, 1))
 
 
 def test_training_in_pieces_across_processes_gives_the_weights_of_one_go(snapshot):
@@ -60,18 +60,18 @@ def test_another_seed_gives_other_weights(snapshot, tiny_result):
 def test_the_state_with_the_lowest_validation_loss_is_the_one_kept(snapshot):
     prepared = prepare(snapshot, SMALL)
     trainer = Trainer(prepared, SMALL.model_copy(update={"learning_rate": 0.05}))
-    windows = prepared.windows("validation", SMALL.sequence_length, SMALL.target)
+    windows = prepared.windows("validation", SMALL)
     losses = []
     while not trainer.finished:
         trainer.advance(trainer.epoch + 1)
         outputs = forward_in_batches(trainer.model, torch.from_numpy(windows.inputs)).numpy()
-        losses.append(float(np.mean((outputs - windows.wanted) ** 2)))
+        losses.append(float(np.mean((outputs[:, 0] - windows.wanted) ** 2)))
     assert trainer.best_epoch == 1 + int(np.argmin(losses))
     assert trainer.best_loss == pytest.approx(min(losses), rel=1e-5)
-    best = build_model(SMALL)
+    best = build_model(SMALL, channels=1)
     best.load_state_dict(trainer.best_state())
     kept = forward_in_batches(best, torch.from_numpy(windows.inputs)).numpy()
-    assert float(np.mean((kept - windows.wanted) ** 2)) == pytest.approx(min(losses), rel=1e-5)
+    assert float(np.mean((kept[:, 0] - windows.wanted) ** 2)) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_patience_stops_training_and_counts_from_the_best_epoch(snapshot):

@@ -48,7 +48,14 @@ from tune_jobs.report import (
 )
 from tune_jobs.search import run_search
 from tune_jobs.searcher import SearchInput, put_back_running
-from tune_jobs.selection import FrontPoint, pareto_front, pick, score_on_test
+from tune_jobs.selection import (
+    FrontPoint,
+    Preference,
+    pareto_front,
+    pick,
+    pick_within_one_se,
+    score_on_test,
+)
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
@@ -57,6 +64,8 @@ CHECKPOINT_DIR = "checkpoints"
 TUNE_STATE_DIR = ".tune_state"
 LOCK_FILE = ".lock"
 
+SHOWN_LEVEL = 0.9
+"""Level of the intervals that the result tells of."""
 ADDRESS_WAIT = 10.0
 """Seconds in which a cluster's address has to answer."""
 
@@ -113,7 +122,8 @@ def run_job(options: TuneOptions) -> Outcome:
         found = search_and_pick(
             series.provenance, prepared, options, persistence[options.objectives_on], console, errors
         )
-        front = [score_on_test(point, prepared) for point in found.front]
+        tried = found.states.get("COMPLETE", 0)
+        front = [score_on_test(point, prepared, tried) for point in found.front]
         picked = next(
             (point for point in front if found.picked and point.number == found.picked.number), None
         )
@@ -124,6 +134,7 @@ def run_job(options: TuneOptions) -> Outcome:
             "study": options.study_name,
             "trials": {"asked": options.num_samples, **found.states},
             "stopped_by": found.stopped_by,
+            "objectives": options.objective_names,
             "objectives_on": options.objectives_on,
             "strategy": options.strategy,
             "pick": describe_point(picked) if picked else None,
@@ -181,6 +192,7 @@ def search_and_pick(
         options.study_name,
         path=database,
         resume=options.resume,
+        objectives=options.objective_names,
         basis=_basis(options, provenance),
     )
     with studies.study_errors(database):
@@ -211,6 +223,7 @@ def search_and_pick(
                 experiment=options,
                 provenance=provenance.to_dict(),
                 space=SPACES[options.space],
+                objectives=options.objective_names,
                 part=options.objectives_on,
             )
             with progress, studies.study_errors(database):
@@ -247,24 +260,38 @@ def search_and_pick(
     for problem in problems:
         _say(errors, f"warning: {problem}", "yellow")
     studies.close_storage(storage, database)
-    picked = (
-        pick(front, options.strategy, persistence=persistence, weights=options.weights) if front else None
-    )
+    picked = None
+    if front:
+        preference = Preference(options.strategy, persistence, options.weights)
+        picked = (
+            pick_within_one_se(front, preference, prepared, options.objectives_on)
+            if options.one_se
+            else pick(front, preference)
+        )
     return Found(front, picked, states, stop.reason if left else None, run)
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Any) -> dict[str, float]:
     """Persistence's metrics on the rows of ``part``, which are the same for every window length."""
-    windows = prepared.windows(part, 2, "level")
-    return evaluate_forecasts(windows.actual, windows.previous, windows.previous).persistence
+    rows = prepared.rows(part, 2)
+    return evaluate_forecasts(rows, rows.baseline).persistence
 
 
 def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
     """What the metrics of a study's trials depend on beside their hyperparameters."""
-    shared = ("symbol", "feature", "train_ratio", "val_ratio_within_train", "log_prices", "target")
+    shared = (
+        "symbol",
+        "feature",
+        "train_ratio",
+        "val_ratio_within_train",
+        "log_prices",
+        "target",
+        "likelihood",
+    )
     return {
         "rows": f"{where.first_date} to {where.last_date} (sha256 {where.sha256[:12]})",
         **{name: getattr(options, name) for name in shared},
+        "input_columns": list(options.input_columns),
         "objectives_on": options.objectives_on,
         "space": options.space,
     }
@@ -412,10 +439,26 @@ def _describe_result(
             f"{search['trials']} trials in {search['wall_seconds']:.0f} s; training took "
             f"{100 * search['efficiency']:.0f} % of {search['core_seconds'] / search['wall_seconds']:.3g} cores",
         )
+    how = (
+        f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
+    )
     _say(
         console,
-        f"Pick by {options.strategy}: trial {picked.number}, kept as {pick_path}\n"
+        f"{_describe_intervals(picked)}"
+        f"Pick by {how}: trial {picked.number}, kept as {pick_path}\n"
         f"  forecast  python -m forecast infer --checkpoint {pick_path}\n"
         f"  serve     serve run serve_app:app checkpoint={pick_path}\n"
         f"  look      optuna-dashboard sqlite:///{options.output_dir / studies.STUDY_FILE}",
+    )
+
+
+def _describe_intervals(picked: FrontPoint) -> str:
+    """A line on the pick's intervals beside persistence's, where it has any."""
+    if picked.test is None or not picked.test.intervals:
+        return ""
+    at = next(interval for interval in picked.test.intervals if interval.level == SHOWN_LEVEL)
+    return (
+        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
+        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
+        f"{at.persistence_width:,.6g})\n"
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from forecast.command import split_names
 from forecast.config import ExperimentConfig
 
-Strategy = Literal["min_mape", "min_mae", "min_rmse", "weighted"]
+Objective = Literal["mae", "rmse", "mape", "crps"]
+Strategy = Literal["min_mape", "min_mae", "min_rmse", "min_crps", "weighted"]
 
 
 class TuneOptions(ExperimentConfig):
@@ -17,11 +19,23 @@ class TuneOptions(ExperimentConfig):
 
     num_samples: int = Field(64, ge=1, description="trials the study ends with, finished or failed")
     output_dir: Path = Field(Path("artifacts"), description="directory of every file the job writes")
+    objectives: Annotated[tuple[Objective, ...], BeforeValidator(split_names)] = Field(
+        ("mae", "rmse", "mape"),
+        min_length=1,
+        description="what the search minimizes, divided by commas: mae, rmse, mape, crps (the score of the forecast "
+        "distribution)",
+    )
     strategy: Strategy = Field(
         "min_mape", description="how one point of the Pareto front is picked; a tie goes to the smaller model"
     )
-    weights: tuple[float, float, float] | None = Field(
-        None, description="weights of MAE, RMSE and MAPE for --strategy weighted (equal unless given)"
+    weights: tuple[float, ...] | None = Field(
+        None,
+        description="weights of the objectives for --strategy weighted, in their order (equal unless given)",
+    )
+    one_se: bool = Field(
+        False,
+        description="pick the smallest model that is within one standard error of the best by --strategy (of their "
+        "difference, by a block bootstrap over the days)",
     )
     objectives_on: Literal["validation", "test"] = Field(
         "validation",
@@ -72,12 +86,34 @@ class TuneOptions(ExperimentConfig):
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
 
+    @property
+    def objective_names(self) -> list[str]:
+        """The objectives as their metrics are called."""
+        return [name.upper() for name in self.objectives]
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> TuneOptions:
+        listed = ",".join(self.objectives)
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"--objectives {listed}: name each objective once")
+        if self.strategy != "weighted" and self.strategy.removeprefix("min_") not in self.objectives:
+            needed = self.strategy.removeprefix("min_")
+            raise ValueError(
+                f"--strategy {self.strategy} needs {needed} among --objectives {listed}; add it, or choose another one"
+            )
+        return self
+
     @model_validator(mode="after")
     def _weights_fit(self) -> TuneOptions:
         if self.weights is None:
             return self
         if self.strategy != "weighted":
             raise ValueError(f"--weights {self.weights} needs --strategy weighted, not {self.strategy}")
+        if len(self.weights) != len(self.objectives):
+            raise ValueError(
+                f"--weights: {len(self.weights)} weights for {len(self.objectives)} objectives "
+                f"({', '.join(self.objectives)}); give one each"
+            )
         if min(self.weights) < 0 or sum(self.weights) == 0:
             raise ValueError(f"--weights {self.weights}: weights must not be negative, nor all zero")
         return self

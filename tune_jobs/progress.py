@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from tune_jobs.searcher import Finished
-from tune_jobs.study import OBJECTIVES
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between lines where output is not a terminal."""
@@ -80,8 +79,7 @@ class SearchProgress:
         roomy = self._console.width >= WIDE or not self._console.is_terminal
         best = "  ".join(
             f"{name} {self._best[name]:.5g}" + (f" ({self._persistence[name]:.5g})" if roomy else "")
-            for name in OBJECTIVES
-            if name in self._best
+            for name in self._best
         )
         ended = self.done + self.failed
         text = f"{self.done}/{self._samples} done, {self.failed} failed"

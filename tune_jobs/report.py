@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str, widt
         title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     table.add_column("trial", justify="right", no_wrap=True)
-    shown = list(dict.fromkeys((part, "test")))
+    shown, names = list(dict.fromkeys((part, "test"))), list(picked.objectives)
     for rows in shown:
-        for name in METRICS:
+        for name in names:
             unit = " %" if name == "MAPE" else ""
             table.add_column(f"{SHORT[rows]}\n{name}{unit}", justify="right", no_wrap=True)
     table.add_column("test\nskill", justify="right", no_wrap=True)
@@ -60,7 +61,7 @@ def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str, widt
         )
         table.add_row(
             f"{point.number}{' *' if point is picked else '  '}",
-            *(_number(scores[rows][name]) for rows in shown for name in METRICS),
+            *(_number(scores[rows][name]) for rows in shown for name in names),
             _percent(test.skill["MAE"]),
             *([model] if wide else []),
             style="bold" if point is picked else None,
@@ -69,7 +70,7 @@ def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str, widt
     table.add_section()
     table.add_row(
         "persistence",
-        *(_number(persistence[rows][name]) for rows in shown for name in METRICS),
+        *(_number(persistence[rows][name]) for rows in shown for name in names),
         _percent(0.0),
         *([""] if wide else []),
     )
@@ -101,10 +102,10 @@ def write_front(front: Sequence[FrontPoint], path: Path) -> None:
                 "trial_number": point.number,
                 **point.objectives,
                 "val_loss_best": point.checkpoint.val_loss_best,
-                **{f"test_{name}": test.model[name] for name in METRICS},
-                **{f"persistence_test_{name}": test.persistence[name] for name in METRICS},
+                **{f"test_{name}": test.model.get(name) for name in METRICS},
+                **{f"persistence_test_{name}": test.persistence.get(name) for name in METRICS},
                 **{
-                    f"persistence_validation_{name}": point.checkpoint.persistence["validation"][name]
+                    f"persistence_validation_{name}": point.checkpoint.persistence["validation"].get(name)
                     for name in METRICS
                 },
                 **{f"param_{name}": value for name, value in sorted(point.params.items())},
@@ -126,6 +127,8 @@ def describe_point(point: FrontPoint) -> dict[str, Any]:
         "validation": point.checkpoint.metrics_validation,
         "test": test.model,
         "skill_test": test.skill,
+        "intervals_test": [asdict(interval) for interval in test.intervals],
+        "direction_test": asdict(test.direction) if test.direction else None,
         "val_loss_best": point.checkpoint.val_loss_best,
         "weights": point.size,
         "params": point.params,

@@ -147,6 +147,7 @@ class SearchInput:
     experiment: ExperimentConfig
     provenance: dict[str, Any]
     space: SearchSpace
+    objectives: list[str]
     part: Part = "validation"
 
 
@@ -186,8 +187,8 @@ class StudySearch(OptunaSearch):
         self.put_back = 0
         super().__init__(
             space=search.space,
-            metric=studies.OBJECTIVES,
-            mode=["min"] * len(studies.OBJECTIVES),
+            metric=search.objectives,
+            mode=["min"] * len(search.objectives),
             sampler=sampler,
             study_name=study.study_name,
             storage=storage,
@@ -239,7 +240,7 @@ class StudySearch(OptunaSearch):
     def _finish(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         trial = self._ot_trials[trial_id]
         saved = self._watch.last_saved(trial_id)
-        values = studies.usable_objectives(result)
+        values = studies.usable_objectives(result, self._search.objectives)
         if error and self._stop.now():
             return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
         if error:
@@ -261,7 +262,7 @@ class StudySearch(OptunaSearch):
             trial.set_user_attr(name, result[name])
         self._study.tell(trial, values)
         self._states.discard(saved)
-        objectives = dict(zip(studies.OBJECTIVES, values, strict=True))
+        objectives = dict(zip(self._search.objectives, values, strict=True))
         seconds = result["seconds"] - result[EARLIER_SECONDS]
         self._on_finished(Finished(trial.number, objectives, seconds=seconds))
 
@@ -291,11 +292,13 @@ class StudySearch(OptunaSearch):
             best = state["trainer"]
             checkpoint = Checkpoint.create(
                 model_state=best["best_state"],
-                config=trial_config(self._search.experiment, trial.params),
+                config=trial_config(self._search.experiment, trial.params, threads=state["threads"]),
                 prepared=self._search.prepared,
                 val_loss_best=best["best_loss"],
                 best_epoch=best["best_epoch"],
-                validation=Evaluation(**state["validation"]),
+                validation=Evaluation.from_dict(state["validation"]),
+                errors=None if state["errors"] is None else state["errors"].numpy(),
+                device=state["device"],
                 provenance=self._search.provenance,
                 trial_number=trial.number,
                 trial_params=trial.params,

@@ -7,19 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 
 from forecast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from forecast.errors import CheckpointError
-from forecast.evaluation import Evaluation
-from forecast.training import evaluate_part
+from forecast.evaluation import METRICS, Evaluation
+from forecast.split import Part
+from forecast.training import evaluate_part, forecast_part
 from forecast.windows import PreparedSeries
 from tune_jobs.options import Strategy
 from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import complete_params
-from tune_jobs.study import OBJECTIVES
 
-STRATEGY_OBJECTIVE = {"min_mape": "MAPE", "min_mae": "MAE", "min_rmse": "RMSE"}
+BOOTSTRAPS = 2000
+"""Resamples that a standard error is the spread of."""
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -58,43 +62,101 @@ def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontP
         except CheckpointError as error:
             problems.append(f"trial {trial.number} is on the front and left out: {error}")
             continue
-        objectives = dict(zip(OBJECTIVES, trial.values, strict=True))
+        objectives = dict(zip(study.metric_names or [], trial.values, strict=True))
         points.append(FrontPoint(trial.number, objectives, complete_params(trial.params), checkpoint, path))
     return sorted(points, key=lambda point: (*point.objectives.values(), point.number)), problems
 
 
-def score_on_test(point: FrontPoint, prepared: PreparedSeries) -> FrontPoint:
+def score_on_test(point: FrontPoint, prepared: PreparedSeries, configurations_tried: int) -> FrontPoint:
     """Score a point on the test rows and write the scores into its checkpoint."""
     test = evaluate_part(point.checkpoint, prepared, "test")
-    checkpoint = point.checkpoint.with_test(test)
+    checkpoint = point.checkpoint.with_test(test, configurations_tried)
     save_checkpoint(checkpoint, point.path)
     return replace(point, checkpoint=checkpoint, test=test)
 
 
-def pick(
-    front: Sequence[FrontPoint],
-    strategy: Strategy,
-    *,
-    persistence: dict[str, float],
-    weights: Sequence[float] | None = None,
-) -> FrontPoint:
-    """The front's best point by ``strategy``; a tie goes to the smaller model, then to the earlier trial.
+@dataclass(frozen=True)
+class Preference:
+    """What makes one point better than another.
 
-    Args:
-        front: at least one point.
-        strategy: ``min_*`` takes the least of that objective; ``weighted`` the least weighted sum of
-            objectives, each divided by persistence's so that units do not matter.
+    Attributes:
+        strategy: ``min_*`` takes the least of that objective; ``weighted`` the least weighted sum of objectives, each
+            divided by persistence's so that units do not matter.
         persistence: persistence's metrics on the rows of the objectives.
         weights: one per objective, in their order; equal unless given.
     """
-    factors = weights or [1.0] * len(OBJECTIVES)
 
-    def cost(point: FrontPoint) -> float:
-        if strategy == "weighted":
-            return sum(
-                factor * point.objectives[name] / persistence[name]
-                for name, factor in zip(OBJECTIVES, factors, strict=True)
-            )
-        return point.objectives[STRATEGY_OBJECTIVE[strategy]]
+    strategy: Strategy
+    persistence: dict[str, float]
+    weights: Sequence[float] | None = None
 
-    return min(front, key=lambda point: (cost(point), point.size, point.number))
+    def cost(self, objectives: dict[str, float]) -> float:
+        """What is to be small."""
+        if self.strategy != "weighted":
+            return objectives[self.strategy.removeprefix("min_").upper()]
+        weights = self.weights or [1.0] * len(objectives)
+        return sum(
+            weight * value / self.persistence[name]
+            for weight, (name, value) in zip(weights, objectives.items(), strict=True)
+        )
+
+
+def pick(front: Sequence[FrontPoint], preference: Preference) -> FrontPoint:
+    """The front's best point; a tie goes to the smaller model, then to the earlier trial.
+
+    Args:
+        front: at least one point.
+        preference: what is better.
+    """
+    return min(front, key=lambda point: (preference.cost(point.objectives), point.size, point.number))
+
+
+def pick_within_one_se(
+    front: Sequence[FrontPoint], preference: Preference, prepared: PreparedSeries, part: Part
+) -> FrontPoint:
+    """The smallest model among the points whose cost is within one standard error of the best one's.
+
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3). All points are scored on the same days, so the
+    standard error is that of the difference of their costs, by the circular block bootstrap (Politis & Romano 1992)
+    over those days. Blocks are as long as the cube root of their number (Hall et al. 1995).
+
+    Args:
+        front: at least one point.
+        preference: what is better.
+        prepared: the series.
+        part: rows the objectives were computed on.
+    """
+    best = pick(front, preference)
+    losses = [_losses(point, prepared, part) for point in front]
+    days = losses[0].shape[1]
+    length = round(days ** (1 / 3))
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    starts = generator.integers(days, size=(BOOTSTRAPS, -(-days // length), 1))
+    resamples = ((starts + np.arange(length)) % days).reshape(BOOTSTRAPS, -1)[:, :days]
+    costs = [_resampled_costs(values, list(best.objectives), resamples, preference) for values in losses]
+    best_costs = costs[next(i for i, point in enumerate(front) if point is best)]
+    near = [
+        point
+        for point, resampled in zip(front, costs, strict=True)
+        if preference.cost(point.objectives) - preference.cost(best.objectives)
+        <= float(np.std(resampled - best_costs))
+    ]
+    return min(near, key=lambda point: (point.size, preference.cost(point.objectives), point.number))
+
+
+def _losses(point: FrontPoint, prepared: PreparedSeries, part: Part) -> NDArray[np.float64]:
+    """Losses (objectives, days) of a point's forecasts."""
+    forecasts = forecast_part(point.checkpoint, prepared, part)
+    actual = prepared.rows(part, point.checkpoint.config.sequence_length).actual
+    return np.stack([METRICS[name].losses(actual, forecasts) for name in point.objectives])
+
+
+def _resampled_costs(
+    losses: NDArray[np.float64], names: list[str], resamples: NDArray[np.intp], preference: Preference
+) -> NDArray[np.float64]:
+    """The cost of each resample of days (resamples, days)."""
+    means = losses[:, resamples].mean(axis=2)
+    metrics = [[METRICS[name].of_mean(mean) for mean in row] for name, row in zip(names, means, strict=True)]
+    return np.array(
+        [preference.cost(dict(zip(names, column, strict=True))) for column in zip(*metrics, strict=True)]
+    )

@@ -19,12 +19,8 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from forecast.errors import StudyError
-from forecast.evaluation import METRICS
 
 STUDY_FILE = "optuna_study.db"
-OBJECTIVES = list(METRICS)
-"""Names of the objectives, all minimized, in the order of a trial's values."""
-
 INTERRUPTED = "interrupted"
 """Reason of a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
@@ -83,7 +79,13 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def open_study(
-    storage: optuna.storages.RDBStorage, name: str, *, path: Path, resume: bool, basis: dict[str, Any]
+    storage: optuna.storages.RDBStorage,
+    name: str,
+    *,
+    path: Path,
+    resume: bool,
+    objectives: list[str],
+    basis: dict[str, Any],
 ) -> optuna.Study:
     """Open the study ``name``, made when it is not there.
 
@@ -92,6 +94,7 @@ def open_study(
         name: the study's name.
         path: the database's path, for messages.
         resume: whether a study that has trials may be continued.
+        objectives: names of what is minimized, in the order of a trial's values.
         basis: what its trials' metrics depend on beside their hyperparameters (data, split, target ...);
             kept with a new study and compared with a resumed one's.
 
@@ -102,20 +105,20 @@ def open_study(
     with study_errors(path):
         if name not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
-                storage=storage, study_name=name, directions=["minimize"] * len(OBJECTIVES)
+                storage=storage, study_name=name, directions=["minimize"] * len(objectives)
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(OBJECTIVES)
+                study.set_metric_names(objectives)
             study.set_user_attr(BASIS, basis)
             study.set_user_attr(JOB, _new_job())
             return study
         study = optuna.load_study(study_name=name, storage=storage)
         names = study.metric_names or [direction.name.lower() for direction in study.directions]
-        if names != OBJECTIVES:
+        if names != objectives:
             raise StudyError(
                 f"the study {name!r} in {path} has other objectives ({', '.join(names)}) than "
-                f"{', '.join(OBJECTIVES)}; choose another --study-name or --output-dir"
+                f"{', '.join(objectives)}; use the same --objectives, or choose another --study-name or --output-dir"
             )
         count = len(study.get_trials(deepcopy=False))
         if count and not resume:
@@ -196,9 +199,9 @@ def remaining(study: optuna.Study, num_samples: int) -> int:
     return max(0, num_samples - ended(study))
 
 
-def usable_objectives(result: dict[str, Any] | None) -> list[float] | None:
+def usable_objectives(result: dict[str, Any] | None, objectives: list[str]) -> list[float] | None:
     """The objectives of a trial's last result in order, or None when one is missing or not finite."""
-    values = [(result or {}).get(name) for name in OBJECTIVES]
+    values = [(result or {}).get(name) for name in objectives]
     if all(isinstance(value, float) and math.isfinite(value) for value in values):
         return values  # type: ignore[return-value]
     return None

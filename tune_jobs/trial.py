@@ -73,17 +73,19 @@ def next_rung(epoch: int) -> int:
     return rung
 
 
-def trial_config(experiment: ExperimentConfig, params: dict[str, Any], device: str = "auto") -> TrainConfig:
+def trial_config(
+    experiment: ExperimentConfig, params: dict[str, Any], *, threads: int, device: str = "auto"
+) -> TrainConfig:
     """The training configuration of one trial: the experiment's settings with the sampled hyperparameters."""
     shared = {name: getattr(experiment, name) for name in ExperimentConfig.model_fields}
-    return TrainConfig(**shared, **complete_params(params), device=device)
+    return TrainConfig(**shared, **complete_params(params), threads=threads, device=device)
 
 
 class LSTMTrial(tune.Trainable):
     """Trains one configuration; its actor is reused for the next one.
 
-    A step trains up to the next rung. Every result carries the three objectives, so that a trial stopped
-    at any rung has them.
+    A step trains up to the next rung. Every result carries all metrics, so that a trial stopped at any rung has its
+    objectives.
     """
 
     def setup(  # type: ignore[override]  # with_parameters gives the rest
@@ -125,14 +127,15 @@ class LSTMTrial(tune.Trainable):
     @property
     def _current(self) -> Trainer:
         if self._trainer is None:
-            torch.set_num_threads(max(1, int(self._ticket.slot.demand.cpus)))
             self._trainer = self._new_trainer()
             if self._ticket.state:
                 self._go_on_from(self._states.open(self._ticket.state))
         return self._trainer
 
     def _new_trainer(self) -> Trainer:
-        return Trainer(self._prepared, trial_config(self._experiment, self._params, _assigned_device()))
+        threads = max(1, int(self._ticket.slot.demand.cpus))
+        config = trial_config(self._experiment, self._params, threads=threads, device=_assigned_device())
+        return Trainer(self._prepared, config)
 
     def _go_on_from(self, saved: tune.Checkpoint) -> None:
         """Go on where the trial was interrupted, or from the start where what it left cannot be read."""
@@ -153,7 +156,7 @@ class LSTMTrial(tune.Trainable):
             started = time.perf_counter()
             trainer.advance(next_rung(trainer.epoch))
             self._seconds += time.perf_counter() - started
-            objectives = trainer.evaluate(self._part).model
+            metrics = trainer.evaluate(self._part).model
         except GPU_ERRORS:
             raise
         except Exception as error:
@@ -171,7 +174,7 @@ class LSTMTrial(tune.Trainable):
             list(self._rungs),
         )
         return {
-            **objectives,
+            **{name: metrics[name] for name in METRICS},
             **dict(zip(REPORTED, report, strict=True)),
             EARLIER_SECONDS: self._earlier_seconds,
             DONE: trainer.finished,
@@ -181,9 +184,13 @@ class LSTMTrial(tune.Trainable):
         """Write the whole state: to go on from after a failure, and for the job to keep the best weights of."""
         if self._trainer is None:
             return
+        errors = self._trainer.errors()
         state = {
             "trainer": self._trainer.state_dict(),
             "validation": self._trainer.evaluate().to_dict(),
+            "errors": None if errors is None else torch.from_numpy(errors),
+            "device": self._trainer.device.type,
+            "threads": self._trainer.config.threads,
             "seconds": self._seconds,
             "rungs": self._rungs,
         }

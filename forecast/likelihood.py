@@ -1,0 +1,96 @@
+"""What a network's outputs mean, and what training minimizes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from forecast.config import Likelihood
+from forecast.distribution import Conformal, Distribution, StudentT
+
+OUTPUTS: dict[Likelihood, int] = {"mse": 1, "student_t": 3}
+"""Numbers a network gives for each window."""
+
+LEAST_DF = 2.0
+"""Below it a Student-t distribution has no variance."""
+FIRST_DF = 5.0
+"""Degrees of freedom of an output of zero: daily changes of prices have about three to six."""
+FIRST_SCALE = math.sqrt((FIRST_DF - 2) / FIRST_DF)
+"""Scale of an output of zero, in units of the spread: its standard deviation is then the spread."""
+
+
+def student_t_parameters(outputs: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Location, scale and degrees of freedom, each (n,), from outputs (n, 3) and the spread (n,).
+
+    An output of zero is a location of zero and a standard deviation of just the spread.
+    """
+    location, scale, df = outputs.unbind(-1)
+    return location, FIRST_SCALE * spread * scale.exp(), LEAST_DF + (FIRST_DF - LEAST_DF) * df.exp()
+
+
+def loss(likelihood: Likelihood, outputs: Tensor, spread: Tensor, wanted: Tensor) -> Tensor:
+    """Mean loss over n windows: squared error, or the Student-t distribution's negative log-likelihood.
+
+    Args:
+        likelihood: which of them.
+        outputs: shape (n, outputs).
+        spread: of the windows, shape (n,).
+        wanted: what would have been exact, shape (n,).
+    """
+    if likelihood == "mse":
+        return nn.functional.mse_loss(outputs[:, 0], wanted)
+    location, scale, df = student_t_parameters(outputs, spread)
+    standard = (wanted - location) / scale
+    half = (df + 1) / 2
+    log_density = (
+        torch.lgamma(half)
+        - torch.lgamma(df / 2)
+        - 0.5 * torch.log(math.pi * df)
+        - torch.log(scale)
+        - half * torch.log1p(standard.square() / df)
+    )
+    return -log_density.mean()
+
+
+def point_forecasts(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Point forecasts (n,) from outputs (n, outputs): the mean for ``mse``, the median for ``student_t``."""
+    return outputs[:, 0]
+
+
+def distribution(
+    likelihood: Likelihood,
+    outputs: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    errors: NDArray[np.float64] | None,
+) -> Distribution | None:
+    """The distribution that n windows' outputs stand for.
+
+    Args:
+        likelihood: of the model.
+        outputs: shape (n, outputs).
+        spread: of the windows, shape (n,).
+        errors: of ``standard_errors`` on validation rows, ascending; what ``mse`` knows of its errors.
+
+    Returns:
+        None for ``mse`` without errors.
+    """
+    if likelihood == "student_t":
+        parameters = student_t_parameters(
+            torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(spread.astype(np.float64))
+        )
+        return StudentT(*(value.numpy() for value in parameters))
+    if errors is None:
+        return None
+    return Conformal(outputs[:, 0].astype(np.float64), spread.astype(np.float64), errors)
+
+
+def standard_errors(
+    outputs: NDArray[np.float32], spread: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Errors of point forecasts, actual minus forecast, in units of the spread; shape (n,), ascending."""
+    errors = (wanted - outputs[:, 0]).astype(np.float64) / spread
+    return np.sort(errors)
