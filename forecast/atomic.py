@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -66,3 +67,14 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON; a number that is not finite is an error rather than bad JSON.
+
+    Raises:
+        OSError: as ``write_atomically``.
+        ValueError: when a number is not finite.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    write_atomically(path, lambda stream: stream.write(text.encode()))

@@ -5,6 +5,7 @@ All of them are a location and a scale for each window, with a shape around them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,10 @@ class Distribution(Protocol):
         """One draw of each window's next value, (n,)."""
         ...
 
+    def split(self) -> Sequence[Distribution]:
+        """One for each window."""
+        ...
+
 
 @dataclass(frozen=True)
 class StudentT:
@@ -70,6 +75,11 @@ class StudentT:
         """One draw of each, (n,)."""
         draws: Array = self.location + self.scale * generator.standard_t(self.df)
         return draws
+
+    def split(self) -> list[StudentT]:
+        """One for each window."""
+        rows = (slice(i, i + 1) for i in range(len(self.location)))
+        return [StudentT(self.location[row], self.scale[row], self.df[row]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -108,3 +118,8 @@ class Conformal:
         """One draw of each, (n,): the location plus one of the errors."""
         draws: Array = self.location + self.scale * generator.choice(self.errors, len(self.location))
         return draws
+
+    def split(self) -> list[Conformal]:
+        """One for each window."""
+        rows = (slice(i, i + 1) for i in range(len(self.location)))
+        return [Conformal(self.location[row], self.scale[row], self.errors) for row in rows]

@@ -8,6 +8,7 @@
     ├── TrainingError             training produced something that is not a number     exit code 1
     ├── CheckpointError           a checkpoint is missing, damaged, foreign or newer   exit code 1
     ├── WindowError               values given for a prediction do not fit the model   exit code 1, HTTP 422
+    ├── LevelError                the model has no interval of the level asked for     exit code 1, HTTP 422
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
 The command line turns them into exit codes (``forecast.command``) and the server into HTTP statuses
@@ -49,6 +50,10 @@ class CheckpointError(ForecastError):
 
 class WindowError(ForecastError, ValueError):
     """Values given for a prediction do not fit the model."""
+
+
+class LevelError(ForecastError, ValueError):
+    """The model has no interval of the level that is asked for."""
 
 
 class StudyError(ForecastError):

@@ -21,6 +21,8 @@ MAPE_FLOOR = 1e-3
 """Smallest |actual| that MAPE divides by, in price units."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels at which intervals are checked."""
+MAIN_LEVEL = 0.9
+"""The level that is told of where there is room for one."""
 CONFIDENCE = 0.95
 """Of the interval around a share of right directions."""
 
@@ -173,13 +175,14 @@ class Rows:
         actual: prices, shape (n,), n >= 1.
         previous: prices one row before each, shape (n,): persistence's point forecasts.
         persistence: quantiles of persistence, shape (n, 199); None where its spread is not asked for.
-        naive_mae: mean absolute change of the training prices, what MASE divides by; None leaves MASE out.
+        naive_mae: mean absolute change of the training prices, what MASE divides by, for all rows or each, shape (n,);
+            None leaves MASE out.
     """
 
     actual: Array
     previous: Array
     persistence: Array | None = None
-    naive_mae: float | None = None
+    naive_mae: float | Array | None = None
 
     @property
     def baseline(self) -> Forecasts:
@@ -198,8 +201,9 @@ def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
     names = [name for name in METRICS if intervals or name != "CRPS"]
     model = {name: METRICS[name](rows.actual, forecasts) for name in names}
     persistence = {name: METRICS[name](rows.actual, rows.baseline) for name in names}
-    if rows.naive_mae:
-        model[MASE], persistence[MASE] = model["MAE"] / rows.naive_mae, persistence["MAE"] / rows.naive_mae
+    if rows.naive_mae is not None:
+        for measures, of in ((model, forecasts), (persistence, rows.baseline)):
+            measures[MASE] = float(np.mean(absolute_errors(rows.actual, of) / rows.naive_mae))
     skill = {name: 1 - model[name] / persistence[name] if persistence[name] > 0 else None for name in model}
     return Evaluation(
         model=model,

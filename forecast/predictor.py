@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from forecast.checkpoint import load_checkpoint
 from forecast.distribution import Distribution, interval_probabilities
-from forecast.errors import WindowError
+from forecast.errors import LevelError, WindowError
 from forecast.likelihood import distribution, point_forecasts
 from forecast.model import choose_device
 from forecast.networks import Engine, build_network
@@ -50,11 +50,20 @@ class Prediction:
         """Lower and upper bounds of central intervals, shape (n, levels, 2), price units.
 
         Raises:
-            WindowError: when the model has none, or none as wide.
+            LevelError: when the model has none, or none as wide.
+            WindowError: when a bound is not a finite number.
         """
         spread = require_levels(self.distribution, levels)
         quantiles = self.encoding.prices(spread.quantiles(interval_probabilities(levels)), self.last)
         return _finite(np.stack(np.split(quantiles, 2, axis=1), axis=-1))
+
+    def split(self) -> list[Prediction]:
+        """One for each window."""
+        spreads = self.distribution.split() if self.distribution else [None] * len(self.prices)
+        return [
+            Prediction(self.prices[i : i + 1], spread, self.last[i : i + 1], self.encoding)
+            for i, spread in enumerate(spreads)
+        ]
 
     def sample(self, generator: np.random.Generator) -> Array:
         """One draw of each window's next price, (n,)."""
@@ -65,17 +74,17 @@ def require_levels(distribution: Distribution | None, levels: Sequence[float]) -
     """``distribution``, if it has intervals of these levels.
 
     Raises:
-        WindowError: when a level is not between zero and one, or there is no distribution, or none as wide.
+        LevelError: when a level is not between zero and one, or there is no distribution, or none as wide.
     """
     for level in levels:
         if not 0 < level < 1:
-            raise WindowError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
+            raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
     if distribution is None:
-        raise WindowError(
+        raise LevelError(
             "this checkpoint has no intervals: it was made before there were any; train or tune it again"
         )
     if levels and max(levels) > distribution.widest_level:
-        raise WindowError(
+        raise LevelError(
             f"level {max(levels):g} is too wide: the errors this model knows of its validation rows go up to "
             f"{distribution.widest_level:.4g}; ask for less, or train with --likelihood student_t"
         )
@@ -120,6 +129,29 @@ class Predictor:
     def columns(self) -> tuple[str, ...]:
         """What the model sees of each day, the feature it forecasts first."""
         return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
+
+    def require_levels(self, levels: Sequence[float]) -> None:
+        """Make sure that the model has intervals of these levels.
+
+        Raises:
+            LevelError: when it does not.
+        """
+        require_levels(self._typical.distribution, levels)
+
+    @property
+    def widest_level(self) -> float:
+        """Level up to which it has intervals, exclusive for 1; 0 where it has none."""
+        spread = self._typical.distribution
+        return spread.widest_level if spread else 0.0
+
+    @functools.cached_property
+    def _typical(self) -> Prediction:
+        return self.forecast([self.typical_window()])
+
+    def typical_window(self) -> list[Any]:
+        """A window of values from the middle of those of its training."""
+        middle = self._encoding.middle
+        return [middle if len(middle) > 1 else middle[0]] * self.sequence_length
 
     def predict(self, windows: ArrayLike) -> Array:
         """Next prices (n,) for windows, oldest value first, length >= ``sequence_length``.
@@ -180,12 +212,13 @@ class Predictor:
         For one step they are the model's own; for more they are read from ``PATHS`` futures.
 
         Raises:
-            WindowError: as ``predict_steps``; also when the model has no intervals of these levels.
+            WindowError: as ``predict_steps``.
+            LevelError: when the model has no intervals of these levels.
         """
         if horizon == 1:
             return self.forecast(windows).intervals(levels)[:, np.newaxis]
         bounds = []
-        for window in np.asarray(windows, dtype=np.float64):
+        for window in self._check_horizon(windows, horizon):
             futures = Futures(self, window, levels)
             bounds.append(np.stack([futures.step() for _ in range(horizon)]))
         return np.stack(bounds)
@@ -255,25 +288,42 @@ class Futures:
     """Possible continuations of one window: each day is drawn from what the model says after the days before it."""
 
     def __init__(
-        self, predictor: Predictor, window: ArrayLike, levels: Sequence[float], paths: int = PATHS
+        self, predictor: Predictor, window: Sequence[Any] | Array, levels: Sequence[float], paths: int = PATHS
     ) -> None:
         """Start ``paths`` futures after ``window``.
 
         Raises:
-            WindowError: as ``Predictor.predict_intervals``.
+            WindowError: as ``Predictor.predict_steps``.
+            LevelError: when the model has no intervals of these levels.
         """
-        values = predictor._check_horizon(np.asarray(window)[np.newaxis], 2)
+        values = predictor._check_horizon([window], 2)
         require_levels(predictor._forecast(values).distribution, levels)
         self._predictor, self._probabilities = predictor, interval_probabilities(levels)
         self._values = np.repeat(values, paths, axis=0)
+        self._drawn: list[Array] = []
         self._generator = np.random.default_rng(PATH_SEED)
+
+    def advance(self, paths: int) -> Array | None:
+        """Draw the next day of ``paths`` more futures.
+
+        Returns:
+            Once all have it, its central intervals, shape (levels, 2), lower bound first.
+        """
+        done = sum(map(len, self._drawn))
+        prediction = self._predictor._forecast(self._values[done : done + paths])
+        self._drawn.append(_finite(prediction.sample(self._generator)))
+        if done + paths < len(self._values):
+            return None
+        day, self._drawn = np.concatenate(self._drawn), []
+        self._values = np.concatenate([self._values[:, 1:], day[:, np.newaxis, np.newaxis]], axis=1)
+        return np.stack(np.split(np.quantile(day, self._probabilities), 2), axis=-1)
 
     def step(self) -> Array:
         """Go on by one day; its central intervals, shape (levels, 2), lower bound first."""
-        prediction = self._predictor._forecast(self._values)
-        drawn = _finite(prediction.sample(self._generator))
-        self._values = np.concatenate([self._values[:, 1:], drawn[:, np.newaxis, np.newaxis]], axis=1)
-        return np.stack(np.split(np.quantile(drawn, self._probabilities), 2), axis=-1)
+        intervals = self.advance(len(self._values))
+        if intervals is None:
+            raise AssertionError("a day of all futures is a whole day")
+        return intervals
 
 
 def _finite(prices: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def part(self, rows: slice) -> Series:
+        """Some of its rows, with the provenance of all."""
+        further = {name: values[rows] for name, values in self.further.items()}
+        return replace(self, dates=self.dates[rows], values=self.values[rows], further=further)
 
     @property
     def matrix(self) -> Values:

@@ -25,7 +25,7 @@ from forecast.errors import DataError, TrainingError
 from forecast.evaluation import Evaluation, Forecasts, evaluate_forecasts
 from forecast.likelihood import OUTPUTS, distribution, loss, point_forecasts, standard_errors
 from forecast.model import LSTMForecaster, choose_device
-from forecast.series import Series
+from forecast.series import Provenance, Series
 from forecast.split import Part, require_rows, split_rows
 from forecast.windows import Encoding, PreparedSeries, Windows, prepare
 
@@ -222,26 +222,49 @@ def train(
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
     started = time.perf_counter()
     prepared = prepare(series, config)
+    checkpoint, trainer = fit(prepared, config, series.provenance, until_epoch=until_epoch, on_epoch=on_epoch)
+    seconds = time.perf_counter() - started
+    test = evaluate_part(checkpoint, prepared, "test")
+    return TrainResult(checkpoint.with_test(test), trainer.evaluate(), test, trainer.epoch, seconds)
+
+
+def fit(
+    prepared: PreparedSeries,
+    config: TrainConfig,
+    provenance: Provenance,
+    *,
+    until_epoch: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
+) -> tuple[Checkpoint, Trainer]:
+    """Train one model without a look at the test rows; the checkpoint of its best state, and its trainer.
+
+    Args:
+        prepared: the series.
+        config: every option of the training.
+        provenance: where the series came from.
+        until_epoch: end after so many epochs at the latest.
+        on_epoch: called after each epoch, for progress.
+
+    Raises:
+        TrainingError: when training diverges.
+    """
     trainer = Trainer(prepared.without_test(), config)
     while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
         trainer.advance(trainer.epoch + 1)
         if on_epoch:
             on_epoch(trainer)
-    seconds = time.perf_counter() - started
-    validation = trainer.evaluate()
     checkpoint = Checkpoint.create(
         model_state=trainer.best_state(),
         config=config,
         prepared=prepared,
         val_loss_best=trainer.best_loss,
         best_epoch=trainer.best_epoch,
-        validation=validation,
+        validation=trainer.evaluate(),
         errors=trainer.errors(),
         device=trainer.device.type,
-        provenance=series.provenance.to_dict(),
+        provenance=provenance.to_dict(),
     )
-    test = evaluate_part(checkpoint, prepared, "test")
-    return TrainResult(checkpoint.with_test(test), validation, test, trainer.epoch, seconds)
+    return checkpoint, trainer
 
 
 def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:

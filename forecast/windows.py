@@ -57,6 +57,11 @@ class Encoding:
         scalings = (self.normalization, *self.further)
         return np.stack([scaling.normalize(prices[..., i]) for i, scaling in enumerate(scalings)], axis=-1)
 
+    @property
+    def middle(self) -> list[float]:
+        """A value of each column from the middle of those of its training."""
+        return [float(scaling.denormalize(0.0)) for scaling in (self.normalization, *self.further)]
+
     def inputs(self, normalized: Array) -> NDArray[np.float32]:
         """Normalized windows (n, sequence_length, columns) to model inputs (n, length, channels).
 

@@ -6,12 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Generic, TypeVar
 
-Window = Sequence[float]
+Window = Sequence[float] | Sequence[Sequence[float]]
+Result = TypeVar("Result")
 
 
-class Batcher:
+class Batcher(Generic[Result]):
     """Collects windows on the event loop and answers each with a future.
 
     Nothing waits for company unless ``wait_s`` says so: what has arrived by the loop's next turn, or while the last
@@ -20,7 +21,7 @@ class Batcher:
 
     def __init__(
         self,
-        forecast: Callable[[list[Window]], Any],
+        forecast: Callable[[list[Window]], list[Result]],
         *,
         max_batch_size: int,
         wait_s: float = 0.0,
@@ -29,7 +30,7 @@ class Batcher:
         """Collect for ``forecast``.
 
         Args:
-            forecast: prices (n,) for windows (n, length); what it raises for several windows is asked of each
+            forecast: a result for each window; what it raises for several windows is asked of each
                 alone, so that one bad window spoils no other's answer.
             max_batch_size: most windows at a time.
             wait_s: seconds to wait for company.
@@ -38,13 +39,13 @@ class Batcher:
         """
         self._forecast, self._max_batch_size, self._wait_s = forecast, max_batch_size, wait_s
         self._thread = thread
-        self._waiting: deque[tuple[Window, asyncio.Future[float]]] = deque()
+        self._waiting: deque[tuple[Window, asyncio.Future[Result]]] = deque()
         self._turn_is_coming = False
 
-    def forecast(self, window: Window) -> asyncio.Future[float]:
-        """The price after ``window``, once its batch is computed; call it on the event loop."""
+    def forecast(self, window: Window) -> asyncio.Future[Result]:
+        """The result for ``window``, once its batch is computed; call it on the event loop."""
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((window, future))
         if not self._turn_is_coming:
             self._turn_is_coming = True
@@ -55,7 +56,7 @@ class Batcher:
         return future
 
     def _take_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch: list[tuple[Window, asyncio.Future[float]]] = []
+        batch: list[tuple[Window, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_batch_size:
             window, future = self._waiting.popleft()
             if not future.done():  # else its client has gone, or its time is up
@@ -69,7 +70,7 @@ class Batcher:
             self._next_turn(loop)
         else:
 
-            def answer(done: asyncio.Future[list[float | Exception]]) -> None:
+            def answer(done: asyncio.Future[list[Result | Exception]]) -> None:
                 self._answer(batch, done.result())
                 self._next_turn(loop)
 
@@ -80,17 +81,16 @@ class Batcher:
         if self._turn_is_coming:
             loop.call_soon(self._take_turn, loop)
 
-    def _compute(self, windows: list[Window]) -> list[float | Exception]:
+    def _compute(self, windows: list[Window]) -> list[Result | Exception]:
         try:
-            prices: list[float | Exception] = self._forecast(windows).tolist()
-            return prices
+            return [*self._forecast(windows)]
         except Exception as error:
             if len(windows) == 1:
                 return [error]
             return [self._compute([window])[0] for window in windows]
 
     def _answer(
-        self, batch: list[tuple[Window, asyncio.Future[float]]], outcomes: list[float | Exception]
+        self, batch: list[tuple[Window, asyncio.Future[Result]]], outcomes: list[Result | Exception]
     ) -> None:
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if future.done():

@@ -14,8 +14,8 @@ from pathlib import Path
 from forecast.errors import CheckpointError, ForecastError, WindowError
 from forecast.model import multiply_adds
 from forecast.networks import Engine
-from forecast.predictor import Predictor
-from serve_app.batching import Batcher
+from forecast.predictor import Prediction, Predictor
+from serve_app.batching import Batcher, Window
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,6 +57,8 @@ class ServedModel:
         version: SHA-256 of its file, in hexadecimal.
         cost: multiply-adds a forecast.
         common_fields: what all its answers have in common, as JSON without the braces.
+        prices: collects windows of which only the price is asked.
+        predictions: collects windows of which intervals are asked too.
     """
 
     def __init__(self, path: Path, engines: Engines) -> None:
@@ -86,21 +88,26 @@ class ServedModel:
         size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
         self.cost = multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
-        self.batcher = Batcher(
-            self.predictor.predict,
-            max_batch_size=size,
-            wait_s=wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0,
-            # One of its own: single windows do not wait for batch requests.
-            thread=ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None,
-        )
-        typical = float(self.predictor.checkpoint.normalization.denormalize(0.0))
+        # One of its own: single windows do not wait for batch requests.
+        thread = ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None
+        wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0
+        self.prices = Batcher(self._prices, max_batch_size=size, wait_s=wait_s, thread=thread)
+        self.predictions = Batcher(self._predictions, max_batch_size=size, wait_s=wait_s, thread=thread)
+        window = self.predictor.typical_window()
         try:
             for count in (1, size):
-                self.predictor.predict([[typical] * self.sequence_length] * count)
+                self.predictor.forecast([window] * count)
         except WindowError as error:
             raise CheckpointError(
                 f"{path} cannot forecast even a price like those of its training: {error}"
             ) from error
+
+    def _prices(self, windows: list[Window]) -> list[float]:
+        prices: list[float] = self.predictor.predict(windows).tolist()
+        return prices
+
+    def _predictions(self, windows: list[Window]) -> list[Prediction]:
+        return self.predictor.forecast(windows).split()
 
 
 @dataclass(frozen=True)

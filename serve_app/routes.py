@@ -235,6 +235,7 @@ def _line(model: ServedModel) -> ModelLine:
         symbol=model.symbol,
         feature=model.feature,
         sequence_length=model.sequence_length,
+        columns=list(model.predictor.columns),
         sha256=model.version,
         checkpoint_path=model.predictor.path,
     )
@@ -246,11 +247,15 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
     return ModelAnswer(
         **_line(model).model_dump(),
         target=checkpoint.config.target,
+        likelihood=checkpoint.config.likelihood,
+        widest_level=model.predictor.widest_level,
         trained_on=checkpoint.provenance,
         split=checkpoint.split,
         metrics_validation=checkpoint.metrics_validation,
         metrics_test=checkpoint.metrics_test,
         persistence=checkpoint.persistence,
+        intervals=checkpoint.intervals,
+        configurations_tried=checkpoint.configurations_tried,
         trial_number=checkpoint.trial_number,
         config=checkpoint.config.model_dump(mode="json"),
         versions=checkpoint.versions,

@@ -9,8 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MAX_HORIZON = 365
 """Most steps ahead: each costs a forecast, and says less than the one before."""
 
+MAX_LEVELS = 20
+"""Most intervals of one request."""
+
 Price = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Window = Annotated[list[Price], Field(min_length=1, fail_fast=True)]
+Row = Annotated[list[Price], Field(min_length=1, fail_fast=True)]
+RowWindow = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
+Level = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)]
 
 
 class Options(BaseModel):
@@ -25,13 +31,19 @@ class Options(BaseModel):
         None,
         description="steps to forecast, each from the forecasts before it; the answer then has predictions",
     )
+    levels: Annotated[list[Level], Field(min_length=1, max_length=MAX_LEVELS)] | None = Field(
+        None,
+        description="levels of central intervals, for example [0.5, 0.9]; the answer then has intervals",
+    )
 
 
 class PredictRequest(Options):
     """A window of past prices."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"values": [120.5, 121.0, 122.3, 121.8, 123.1], "horizon": 3}]}
+        json_schema_extra={
+            "examples": [{"values": [120.5, 121.0, 122.3, 121.8, 123.1], "horizon": 3, "levels": [0.5, 0.9]}]
+        }
     )
 
     values: Window = Field(
@@ -49,6 +61,30 @@ class BatchRequest(Options):
     windows: Annotated[list[Window], Field(min_length=1, fail_fast=True)] = Field(
         description="windows, each as values of POST /predict; they need not be equally long"
     )
+
+
+class PredictRowsRequest(Options):
+    """A window for a model of several columns."""
+
+    values: RowWindow = Field(
+        description="past days, oldest first, each a row of the model's columns in their order (GET /model has them)"
+    )
+
+
+class BatchRowsRequest(Options):
+    """Many windows for a model of several columns."""
+
+    windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True)] = Field(
+        description="windows, each as values of POST /predict"
+    )
+
+
+class Interval(BaseModel):
+    """A central interval: the model gives the price a chance of ``level`` to be in it."""
+
+    level: float
+    lower: float | list[float] = Field(description="in price units; one a step when horizon was given")
+    upper: float | list[float]
 
 
 class ForecastAnswer(BaseModel):
@@ -71,6 +107,10 @@ class PredictAnswer(ForecastAnswer):
     predictions: list[float] | None = Field(
         None, description="forecasts of the next horizon prices; only there when horizon was given"
     )
+    intervals: list[Interval] | None = Field(
+        None,
+        description="one for each of the levels; beyond one step ahead they are read from simulated futures",
+    )
 
 
 class BatchAnswer(ForecastAnswer):
@@ -78,6 +118,9 @@ class BatchAnswer(ForecastAnswer):
 
     predictions: list[float] | list[list[float]] = Field(
         description="forecast of each window's next price; of its next horizon prices when horizon was given"
+    )
+    intervals: list[list[Interval]] | None = Field(
+        None, description="each window's, as those of POST /predict; only there when levels were given"
     )
 
 
@@ -109,6 +152,9 @@ class ModelLine(BaseModel):
     symbol: str
     feature: str
     sequence_length: int = Field(description="past prices the model looks at")
+    columns: list[str] = Field(
+        description="what it sees of each day; values are rows of them if there are several"
+    )
     sha256: str = Field(description="of the checkpoint's file")
     checkpoint_path: str
 
@@ -123,6 +169,10 @@ class ModelAnswer(ModelLine):
     """The served model: what it forecasts, from what it was trained, and how good it is."""
 
     target: str
+    likelihood: str = Field(
+        description="mse: intervals from past errors; student_t: a distribution of its own"
+    )
+    widest_level: float = Field(description="level up to which it has intervals; 0 where it has none")
     trained_on: dict[str, Any] | None = Field(
         description="source, first and last date, rows, hash of the prices"
     )
@@ -132,6 +182,10 @@ class ModelAnswer(ModelLine):
     persistence: dict[str, dict[str, float]] = Field(
         description="persistence's metrics on the same rows, by part"
     )
+    intervals: dict[str, list[dict[str, float]]] = Field(
+        description="coverage and mean width of its intervals and persistence's, by part"
+    )
+    configurations_tried: int | None = Field(description="configurations trained before this one was chosen")
     trial_number: int | None
     config: dict[str, Any]
     versions: dict[str, str] | None = Field(description="library versions at training")
@@ -160,6 +214,9 @@ REMEDIES = {
     "list_type": "send a list",
     "string_type": "send a name in quotes",
     "int_type": "send a whole number, without quotes",
+    "greater_than": "a level is between 0 and 1, for example 0.9",
+    "less_than": "a level is between 0 and 1, for example 0.9",
+    "too_long": f"send at most {MAX_LEVELS} levels",
     "greater_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
     "less_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
     "float_type": "send numbers, without quotes",

@@ -6,15 +6,27 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from forecast.errors import WindowError
-from forecast.predictor import Predictor
+from forecast.errors import LevelError, WindowError
+from forecast.predictor import PATHS, Futures, Predictor
+from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import Models, ServedModel, UnknownSymbol
-from serve_app.schemas import BatchRequest, ErrorAnswer, PredictRequest, Problem, problems_of
+from serve_app.schemas import (
+    BatchRequest,
+    BatchRowsRequest,
+    ErrorAnswer,
+    Options,
+    PredictRequest,
+    PredictRowsRequest,
+    Problem,
+    problems_of,
+)
 
 CHUNK_COST = 4e9
 """Multiply-adds forecast at a time in a batch request, some tenths of a second on a CPU: after them others have
@@ -26,7 +38,13 @@ RETRY_AFTER_S = 1
 
 JSON = (b"content-type", b"application/json")
 
-Asked = TypeVar("Asked", PredictRequest, BatchRequest)
+Asked = TypeVar("Asked", PredictRequest | PredictRowsRequest, BatchRequest | BatchRowsRequest)
+Kinds = tuple[type[Asked], type[Asked]]
+"""What a route takes: for a model of one column, and for one of several."""
+PREDICT: Kinds[PredictRequest | PredictRowsRequest] = (PredictRequest, PredictRowsRequest)
+BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
+
+Bounds = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,54 +81,67 @@ class ForecastService:
         self._max_forecasts = max_forecasts
 
     async def predict(self, body: bytes) -> Answer:
-        """Answer a ``PredictRequest``."""
+        """Answer a ``PredictRequest``, or a ``PredictRowsRequest``."""
         try:
-            asked, model = self._understand(PredictRequest, body)
+            asked, model = self._understand(PREDICT, body)
+            horizon, levels = self._require_possible(asked, model, 1)
         except Refused as refused:
             return refused.answer
         # Only what the model looks at waits for its turn; a window that is too short is refused there.
         window = asked.values[-model.sequence_length :]
+        bounds: Bounds | None = None
         try:
-            if asked.horizon is None:
-                prices = [await model.batcher.forecast(window)]
+            if horizon > 1 or asked.horizon is not None:
+                (prices,), bounds = await self._forecast_aside(model, [window], horizon, levels)
+            elif levels:
+                prediction = await model.predictions.forecast(window)
+                prices, bounds = prediction.prices.tolist(), prediction.intervals(levels)[:, np.newaxis]
             else:
-                (prices,) = await self._forecast_aside(model, [window], asked.horizon)
+                prices = [await model.prices.forecast(window)]
         except WindowError as error:
             return refuse(422, [Problem(loc=["body", "values"], msg=str(error), type="window")])
         result = f'"prediction": {prices[0]!r}'
         if asked.horizon is not None:
             result += f', "predictions": {prices!r}'
+        if bounds is not None:
+            (intervals,) = _intervals(bounds, levels, steps=asked.horizon is not None)
+            result += f', "intervals": {json.dumps(intervals)}'
         return self._answer(model, result, [window])
 
     async def predict_batch(self, body: bytes) -> Answer:
-        """Answer a ``BatchRequest``."""
+        """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""
         try:
-            asked, model = self._understand(BatchRequest, body)
+            asked, model = self._understand(BATCH, body)
+            horizon, levels = self._require_possible(asked, model, len(asked.windows))
         except Refused as refused:
             return refused.answer
-        forecasts = len(asked.windows) * (asked.horizon or 1)
-        if forecasts > self._max_forecasts:
-            message = (
-                f"{len(asked.windows)} windows and a horizon of {asked.horizon or 1} are {forecasts} forecasts; "
-                f"send at most {self._max_forecasts} in one request"
-            )
-            return refuse(422, [Problem(loc=["body", "windows"], msg=message, type="too_many_forecasts")])
         windows = [values[-model.sequence_length :] for values in asked.windows]
         try:
-            prices = await self._forecast_aside(model, windows, asked.horizon or 1)
+            prices, bounds = await self._forecast_aside(model, windows, horizon, levels)
         except BadWindow as bad:
             return refuse(422, [Problem(loc=["body", "windows", bad.index], msg=str(bad), type="window")])
         answers = prices if asked.horizon is not None else [steps[0] for steps in prices]
-        return self._answer(model, f'"predictions": {answers!r}', windows)
+        result = f'"predictions": {answers!r}'
+        if bounds is not None:
+            intervals = _intervals(bounds, levels, steps=asked.horizon is not None)
+            result += f', "intervals": {json.dumps(intervals)}'
+        return self._answer(model, result, windows)
 
-    def _understand(self, kind: type[Asked], body: bytes) -> tuple[Asked, ServedModel]:
+    def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
         """What is asked, and the model that answers it.
 
         Raises:
-            Refused: when the body is not a ``kind``, or no model here is for it.
+            Refused: when the body is none of ``kinds``, or no model here is for it.
         """
+        plain, rows = kinds
         try:
-            asked = kind.model_validate_json(body)
+            try:
+                asked = plain.model_validate_json(body)
+            except ValidationError:
+                # Most models take plain numbers: others' requests are looked at a second time.
+                if not any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
+                    raise
+                asked = rows.model_validate_json(body)
             return asked, self.models.choose(asked.symbol)
         except ValidationError as error:
             raise Refused(refuse(422, problems_of(error))) from None
@@ -118,19 +149,54 @@ class ForecastService:
             problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
             raise Refused(refuse(422, [problem])) from None
 
+    def _require_possible(self, asked: Options, model: ServedModel, windows: int) -> tuple[int, list[float]]:
+        """The horizon and the levels that are asked for.
+
+        Raises:
+            Refused: when the model has no such intervals, or they make more forecasts than one request may ask for.
+        """
+        horizon, levels = asked.horizon or 1, asked.levels or []
+        try:
+            if levels:
+                model.predictor.require_levels(levels)
+        except LevelError as error:
+            raise Refused(
+                refuse(422, [Problem(loc=["body", "levels"], msg=str(error), type="level")])
+            ) from None
+        futures = PATHS if levels and horizon > 1 else 1
+        forecasts = windows * horizon * futures
+        if forecasts > self._max_forecasts:
+            simulated = f" in {futures} simulated futures, which their levels need," if futures > 1 else ""
+            message = (
+                f"{windows} windows and a horizon of {horizon}{simulated} are {forecasts} forecasts; "
+                f"send at most {self._max_forecasts} in one request"
+            )
+            where = "windows" if windows > 1 else "horizon"
+            raise Refused(refuse(422, [Problem(loc=["body", where], msg=message, type="too_many_forecasts")]))
+        return horizon, levels
+
     async def _forecast_aside(
-        self, model: ServedModel, windows: Sequence[Sequence[float]], horizon: int
-    ) -> list[list[float]]:
-        """Forecasts (n, horizon) in a thread, some at a time: they may take long, and others wait for it too.
+        self, model: ServedModel, windows: Sequence[Window], horizon: int, levels: list[float]
+    ) -> tuple[list[list[float]], Bounds | None]:
+        """Forecasts (n, horizon), and bounds (n, horizon, levels, 2) where there are levels, in a thread.
+
+        Some at a time: they may take long, and others wait for it too.
 
         Raises:
             BadWindow: when a window does not fit the model.
         """
-        loop, forecasts = asyncio.get_running_loop(), []
+        loop, forecasts, bounds = asyncio.get_running_loop(), [], []
         at_a_time = max(1, int(CHUNK_COST / model.cost))
         size = min(at_a_time, MAX_CHUNK)
         for first in range(0, len(windows), size):
             chunk = windows[first : first + size]
+            if levels and horizon == 1:
+                piece, their_bounds = await loop.run_in_executor(
+                    self.models.threads, _piece_with_intervals, model.predictor, chunk, levels, first
+                )
+                forecasts += piece
+                bounds.append(their_bounds)
+                continue
             prices: list[list[float]] = [[] for _ in chunk]
             while (left := horizon - len(prices[0])) > 0:
                 # Each piece goes on from what the last one has forecast.
@@ -141,9 +207,28 @@ class ForecastService:
                 )
                 prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
             forecasts += prices
-        return forecasts
+        if levels and horizon > 1:
+            for index, window in enumerate(windows):
+                try:
+                    bounds.append(await self._simulate(model.predictor, window, horizon, levels, at_a_time))
+                except WindowError as error:
+                    raise BadWindow(index, error) from None
+        return forecasts, np.concatenate(bounds) if bounds else None
 
-    def _answer(self, model: ServedModel, result: str, windows: Sequence[Sequence[float]]) -> Answer:
+    async def _simulate(
+        self, predictor: Predictor, window: Window, horizon: int, levels: list[float], at_a_time: int
+    ) -> Bounds:
+        """Bounds (1, horizon, levels, 2) from simulated futures, in a thread, ``at_a_time`` forecasts at a time."""
+        loop = asyncio.get_running_loop()
+        steps: list[Bounds] = []
+        futures = await loop.run_in_executor(self.models.threads, Futures, predictor, window, levels)
+        while len(steps) < horizon:
+            day = await loop.run_in_executor(self.models.threads, futures.advance, at_a_time)
+            if day is not None:
+                steps.append(day)
+        return np.stack(steps)[np.newaxis]
+
+    def _answer(self, model: ServedModel, result: str, windows: Sequence[Window]) -> Answer:
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
@@ -179,7 +264,7 @@ class BadWindow(WindowError):
 
 
 def _forecast_piece(
-    predictor: Predictor, windows: Sequence[Sequence[float]], steps: int, first: int
+    predictor: Predictor, windows: Sequence[Window], steps: int, first: int
 ) -> list[list[float]]:
     """Forecasts (n, steps) of windows that are a request's from ``first`` on; runs in a thread.
 
@@ -190,11 +275,47 @@ def _forecast_piece(
         forecasts: list[list[float]] = predictor.predict_steps(windows, steps).tolist()
         return forecasts
     except WindowError:
-        # Most do not fit before anything is computed, which is cheap to find out.
-        for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
-            for index, window in enumerate(windows, first):
-                try:
-                    look([window])
-                except WindowError as error:
-                    raise BadWindow(index, error) from None
+        _name_bad_window(predictor, windows, steps, first)
         raise
+
+
+def _piece_with_intervals(
+    predictor: Predictor, windows: Sequence[Window], levels: list[float], first: int
+) -> tuple[list[list[float]], Bounds]:
+    """Forecasts (n, 1) and bounds (n, 1, levels, 2) of windows that are a request's from ``first`` on.
+
+    Raises:
+        BadWindow: when a window does not fit the model.
+    """
+    try:
+        prediction = predictor.forecast(windows)
+        return prediction.prices[:, np.newaxis].tolist(), prediction.intervals(levels)[:, np.newaxis]
+    except WindowError:
+        _name_bad_window(predictor, windows, 1, first)
+        raise
+
+
+def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> None:
+    """Raise BadWindow for the first window that does not fit the model."""
+    # Most do not fit before anything is computed, which is cheap to find out.
+    for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
+        for index, window in enumerate(windows, first):
+            try:
+                look([window])
+            except WindowError as error:
+                raise BadWindow(index, error) from None
+
+
+def _intervals(bounds: Bounds, levels: Sequence[float], *, steps: bool) -> list[list[dict[str, Any]]]:
+    """Each window's intervals as they are answered; a list of bounds each where ``steps`` are answered."""
+    return [
+        [
+            {
+                "level": level,
+                "lower": lower if steps else lower[0],
+                "upper": upper if steps else upper[0],
+            }
+            for level, (lower, upper) in zip(levels, window, strict=True)
+        ]
+        for window in bounds.transpose(0, 2, 3, 1).tolist()
+    ]

@@ -339,8 +339,8 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path, sna
     model = models.choose(None)
     window = [1000.0 + row for row in range(120)]
     computed_in = []
-    predict = model.batcher._forecast
-    model.batcher._forecast = lambda windows: (
+    predict = model.prices._forecast
+    model.prices._forecast = lambda windows: (
         computed_in.append(threading.current_thread()),
         predict(windows),
     )[1]

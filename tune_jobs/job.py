@@ -5,12 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
-import os
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
-from ray._private.services import canonicalize_bootstrap_address
 from rich.console import Console
 
-from forecast.atomic import require_writable
+from forecast.atomic import require_writable, write_json
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
-from forecast.errors import StudyError, UsageError
-from forecast.evaluation import evaluate_forecasts
+from forecast.errors import StudyError
+from forecast.evaluation import MAIN_LEVEL, evaluate_forecasts
 from forecast.series import Provenance
 from forecast.source import series_from_config
 from forecast.split import require_rows
 from forecast.windows import PreparedSeries, prepare
 from tune_jobs import study as studies
+from tune_jobs.cluster import connected
 from tune_jobs.options import TuneOptions
-from tune_jobs.placement import Growth, Placement, read_growth
+from tune_jobs.placement import Placement
 from tune_jobs.progress import SearchProgress
 from tune_jobs.report import (
     FRONT_FILE,
@@ -44,7 +38,6 @@ from tune_jobs.report import (
     describe_point,
     front_table,
     write_front,
-    write_summary,
 )
 from tune_jobs.search import run_search
 from tune_jobs.searcher import SearchInput, put_back_running
@@ -63,11 +56,6 @@ from tune_jobs.stopping import Stop
 CHECKPOINT_DIR = "checkpoints"
 TUNE_STATE_DIR = ".tune_state"
 LOCK_FILE = ".lock"
-
-SHOWN_LEVEL = 0.9
-"""Level of the intervals that the result tells of."""
-ADDRESS_WAIT = 10.0
-"""Seconds in which a cluster's address has to answer."""
 
 SEARCHED_ON_TEST = (
     "  objectives are computed on the test rows: the search sees them, and its test metrics are no estimate of "
@@ -147,7 +135,7 @@ def run_job(options: TuneOptions) -> Outcome:
             "options": options.model_dump(mode="json"),
             "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
         }
-        write_summary(summary, options.output_dir / SUMMARY_FILE)
+        write_json(summary, options.output_dir / SUMMARY_FILE)
 
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
@@ -205,7 +193,7 @@ def search_and_pick(
     run: dict[str, Any] = {"trials": 0}
     kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     if samples:
-        with _cluster(options.address) as cluster:
+        with connected(options.address) as cluster:
             placement = Placement(
                 cpus_per_trial=options.cpus_per_trial,
                 gpus_per_trial=options.gpus_per_trial,
@@ -312,76 +300,6 @@ def _only_job_in(output: Path) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Connected:
-    """A cluster the job has not started may grow; ``growth`` is what to, where that is known."""
-
-    may_grow: bool
-    growth: Growth | None = None
-
-
-@contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[_Connected]:
-    """Connect to a Ray cluster, or start a local one, and let go of it at the end."""
-    wanted = address or os.environ.get("RAY_ADDRESS")
-    if wanted and wanted.startswith("ray://"):
-        raise UsageError(
-            f"--address {wanted}: the job is part of the cluster and cannot be its Ray client; run it on the head with "
-            "--address auto, for example by `ray job submit` or `ray exec`"
-        )
-    if ray.is_initialized():
-        yield _Connected(may_grow=False)
-        return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        wanted = _answering(wanted)
-        remote = wanted != "local"
-        ray.init(
-            address=wanted,
-            include_dashboard=None if remote else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StudyError(
-            f"no Ray cluster at {wanted or 'this machine'} ({reason}); start one with `ray start --head`, or leave "
-            "--address out for a local one"
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray has put its own there, which ends the process with another exit code.
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield _Connected(may_grow=remote, growth=read_growth() if remote else None)
-    finally:
-        ray.shutdown()
-
-
-def _answering(address: str | None) -> str:
-    """The cluster to connect to, which was there a moment ago, or ``local`` for a new one.
-
-    Where nothing listens any more, Ray would take minutes to say so. A cluster that was killed leaves its address on
-    the machine, and Ray would wait for it although nobody has named it.
-
-    Raises:
-        OSError: when ``address`` names a cluster that does not answer.
-    """
-    # Its hint says str alone; its documentation says None too.
-    found = canonicalize_bootstrap_address(address) if address in (None, "auto") else address  # type: ignore[arg-type]
-    if found is None:
-        return "local"
-    host, colon, port = found.rpartition(":")
-    if colon and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), ADDRESS_WAIT).close()
-        except OSError:
-            if address is None:
-                return "local"
-            raise
-    # Not what was found: only to a cluster that it finds itself does Ray show its token unasked.
-    return address or "auto"
-
-
 def _say(console: Console, text: str, style: str | None = None) -> None:
     """Print text as it is: no markup, no highlighting, no line broken by us."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -456,7 +374,7 @@ def _describe_intervals(picked: FrontPoint) -> str:
     """A line on the pick's intervals beside persistence's, where it has any."""
     if picked.test is None or not picked.test.intervals:
         return ""
-    at = next(interval for interval in picked.test.intervals if interval.level == SHOWN_LEVEL)
+    at = next(interval for interval in picked.test.intervals if interval.level == MAIN_LEVEL)
     return (
         f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
         f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -139,9 +138,3 @@ def describe_point(point: FrontPoint) -> dict[str, Any]:
 def count_states(study: optuna.Study) -> dict[str, int]:
     """Number of trials by state, ``COMPLETE``, ``FAIL`` and so on."""
     return dict(Counter(trial.state.name for trial in study.get_trials(deepcopy=False)))
-
-
-def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """Write the summary as JSON; a number that is not finite is an error rather than bad JSON."""
-    text = json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n"
-    write_atomically(path, lambda stream: stream.write(text.encode()))

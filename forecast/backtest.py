@@ -1,0 +1,358 @@
+"""Rolling-origin backtest: what a configuration would have forecast, had it been trained again and again.
+
+Every fold fits everything (normalization, weights, intervals) on the rows before its origin alone and is scored on the
+rows after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.backtest_settings import FOLD_SHARE, BacktestSettings
+from forecast.baselines import BASELINES, PERSISTENCE
+from forecast.config import TrainConfig
+from forecast.distribution import PROBABILITIES
+from forecast.errors import DataError
+from forecast.evaluation import (
+    METRICS,
+    Evaluation,
+    Forecasts,
+    Rows,
+    evaluate_forecasts,
+)
+from forecast.series import Series
+from forecast.split import MIN_TARGETS, Split
+from forecast.training import fit, forecast_part
+from forecast.windows import PreparedSeries, prepare
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of one fold: it knows ``[first, origin)`` and is scored on ``[origin, end)``."""
+
+    number: int
+    first: int
+    origin: int
+    end: int
+
+
+def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> list[Fold]:
+    """The folds of a series of ``rows`` rows, in order of time; the last one ends with it.
+
+    Raises:
+        DataError: when the first fold has too few rows to be trained on.
+    """
+    each = settings.fold_rows or max(1, int(rows * FOLD_SHARE))
+    start = rows - settings.folds * each
+    folds = [
+        Fold(
+            number=number,
+            first=number * each if settings.window == "sliding" else 0,
+            origin=start + number * each,
+            end=start + (number + 1) * each,
+        )
+        for number in range(settings.folds)
+    ]
+    split = _split(folds[0], config)
+    if (
+        start < 1
+        or min(split.train_end - config.sequence_length, split.validation_end - split.train_end) < MIN_TARGETS
+    ):
+        raise DataError(
+            f"{settings.folds} folds of {each} rows leave {max(0, start)} of {rows} rows before the first one, too few "
+            f"to train windows of {config.sequence_length} on; take fewer folds or rows a fold, or a shorter window"
+        )
+    return folds
+
+
+def _split(fold: Fold, config: TrainConfig) -> Split:
+    known = fold.origin - fold.first
+    return Split(
+        train_end=int(known * (1 - config.val_ratio_within_train)),
+        validation_end=known,
+        rows=fold.end - fold.first,
+    )
+
+
+def prepare_fold(series: Series, config: TrainConfig, fold: Fold) -> PreparedSeries:
+    """The fold's rows alone, normalized by its training rows, its scored rows as the test part.
+
+    Raises:
+        DataError: when its training values do not vary.
+    """
+    return prepare(series.part(slice(fold.first, fold.end)), config, _split(fold, config))
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One training: a fold with one seed."""
+
+    fold: Fold
+    config: TrainConfig
+
+    def on(self, device: str) -> FoldTask:
+        """The same on another device."""
+        return replace(self, config=self.config.model_copy(update={"device": device}))
+
+
+def run_task(series: Series, task: FoldTask) -> Forecasts:
+    """Train on what the fold knows and forecast the rows that it is scored on, each from the rows before it."""
+    prepared = prepare_fold(series, task.config, task.fold)
+    checkpoint, _ = fit(prepared, task.config, series.provenance)
+    return forecast_part(checkpoint, prepared, "test")
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a fold was scored on and what everybody forecast there.
+
+    Attributes:
+        fold: its rows.
+        dates: first and last date it was scored on, and the last it knew.
+        rows: what forecasts are compared with.
+        log_scale: actual values, persistence's and each seed's point forecasts on the scale that the model forecasts
+            on, in standard deviations of training changes; shape (2 + seeds, n).
+        models: forecasts of each seed.
+        baselines: forecasts by name, persistence's first.
+    """
+
+    fold: Fold
+    dates: NDArray[np.datetime64]
+    rows: Rows
+    log_scale: Array
+    models: list[Forecasts]
+    baselines: dict[str, Forecasts]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model beside a baseline on the same rows.
+
+    Attributes:
+        metric: of the losses that are compared.
+        ratio: the model's metric over the baseline's.
+        statistic: of the test; below zero where the model is better, for Diebold-Mariano.
+        p_value: two-sided for Diebold-Mariano, one-sided for Clark-West.
+    """
+
+    baseline: str
+    test: str
+    metric: str
+    ratio: float
+    statistic: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Measures of the model over its seeds, beside persistence's.
+
+    Attributes:
+        mean: of each metric over the seeds.
+        spread: standard deviation over the seeds; 0 for one seed.
+        persistence: persistence's.
+        evaluations: of each seed.
+    """
+
+    mean: dict[str, float]
+    spread: dict[str, float]
+    persistence: dict[str, float]
+    evaluations: list[Evaluation]
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """All folds of a backtest.
+
+    Attributes:
+        results: of each fold, in order of time.
+        seeds: trainings of each fold.
+    """
+
+    results: list[FoldResult]
+    seeds: int
+
+    @property
+    def rows(self) -> Rows:
+        """What all folds were scored on."""
+        parts = [result.rows for result in self.results]
+        return Rows(
+            actual=np.concatenate([part.actual for part in parts]),
+            previous=np.concatenate([part.previous for part in parts]),
+            persistence=_joined([part.persistence for part in parts]),
+            naive_mae=_joined([np.full(len(part.actual), part.naive_mae) for part in parts]),
+        )
+
+    @property
+    def dates(self) -> NDArray[np.datetime64]:
+        """Dates of those rows."""
+        return np.concatenate([result.dates for result in self.results])
+
+    def model(self, seed: int) -> Forecasts:
+        """The forecasts of one seed in all folds."""
+        return Forecasts.join([result.models[seed] for result in self.results])
+
+    @property
+    def baselines(self) -> dict[str, Forecasts]:
+        """Everybody else's."""
+        names = self.results[0].baselines
+        return {name: Forecasts.join([result.baselines[name] for result in self.results]) for name in names}
+
+    def scores(self, number: int | None = None) -> Scores:
+        """Measures in one fold, or in all."""
+        if number is None:
+            return _scores(self.rows, [self.model(seed) for seed in range(self.seeds)])
+        return _scores(self.results[number].rows, self.results[number].models)
+
+    def comparisons(self) -> list[Comparison]:
+        """The model beside each baseline over all folds; a row's loss is the mean of the seeds' losses."""
+        rows, models = self.rows, [self.model(seed) for seed in range(self.seeds)]
+        found = [self._clark_west()]
+        for name, forecasts in self.baselines.items():
+            for metric in ("MAE", "CRPS"):
+                ours = np.mean([METRICS[metric].losses(rows.actual, model) for model in models], axis=0)
+                theirs = METRICS[metric].losses(rows.actual, forecasts)
+                ratio = float(ours.mean() / theirs.mean())
+                found.append(
+                    Comparison(name, "Diebold-Mariano", metric, ratio, *diebold_mariano(ours, theirs))
+                )
+        return found
+
+    def _clark_west(self) -> Comparison:
+        scale = np.concatenate([result.log_scale for result in self.results], axis=1)
+        actual, previous, models = scale[0], scale[1], scale[2:]
+        ratio = float(np.mean(np.square(models - actual)) / np.mean(np.square(previous - actual)))
+        return Comparison(PERSISTENCE, "Clark-West", "MSE", ratio, *clark_west(actual, previous, models))
+
+
+def _joined(parts: Sequence[Any]) -> Array:
+    return np.concatenate(parts)
+
+
+def _scores(rows: Rows, models: Sequence[Forecasts]) -> Scores:
+    evaluations = [evaluate_forecasts(rows, forecasts) for forecasts in models]
+    names = evaluations[0].model
+    values = {name: [evaluation.model[name] for evaluation in evaluations] for name in names}
+    spread = {name: float(np.std(seen, ddof=1)) if len(seen) > 1 else 0.0 for name, seen in values.items()}
+    mean = {name: float(np.mean(seen)) for name, seen in values.items()}
+    return Scores(mean, spread, evaluations[0].persistence, evaluations)
+
+
+def clark_west(actual: Array, small: Array, large: Array) -> tuple[float, float]:
+    """Test whether a model forecasts better than one that it nests (Clark & West 2007, eq. 3.1).
+
+    The larger model's squared error is relieved of the noise that estimating it adds; several seeds' are averaged.
+
+    Args:
+        actual: shape (n,).
+        small: forecasts of the nested model, shape (n,).
+        large: forecasts of the larger one, shape (n,) or (seeds, n).
+
+    Returns:
+        The statistic, and the p-value against "not better", one-sided; (0, 1) where both forecast the same.
+    """
+    from scipy.special import ndtr
+
+    gains = np.square(actual - small) - (np.square(actual - large) - np.square(small - large))
+    gains = np.atleast_2d(gains).mean(axis=0)
+    spread = float(gains.std(ddof=1))
+    if not spread > 0:
+        return 0.0, 1.0
+    statistic = math.sqrt(len(gains)) * float(gains.mean()) / spread
+    return statistic, float(ndtr(-statistic))
+
+
+def diebold_mariano(losses: Array, others: Array) -> tuple[float, float]:
+    """Test whether two forecasters' one-step losses (n,) differ (Diebold & Mariano 1995).
+
+    With the small-sample correction of Harvey, Leybourne & Newbold (1997) for one step ahead.
+
+    Returns:
+        The statistic, below zero where ``losses`` are smaller, and the two-sided p-value; (0, 1) where they are equal.
+    """
+    from scipy.special import stdtr
+
+    difference = losses - others
+    count, spread = len(difference), float(difference.std())
+    if not spread > 0:
+        return 0.0, 1.0
+    statistic = math.sqrt(count - 1) * float(difference.mean()) / spread
+    return statistic, 2 * float(stdtr(count - 1, -abs(statistic)))
+
+
+RunTasks = Callable[[Series, Sequence[FoldTask]], Iterable[Forecasts]]
+"""Runs tasks anywhere and gives back their forecasts in the tasks' order."""
+
+
+def run_here(series: Series, tasks: Sequence[FoldTask]) -> Iterable[Forecasts]:
+    """One after the other, in this process."""
+    return (run_task(series, task) for task in tasks)
+
+
+def backtest(
+    series: Series,
+    config: TrainConfig,
+    settings: BacktestSettings,
+    *,
+    run: RunTasks = run_here,
+    on_done: Callable[[int, int], None] = lambda done, of: None,
+) -> Backtest:
+    """Train and score every fold with every seed.
+
+    Args:
+        series: clean prices.
+        config: the configuration, the same in every fold; its ratios of the split are not used.
+        settings: the folds.
+        run: where trainings run.
+        on_done: called with the number of trainings done, and of all.
+
+    Raises:
+        DataError: when the series is too short for the folds, or a fold's training values do not vary.
+        TrainingError: when training diverges.
+        UsageError: when a baseline's package is not installed.
+    """
+    config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
+    folds = make_folds(len(series), settings, config)
+    seeds = [config.model_copy(update={"seed": config.seed + i}) for i in range(settings.seeds)]
+    tasks = [FoldTask(fold, seed) for fold in folds for seed in seeds]
+    # Before the long work: a baseline that cannot be computed is known at once.
+    others = [_baselines(prepare_fold(series, config, fold), settings) for fold in folds]
+    forecasts = []
+    for done in run(series, tasks):
+        forecasts.append(done)
+        on_done(len(forecasts), len(tasks))
+    results = [
+        _fold_result(series, config, fold, forecasts[i * len(seeds) : (i + 1) * len(seeds)], others[i])
+        for i, fold in enumerate(folds)
+    ]
+    return Backtest(results, len(seeds))
+
+
+def _baselines(prepared: PreparedSeries, settings: BacktestSettings) -> dict[str, Forecasts]:
+    return {name: BASELINES[name](prepared) for name in (PERSISTENCE, *settings.baselines)}
+
+
+def _fold_result(
+    series: Series, config: TrainConfig, fold: Fold, models: list[Forecasts], others: dict[str, Forecasts]
+) -> FoldResult:
+    prepared = prepare_fold(series, config, fold)
+    rows = prepared.rows("test", config.sequence_length)
+    prices = np.stack([rows.actual, rows.previous, *(model.points for model in models)])
+    log_scale = prepared.normalization.normalize(prices) / prepared.normalization.change_std
+    return FoldResult(fold, series.dates[fold.origin : fold.end], rows, log_scale, models, others)
+
+
+def interval_bounds(forecasts: Forecasts, level: float) -> tuple[Array, Array]:
+    """Lower and upper bounds (n,) of the central intervals of a level whose bounds are among ``PROBABILITIES``."""
+    if forecasts.quantiles is None:
+        raise ValueError("these forecasts have no quantiles")
+    low = int(np.searchsorted(PROBABILITIES, (1 - level) / 2 - 1e-9))
+    return forecasts.quantiles[:, low], forecasts.quantiles[:, len(PROBABILITIES) - 1 - low]

@@ -1,0 +1,76 @@
+"""A backtest with its trainings in parallel on a Ray cluster: ``python -m tune_jobs.backtest``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from forecast.backtest_command import EXAMPLES, BacktestOptions, run_backtest
+from forecast.command import Parser, add_options, parse_settings, run
+from tune_jobs.options import TuneOptions
+
+if TYPE_CHECKING:
+    from forecast.backtest import FoldTask
+    from forecast.evaluation import Forecasts
+    from forecast.series import Series
+
+
+class ParallelBacktestOptions(BacktestOptions):
+    """The cluster."""
+
+    address: str | None = TuneOptions.model_fields["address"]  # type: ignore[assignment]
+    gpus_per_training: float = Field(0.0, ge=0, description="GPU share each training asks for")
+
+
+def build_parser() -> Parser:
+    """The command line, derived from ``ParallelBacktestOptions``."""
+    parser = Parser(
+        prog="python -m tune_jobs.backtest",
+        description="Train and score again and again, from origins that roll through the series, on a Ray cluster.",
+        epilog=EXAMPLES.replace("-m forecast backtest", "-m tune_jobs.backtest"),
+    )
+    add_options(parser, ParallelBacktestOptions)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the backtest that the command line describes; gives back the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    options = parse_settings(ParallelBacktestOptions, given)
+    from tune_jobs.cluster import connected
+
+    def run_on_cluster(series: Series, tasks: Sequence[FoldTask]) -> Iterator[Forecasts]:
+        with connected(options.address):
+            yield from _results(series, tasks, options)
+
+    return run_backtest(options, set(given), run=run_on_cluster)
+
+
+def _results(
+    series: Series, tasks: Sequence[FoldTask], options: ParallelBacktestOptions
+) -> Iterator[Forecasts]:
+    """The tasks' forecasts in their order, as they become ready."""
+    import ray
+
+    from forecast.backtest import run_task
+
+    def on_worker(series: Series, task: FoldTask) -> Forecasts:
+        from forecast.model import device_for_share
+
+        device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+        return run_task(series, task.on(device))
+
+    remote = ray.remote(num_cpus=options.threads, num_gpus=options.gpus_per_training)(on_worker)
+    shared = ray.put(series)
+    for answer in [remote.remote(shared, task) for task in tasks]:
+        try:
+            yield ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
