@@ -14,9 +14,9 @@ from rich.table import Table
 
 from forecast.atomic import write_atomically
 from forecast.backtest import Backtest, Scores, interval_bounds
-from forecast.distribution import PROBABILITIES
+from forecast.distribution import MAIN_LEVEL, PROBABILITIES
 from forecast.errors import UsageError
-from forecast.evaluation import LEVELS, MAIN_LEVEL, Forecasts, probability_integral_transform
+from forecast.evaluation import LEVELS, Forecasts, probability_integral_transform
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -49,8 +49,8 @@ class Checkpoint:
         normalization: statistics of its training rows.
         val_loss_best: lowest validation loss, in units of the model's output.
         further: normalizations of the further columns that the model sees, in the order of ``config.input_columns``.
-        errors: ``forecast.likelihood.standard_errors`` on the validation rows, ascending; None for likelihoods that
-            need none, and for files of before there were intervals.
+        errors: ``forecast.likelihood.standard_errors`` on the validation rows, ascending; None for files
+            of before there were intervals.
         metrics_test: metrics by name on the test rows; None while the test rows are untouched.
         metrics_validation: the same on the validation rows; None for files of the original system.
         persistence: persistence's metrics by part (``validation``, ``test``) and name.
@@ -100,7 +100,7 @@ class Checkpoint:
         val_loss_best: float,
         best_epoch: int,
         validation: Evaluation,
-        errors: Array | None,
+        errors: Array,
         device: str,
         provenance: dict[str, Any],
         trial_number: int | None = None,

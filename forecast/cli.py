@@ -198,7 +198,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
 
 def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
-    from forecast.evaluation import MAIN_LEVEL
+    from forecast.distribution import MAIN_LEVEL
     from forecast.predictor import Predictor
 
     predictor = Predictor(options.checkpoint, options.device)

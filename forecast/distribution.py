@@ -18,6 +18,9 @@ PROBABILITIES: Array = np.arange(1, 200) / 200
 """Probabilities at which a forecast's quantiles are kept for its scores; the borders of the usual intervals are
 among them."""
 
+MAIN_LEVEL = 0.9
+"""The level of intervals that are calibrated for, and told of where there is room for one."""
+
 
 def interval_probabilities(levels: ArrayLike) -> Array:
     """Probabilities of the lower and upper bounds of central intervals: levels (k,) to (2 k,), lower ones first."""

@@ -21,8 +21,6 @@ MAPE_FLOOR = 1e-3
 """Smallest |actual| that MAPE divides by, in price units."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels at which intervals are checked."""
-MAIN_LEVEL = 0.9
-"""The level that is told of where there is room for one."""
 CONFIDENCE = 0.95
 """Of the interval around a share of right directions."""
 

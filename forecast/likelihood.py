@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forecast.config import Likelihood
-from forecast.distribution import Conformal, Distribution, StudentT
+from forecast.distribution import MAIN_LEVEL, Conformal, Distribution, StudentT, interval_probabilities
 
 OUTPUTS: dict[Likelihood, int] = {"mse": 1, "student_t": 3}
 """Numbers a network gives for each window."""
@@ -73,24 +74,51 @@ def distribution(
         likelihood: of the model.
         outputs: shape (n, outputs).
         spread: of the windows, shape (n,).
-        errors: of ``standard_errors`` on validation rows, ascending; what ``mse`` knows of its errors.
+        errors: its ``standard_errors`` on validation rows; without them ``student_t`` is as it was learned.
 
     Returns:
         None for ``mse`` without errors.
     """
     if likelihood == "student_t":
-        parameters = student_t_parameters(
-            torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(spread.astype(np.float64))
-        )
-        return StudentT(*(value.numpy() for value in parameters))
+        learned = _student_t(outputs, spread)
+        return learned if errors is None else replace(learned, scale=learned.scale * stretch(errors))
     if errors is None:
         return None
     return Conformal(outputs[:, 0].astype(np.float64), spread.astype(np.float64), errors)
 
 
 def standard_errors(
-    outputs: NDArray[np.float32], spread: NDArray[np.float32], wanted: NDArray[np.float32]
+    likelihood: Likelihood,
+    outputs: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    wanted: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Errors of point forecasts, actual minus forecast, in units of the spread; shape (n,), ascending."""
-    errors = (wanted - outputs[:, 0]).astype(np.float64) / spread
-    return np.sort(errors)
+    """Errors on rows that were not trained on, from which intervals are calibrated; shape (n,), ascending.
+
+    For ``mse``: actual minus forecast, in units of the spread. For ``student_t``: the absolute error in units of half the
+    width of the interval of ``MAIN_LEVEL``: above one, the row was outside of it.
+    """
+    if likelihood == "mse":
+        return np.sort((wanted - outputs[:, 0]).astype(np.float64) / spread)
+    learned = _student_t(outputs, spread)
+    half_width = learned.quantiles(interval_probabilities([MAIN_LEVEL]))[:, 1] - learned.location
+    return np.sort(np.abs(wanted - learned.location) / half_width)
+
+
+def stretch(errors: NDArray[np.float64]) -> float:
+    """The factor, never below one, by which a learned Student-t distribution is too narrow.
+
+    The split conformal quantile of the ``standard_errors`` (Vovk et al. 2005; with the learned interval's half width as the
+    local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of rows
+    exchangeable with those of the errors. What was learned too wide stays: training fits its own rows too well, not too
+    badly.
+    """
+    rank = math.ceil(round((len(errors) + 1) * MAIN_LEVEL, 9))
+    return max(1.0, float(errors[min(rank, len(errors)) - 1]))
+
+
+def _student_t(outputs: NDArray[np.float32], spread: NDArray[np.float32]) -> StudentT:
+    parameters = student_t_parameters(
+        torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(spread.astype(np.float64))
+    )
+    return StudentT(*(value.numpy() for value in parameters))

@@ -142,11 +142,10 @@ class Trainer:
             self._scored = self.best_epoch, evaluate_forecasts(rows, forecasts)
         return self._scored[1]
 
-    def errors(self) -> Array | None:
-        """The best state's ``standard_errors`` on validation rows, from which ``mse`` has its intervals."""
-        if self.config.likelihood != "mse":
-            return None
-        return standard_errors(self._best_outputs, self._validation.spread, self._validation.wanted)
+    def errors(self) -> Array:
+        """The best state's ``standard_errors`` on validation rows, from which its intervals are calibrated."""
+        rows = self._validation
+        return standard_errors(self.config.likelihood, self._best_outputs, rows.spread, rows.wanted)
 
     def best_state(self) -> dict[str, Tensor]:
         """The weights with the lowest validation loss so far, on the CPU."""
@@ -276,7 +275,7 @@ def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
 def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Forecasts:
     """A checkpoint's forecasts of the target rows of one part of a prepared series.
 
-    On the validation rows, whose errors an ``mse`` model has its intervals from, each half is given those of the other.
+    On the validation rows, whose errors the intervals are calibrated from, each half is given those of the other.
     """
     windows = prepared.windows(part, checkpoint.config)
     with threads(checkpoint.config.threads):
@@ -353,7 +352,7 @@ def price_forecasts(
         outputs: of the windows.
         windows: what they were computed from.
         encoding: of the model.
-        errors: its ``standard_errors`` on validation rows, needed for the spread of an ``mse`` model.
+        errors: its ``standard_errors`` on validation rows.
     """
     spread = distribution(encoding.likelihood, outputs, windows.spread, errors)
     return Forecasts(
@@ -365,12 +364,14 @@ def price_forecasts(
 def validation_forecasts(outputs: Outputs, windows: Windows, encoding: Encoding) -> Forecasts:
     """Forecasts of the validation rows, none of which has its interval from its own error.
 
-    Each half of the rows takes the errors of the other (for ``mse``; the other likelihoods need none).
+    Each half of the rows takes the errors of the other.
     """
     middle = len(windows) // 2
     halves = []
     for part, others in ((slice(middle), slice(middle, None)), (slice(middle, None), slice(middle))):
-        errors = standard_errors(outputs[others], windows.spread[others], windows.wanted[others])
+        errors = standard_errors(
+            encoding.likelihood, outputs[others], windows.spread[others], windows.wanted[others]
+        )
         halves.append(price_forecasts(outputs[part], windows.part(part), encoding, errors))
     return Forecasts.join(halves)
 

@@ -20,7 +20,8 @@ from forecast.atomic import require_writable, write_json
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
 from forecast.errors import StudyError
-from forecast.evaluation import MAIN_LEVEL, evaluate_forecasts
+from forecast.distribution import MAIN_LEVEL
+from forecast.evaluation import evaluate_forecasts
 from forecast.series import Provenance
 from forecast.source import series_from_config
 from forecast.split import require_rows

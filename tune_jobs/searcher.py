@@ -297,7 +297,7 @@ class StudySearch(OptunaSearch):
                 val_loss_best=best["best_loss"],
                 best_epoch=best["best_epoch"],
                 validation=Evaluation.from_dict(state["validation"]),
-                errors=None if state["errors"] is None else state["errors"].numpy(),
+                errors=state["errors"].numpy(),
                 device=state["device"],
                 provenance=self._search.provenance,
                 trial_number=trial.number,

@@ -184,11 +184,10 @@ class LSTMTrial(tune.Trainable):
         """Write the whole state: to go on from after a failure, and for the job to keep the best weights of."""
         if self._trainer is None:
             return
-        errors = self._trainer.errors()
         state = {
             "trainer": self._trainer.state_dict(),
             "validation": self._trainer.evaluate().to_dict(),
-            "errors": None if errors is None else torch.from_numpy(errors),
+            "errors": torch.from_numpy(self._trainer.errors()),
             "device": self._trainer.device.type,
             "threads": self._trainer.config.threads,
             "seconds": self._seconds,
