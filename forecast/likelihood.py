@@ -95,8 +95,8 @@ def standard_errors(
 ) -> NDArray[np.float64]:
     """Errors on rows that were not trained on, from which intervals are calibrated; shape (n,), ascending.
 
-    For ``mse``: actual minus forecast, in units of the spread. For ``student_t``: the absolute error in units of half the
-    width of the interval of ``MAIN_LEVEL``: above one, the row was outside of it.
+    For ``mse``: actual minus forecast, in units of the spread. For ``student_t``: the absolute error in units of half
+    the width of the interval of ``MAIN_LEVEL``: above one, the row was outside of it.
     """
     if likelihood == "mse":
         return np.sort((wanted - outputs[:, 0]).astype(np.float64) / spread)
@@ -108,10 +108,10 @@ def standard_errors(
 def stretch(errors: NDArray[np.float64]) -> float:
     """The factor, never below one, by which a learned Student-t distribution is too narrow.
 
-    The split conformal quantile of the ``standard_errors`` (Vovk et al. 2005; with the learned interval's half width as the
-    local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of rows
-    exchangeable with those of the errors. What was learned too wide stays: training fits its own rows too well, not too
-    badly.
+    The split conformal quantile of the ``standard_errors`` (Vovk et al. 2005; with the learned interval's half width as
+    the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of rows
+    exchangeable with those of the errors. What was learned too wide stays: training fits its own rows too well, not
+    too badly.
     """
     rank = math.ceil(round((len(errors) + 1) * MAIN_LEVEL, 9))
     return max(1.0, float(errors[min(rank, len(errors)) - 1]))

@@ -19,8 +19,8 @@ from rich.console import Console
 from forecast.atomic import require_writable, write_json
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
-from forecast.errors import StudyError
 from forecast.distribution import MAIN_LEVEL
+from forecast.errors import StudyError
 from forecast.evaluation import evaluate_forecasts
 from forecast.series import Provenance
 from forecast.source import series_from_config
