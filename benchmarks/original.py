@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from forecast.config import ExperimentConfig
-from forecast.evaluation import Evaluation, evaluate_forecasts
+from forecast.config import ExperimentConfig, TrainConfig
+from forecast.evaluation import Evaluation, Forecasts, evaluate_forecasts
 from forecast.model import LSTMForecaster
 from forecast.series import Series
 from forecast.split import Part
-from forecast.windows import Encoding, PreparedSeries, prepare
+from forecast.windows import PreparedSeries, prepare
+from tune_jobs.options import TuneOptions
 from tune_jobs.space import SearchSpace, complete_params
-from tune_jobs.study import OBJECTIVES
 
 GRAD_CLIP_NORM = 1.0
 
@@ -45,6 +45,7 @@ def search(
     sampler: optuna.samplers.BaseSampler,
 ) -> list[OriginalTrial]:
     """Run ``samples`` trials one after the other; a checkpoint of each and the study go to ``directory``."""
+    objectives = TuneOptions().objective_names
     prepared = prepare(series, ExperimentConfig(source="snapshot", target="level", log_prices=False))
     trials = []
 
@@ -54,11 +55,11 @@ def search(
         model, test = _train(prepared, complete_params(trial.params))
         torch.save(model.state_dict(), directory / f"trial_{trial.number}.pt")
         trials.append(OriginalTrial(time.perf_counter() - started, test))
-        return [test.model[name] for name in OBJECTIVES]
+        return [test.model[name] for name in objectives]
 
     study = optuna.create_study(
         storage=f"sqlite:///{directory / 'study.db'}",
-        directions=["minimize"] * len(OBJECTIVES),
+        directions=["minimize"] * len(objectives),
         sampler=sampler,
     )
     study.optimize(objective, n_trials=samples)
@@ -68,9 +69,10 @@ def search(
 def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Module, Evaluation]:
     torch.manual_seed(42)
     window, batch = int(params["sequence_length"]), int(params["batch_size"])
+    config = TrainConfig(source="snapshot", target="level", log_prices=False, sequence_length=window)
 
     def loader(part: Part, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
-        windows = prepared.windows(part, window, "level")
+        windows = prepared.windows(part, config)
         tensors = torch.from_numpy(windows.inputs), torch.from_numpy(windows.wanted)
         return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle)
 
@@ -85,13 +87,15 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
         model.train()
         for inputs, wanted in training:
             optimizer.zero_grad()
-            loss = loss_of(model(inputs), wanted)
+            loss = loss_of(model(inputs)[:, 0], wanted)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            losses = [loss_of(model(inputs), wanted).item() * len(wanted) for inputs, wanted in validation]
+            losses = [
+                loss_of(model(inputs)[:, 0], wanted).item() * len(wanted) for inputs, wanted in validation
+            ]
         if sum(losses) < best_loss:
             best_loss, best_state, stale = sum(losses), copy.deepcopy(model.state_dict()), 0
         else:
@@ -102,6 +106,6 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
     model.eval()
     with torch.no_grad():
         outputs = torch.cat([model(inputs) for inputs, _ in loader("test")])
-    windows = prepared.windows("test", window, "level")
-    predicted = Encoding(prepared.normalization, "level").prices(outputs.numpy(), windows.last)
-    return model, evaluate_forecasts(windows.actual, predicted, windows.previous)
+    last = prepared.windows("test", config).last
+    points = prepared.encoding(config).prices(outputs[:, 0].numpy(), last)
+    return model, evaluate_forecasts(prepared.rows("test", window), Forecasts(points))

@@ -31,11 +31,12 @@ from optuna.trial import TrialState
 from benchmarks import original
 from forecast import load_series
 from forecast.config import ExperimentConfig
-from forecast.evaluation import evaluate_forecasts
+from forecast.evaluation import Forecasts, Rows, evaluate_forecasts
 from forecast.series import Series
 from forecast.training import Trainer
 from forecast.windows import prepare
 from tune_jobs import study as studies
+from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.report import SUMMARY_FILE
 from tune_jobs.search import SearchSeconds, run_search
@@ -165,9 +166,8 @@ class UntrainedModel(Trainer):
     def _validate(self) -> None:
         """Find noise of a size that the configuration alone decides, so that rungs compare something."""
         noise = np.random.default_rng(int(self.config.learning_rate * 1e9))
-        self._best_outputs = noise.normal(0, noise.uniform(0.05, 0.2), len(self._validation)).astype(
-            np.float32
-        )
+        shape = self._best_outputs.shape
+        self._best_outputs = noise.normal(0, noise.uniform(0.05, 0.2), shape).astype(np.float32)
         self.best_loss, self.best_epoch = float(np.mean(self._best_outputs**2)), self.epoch
 
 
@@ -185,9 +185,13 @@ def untrained_search(series: Series, samples: int) -> SearchSeconds:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         storage = studies.open_storage(directory / studies.STUDY_FILE)
-        study = studies.open_study(storage, "s", path=directory, resume=False, basis={})
+        objectives = TuneOptions().objective_names
+        study = studies.open_study(
+            storage, "s", path=directory, resume=False, objectives=objectives, basis={}
+        )
+        prepared = prepare(series, experiment).without_test()
         seconds = run_search(
-            SearchInput(prepare(series, experiment).without_test(), experiment, {}, SPACES["full"]),
+            SearchInput(prepared, experiment, {}, SPACES["full"], objectives),
             study,
             storage,
             samples=samples,
@@ -259,7 +263,9 @@ def against_autolstm(source: str, samples: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         job, summary = run_command(Path(name), source, "small", samples)
     previous = series.values[split.validation_end - 1 : -1]
-    test = evaluate_forecasts(answers["y"].to_numpy(), answers["AutoLSTM"].to_numpy(), previous)
+    test = evaluate_forecasts(
+        Rows(answers["y"].to_numpy(), previous), Forecasts(answers["AutoLSTM"].to_numpy())
+    )
     print("| | wall s | test MAE | persistence's |")
     print("|---|---|---|---|")
     print(

@@ -89,7 +89,7 @@ def test_every_trial_is_complete_in_the_study_with_its_checkpoint(finished):
         checkpoint = load_checkpoint(directory / "checkpoints" / f"trial_{trial.number:05d}.pt")
         assert checkpoint.trial_number == trial.number
         assert checkpoint.trial_params == trial.params
-        assert list(checkpoint.metrics_validation.values()) == trial.values
+        assert [checkpoint.metrics_validation[name] for name in POINT] == trial.values
         assert checkpoint.provenance["source"] == "snapshot"
 
 
@@ -149,13 +149,18 @@ def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished
     assert again.summary["search"]["trials"] == 0
 
 
+POINT = ["MAE", "RMSE", "MAPE"]
+
+
 def small_search(directory, prepared, space=TINY_SPACE, samples=4, on_finished=None, **more):
     experiment = options(directory)
     storage = studies.open_storage(directory / "optuna_study.db")
-    study = studies.open_study(storage, "s", path=directory / "optuna_study.db", resume=True, basis={})
+    study = studies.open_study(
+        storage, "s", path=directory / "optuna_study.db", resume=True, objectives=POINT, basis={}
+    )
     seen: list[Finished] = []
     run_search(
-        SearchInput(prepared, experiment, {}, space),
+        SearchInput(prepared, experiment, {}, space, POINT),
         study,
         storage,
         samples=samples,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from forecast.errors import StudyError, UsageError
 from tune_jobs import study as studies
-from tune_jobs.job import _answering, _cluster
+from tune_jobs.cluster import _answering, connected
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
 from tune_jobs.placement import Node, Placement
@@ -23,7 +23,7 @@ from tune_jobs.progress import SearchProgress
 from tune_jobs.report import front_table
 from tune_jobs.search import BLOCKED_AFTER, Rungs
 from tune_jobs.searcher import Finished, put_back_running, trial_checkpoint_path
-from tune_jobs.selection import FrontPoint, pick
+from tune_jobs.selection import FrontPoint, Preference, pick, pick_within_one_se
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.trial import next_rung
@@ -38,7 +38,14 @@ def open_study(tmp_path):
     def open_(name="study", resume=False, basis=None):
         path = tmp_path / "study.db"
         storages.append(studies.open_storage(path))
-        return studies.open_study(storages[-1], name, path=path, resume=resume, basis=basis or {})
+        return studies.open_study(
+            storages[-1],
+            name,
+            path=path,
+            resume=resume,
+            objectives=["MAE", "RMSE", "MAPE"],
+            basis=basis or {},
+        )
 
     yield open_
     for storage in storages:
@@ -57,19 +64,19 @@ def point(tiny_result, number, mae, rmse, mape, hidden=8):
 @pytest.mark.parametrize(("strategy", "number"), [("min_mae", 0), ("min_rmse", 1), ("min_mape", 2)])
 def test_each_strategy_takes_the_least_of_its_objective(tiny_result, strategy, number):
     front = [point(tiny_result, *p) for p in [(0, 1, 9, 9), (1, 9, 1, 9), (2, 9, 9, 1)]]
-    assert pick(front, strategy, persistence=PERSISTENCE).number == number
+    assert pick(front, Preference(strategy, PERSISTENCE)).number == number
 
 
 def test_weighted_divides_each_objective_by_persistences(tiny_result):
     front = [point(tiny_result, 0, 9, 20, 2.2), point(tiny_result, 1, 11, 18, 1.8)]
     # 0.9 + 1.0 + 1.1 = 3.0 against 1.1 + 0.9 + 0.9 = 2.9
-    assert pick(front, "weighted", persistence=PERSISTENCE).number == 1
-    assert pick(front, "weighted", persistence=PERSISTENCE, weights=(1, 0, 0)).number == 0
+    assert pick(front, Preference("weighted", PERSISTENCE)).number == 1
+    assert pick(front, Preference("weighted", PERSISTENCE, (1, 0, 0))).number == 0
 
 
 def test_a_tie_goes_to_the_smaller_model(tiny_result):
     front = [point(tiny_result, 0, 1, 1, 1), point(tiny_result, 1, 1, 1, 1, hidden=1)]
-    assert pick(front, "min_mape", persistence=PERSISTENCE).number == 1
+    assert pick(front, Preference("min_mape", PERSISTENCE)).number == 1
 
 
 def test_rungs_grow_threefold():
@@ -114,7 +121,7 @@ def test_a_study_with_other_objectives_is_refused(tmp_path, open_study):
         study_name="study", storage=f"sqlite:///{tmp_path / 'study.db'}", direction="maximize"
     )
     with pytest.raises(
-        StudyError, match=r"other objectives \(maximize\) than MAE, RMSE, MAPE; choose another"
+        StudyError, match=r"other objectives \(maximize\) than MAE, RMSE, MAPE; use the same --objectives"
     ):
         open_study()
 
@@ -213,21 +220,21 @@ def test_a_cluster_that_was_killed_and_left_its_address_is_not_waited_for(monkey
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setattr("tune_jobs.job.canonicalize_bootstrap_address", lambda _: address)
+        monkeypatch.setattr("tune_jobs.cluster.canonicalize_bootstrap_address", lambda _: address)
         assert _answering(None) == "local"
         with pytest.raises(ConnectionError):
             _answering("auto")
         listening.listen()
         assert _answering(None) == _answering("auto") == "auto"
         assert _answering(address) == address
-    monkeypatch.setattr("tune_jobs.job.canonicalize_bootstrap_address", lambda _: None)
+    monkeypatch.setattr("tune_jobs.cluster.canonicalize_bootstrap_address", lambda _: None)
     assert _answering(None) == "local"
 
 
 def test_a_job_is_no_ray_client(tmp_path):
     with (
         pytest.raises(UsageError, match=r"--address ray://head:10001: .* run it on the head"),
-        _cluster("ray://head:10001"),
+        connected("ray://head:10001"),
     ):
         pass
 
@@ -268,7 +275,7 @@ def test_interrupted_trials_do_not_count_as_samples_but_failed_ones_do(open_stud
     [None, {}, {"MAE": 1.0, "RMSE": 2.0}, {"MAE": 1.0, "RMSE": float("nan"), "MAPE": 3.0}],
 )
 def test_missing_or_non_finite_objectives_are_not_usable(result):
-    assert studies.usable_objectives(result) is None
+    assert studies.usable_objectives(result, ["MAE", "RMSE", "MAPE"]) is None
 
 
 @pytest.mark.parametrize(
