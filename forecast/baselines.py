@@ -61,7 +61,7 @@ def garch(prepared: PreparedSeries) -> Forecasts:
     return _volatility(
         prepared,
         lambda changes: from_arch.ConstantMean(
-            changes, volatility=from_arch.GARCH(1, 1), distribution=from_arch.StudentsT(), rescale=False
+            changes, volatility=from_arch.GARCH(p=1, q=1), distribution=from_arch.StudentsT(), rescale=False
         ),
     )
 
