@@ -202,8 +202,9 @@ class Predictor:
         values = self._check_horizon(windows, horizon)
         steps = np.empty((len(values), horizon))
         for step in range(horizon):
+            if step:
+                values = np.concatenate([values[:, 1:], steps[:, step - 1, np.newaxis, np.newaxis]], axis=1)
             steps[:, step] = self.predict(values)
-            values = np.concatenate([values[:, 1:], steps[:, step, np.newaxis, np.newaxis]], axis=1)
         return steps
 
     def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:

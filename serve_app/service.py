@@ -138,10 +138,14 @@ class ForecastService:
             try:
                 asked = plain.model_validate_json(body)
             except ValidationError:
-                # Most models take plain numbers: others' requests are looked at a second time.
-                if not any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
-                    raise
-                asked = rows.model_validate_json(body)
+                # Rows of numbers are looked at a second time: most models take plain ones. Which of the two it should
+                # have been, the model says; what is neither is told of in terms of what is served here.
+                try:
+                    asked = rows.model_validate_json(body)
+                except ValidationError:
+                    if any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
+                        raise
+                    asked = plain.model_validate_json(body)
             return asked, self.models.choose(asked.symbol)
         except ValidationError as error:
             raise Refused(refuse(422, problems_of(error))) from None

@@ -1,6 +1,7 @@
 """Backtests: what a fold may know, and what the command leaves."""
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 
@@ -14,8 +15,8 @@ from forecast import TrainConfig, load_checkpoint, save_checkpoint
 from forecast.backtest import FoldTask, backtest, make_folds, prepare_fold, run_task
 from forecast.backtest_settings import BacktestSettings
 from forecast.baselines import BASELINES
-from forecast.command import run
 from forecast.cli import main
+from forecast.command import run
 from forecast.errors import DataError
 from forecast.evaluation import MASE
 from forecast.training import fit
@@ -40,7 +41,7 @@ def test_folds_are_scored_on_neighbouring_rows_up_to_the_last_and_know_only_rows
     made = make_folds(rows, BacktestSettings(folds=folds, window=window), TINY)
     assert len(made) == folds
     assert made[-1].end == rows
-    for fold, following in zip(made, made[1:], strict=False):
+    for fold, following in itertools.pairwise(made):
         assert fold.end == following.origin
     known = {fold.origin - fold.first for fold in made}
     assert (len(known) == 1) == (window == "sliding" or folds == 1)
@@ -175,7 +176,7 @@ def test_a_trial_is_not_trained_again_on_other_data(tmp_path, tiny_result, capsy
 def test_trainings_on_a_cluster_give_what_they_give_here(cluster, tmp_path):
     from tune_jobs.backtest import main as parallel
 
-    command = OPTIONS.removeprefix("backtest ").split() + ["--no-plot", "--quiet", "--output-dir"]
+    command = [*OPTIONS.removeprefix("backtest ").split(), "--no-plot", "--quiet", "--output-dir"]
     assert main(["backtest", *command, str(tmp_path / "here")]) == 0
     assert parallel([*command, str(tmp_path / "there")]) == 0
     here, there = ((tmp_path / where / "backtest.csv").read_text() for where in ("here", "there"))

@@ -133,3 +133,22 @@ def test_what_nobody_expected_is_one_line_too(capsys):
     )
     with pytest.raises(ZeroDivisionError):
         run(broken, ["--debug"])
+
+
+def test_infer_gives_intervals_of_the_levels_and_steps_that_are_asked_for(tiny_checkpoint, capsys):
+    command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW), "--horizon", "3"]
+    assert main([*command, "--levels", "0.5", "0.9", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    bounds = Predictor(tiny_checkpoint).predict_intervals([WINDOW], [0.5, 0.9], 3)[0]
+    assert answer["predictions"] == pytest.approx(Predictor(tiny_checkpoint).predict_steps([WINDOW], 3)[0])
+    assert answer["intervals"][1]["upper"] == pytest.approx(bounds[:, 1, 1])
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("90 % interval") == 3
+    assert "step 3" in printed
+
+
+def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkpoint, capsys):
+    command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW)]
+    assert run(main, [*command, "--levels", "0.9999"]) == 1
+    assert "level 0.9999 is too wide" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from rich.console import Console
 from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
 
 from forecast import Predictor, load_checkpoint
+from forecast.cli import main as command
 from forecast.errors import StudyError, UsageError
 from forecast.windows import prepare
 from tune_jobs import job as jobs
@@ -147,6 +148,37 @@ def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished
     again = jobs.run_job(options(directory, resume=True))
     assert again.summary["trials"] == outcome.summary["trials"]
     assert again.summary["search"]["trials"] == 0
+
+
+def test_crps_can_be_an_objective_and_its_trials_can_be_trained_again(cluster, tmp_path):
+    outcome = jobs.run_job(
+        options(
+            tmp_path / "job",
+            num_samples=4,
+            likelihood="student_t",
+            objectives="mae,rmse,mape,crps",
+            strategy="min_crps",
+            one_se=True,
+        )
+    )
+    study = optuna.load_study(
+        study_name="stock_lstm_optuna", storage=f"sqlite:///{tmp_path / 'job' / 'optuna_study.db'}"
+    )
+    assert study.metric_names == outcome.summary["objectives"] == ["MAE", "RMSE", "MAPE", "CRPS"]
+    picked = tmp_path / "job" / "best_pareto_lstm.pt"
+    checkpoint = load_checkpoint(picked)
+    assert study.trials[checkpoint.trial_number].values == [
+        checkpoint.metrics_validation[name] for name in study.metric_names
+    ]
+    assert checkpoint.configurations_tried == 4
+    assert outcome.summary["pick"]["intervals_test"] == checkpoint.intervals["test"]
+
+    again = tmp_path / "again.pt"
+    assert command(["train", "--from-trial", str(picked), "--quiet", "--checkpoint", str(again)]) == 0
+    assert load_checkpoint(again).metrics_validation == checkpoint.metrics_validation
+    assert load_checkpoint(again).metrics_test == checkpoint.metrics_test
+    with pytest.raises(StudyError, match=r"other objectives .* use the same --objectives"):
+        jobs.run_job(options(tmp_path / "job", resume=True, likelihood="student_t"))
 
 
 POINT = ["MAE", "RMSE", "MAPE"]

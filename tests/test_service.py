@@ -346,7 +346,7 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path, sna
     )[1]
 
     async def ask_while_the_loop_runs():
-        return await asyncio.gather(*(model.batcher.forecast(window) for _ in range(3)))
+        return await asyncio.gather(*(model.prices.forecast(window) for _ in range(3)))
 
     assert asyncio.run(ask_while_the_loop_runs()) == pytest.approx([model.predictor.predict_next(window)] * 3)
     assert threading.main_thread() not in computed_in
@@ -434,3 +434,92 @@ def test_a_long_horizon_forecast_in_pieces_is_that_of_one_piece(tiny_checkpoint,
         monkeypatch.setattr("serve_app.service.CHUNK_COST", 1.0)
         alone = client.post("/predict/batch", json=body).json()["predictions"]
     assert np.allclose(alone, whole, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def student_t(snapshot, tmp_path_factory):
+    """A small model that learned a distribution."""
+    from forecast import TrainConfig, train
+
+    config = TrainConfig(
+        source="snapshot",
+        likelihood="student_t",
+        sequence_length=20,
+        hidden_size=8,
+        num_layers=1,
+        max_epochs=2,
+    )
+    path = tmp_path_factory.mktemp("student_t") / "model.pt"
+    save_checkpoint(train(snapshot, config).checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["mse", "student_t"])
+def test_levels_are_answered_with_nested_intervals_around_the_forecast(kind, request, tiny_checkpoint):
+    path = tiny_checkpoint if kind == "mse" else request.getfixturevalue("student_t")
+    with serving(path) as client:
+        answer = predictions(client, values=GOOD, levels=[0.5, 0.9])
+        about = client.get("/model").json()
+    expected = Predictor(path, "cpu").predict_intervals([GOOD], [0.5, 0.9])[0, 0]
+    found = [(interval["lower"], interval["upper"]) for interval in answer["intervals"]]
+    assert np.array(found) == pytest.approx(expected, rel=1e-6)
+    assert [interval["level"] for interval in answer["intervals"]] == [0.5, 0.9]
+    assert found[1][0] < found[0][0] < answer["prediction"] < found[0][1] < found[1][1]
+    assert about["likelihood"] == kind
+    assert about["intervals"]["test"][0]["level"] == 0.5
+
+
+def test_intervals_beyond_one_step_widen_and_are_the_same_each_time(student_t):
+    with serving(student_t) as client:
+        first, second = (predictions(client, values=GOOD, horizon=5, levels=[0.9]) for _ in range(2))
+    (interval,) = first["intervals"]
+    widths = np.subtract(interval["upper"], interval["lower"])
+    assert first == second
+    assert len(widths) == len(first["predictions"]) == 5
+    assert widths[4] > 1.5 * widths[0]
+    exact = np.diff(Predictor(student_t, "cpu").predict_intervals([GOOD], [0.9])[0, 0])[0, 0]
+    assert widths[0] == pytest.approx(exact, rel=0.25)
+
+
+def test_a_batch_is_answered_with_each_windows_intervals(student_t):
+    windows = [GOOD, [price * 2 for price in GOOD]]
+    with serving(student_t) as client:
+        batch = client.post("/predict/batch", json={"windows": windows, "levels": [0.8]}).json()
+        alone = [predictions(client, values=window, levels=[0.8]) for window in windows]
+    for intervals, answer in zip(batch["intervals"], alone, strict=True):
+        assert intervals[0]["upper"] == pytest.approx(answer["intervals"][0]["upper"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("levels", "where", "message"),
+    [
+        ([0], ["body", "levels", 0], "a level is between 0 and 1"),
+        ([1], ["body", "levels", 0], "a level is between 0 and 1"),
+        (["0.9"], ["body", "levels", 0], "without quotes"),
+        ([], ["body", "levels"], "at least 1"),
+        ([0.5] * 21, ["body", "levels"], "send at most 20 levels"),
+        ([0.9999], ["body", "levels"], "too wide"),
+    ],
+)
+def test_a_level_that_cannot_be_is_refused(client, levels, where, message):
+    answer = client.post("/predict", json={"values": GOOD, "levels": levels})
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert problem["loc"] == where
+    assert message in problem["msg"]
+
+
+def test_simulated_futures_count_as_forecasts(client):
+    answer = client.post("/predict", json={"values": GOOD, "levels": [0.9], "horizon": 2})
+    assert answer.status_code == 422
+    assert "2 in 500 simulated futures" in answer.json()["detail"][0]["msg"]
+
+
+def test_a_checkpoint_that_knows_nothing_of_its_errors_says_so(tiny_result, tmp_path):
+    save_checkpoint(replace(tiny_result.checkpoint, errors=None), tmp_path / "old.pt")
+    with serving(tmp_path / "old.pt") as client:
+        answer = client.post("/predict", json={"values": GOOD, "levels": [0.9]})
+        assert predictions(client, values=GOOD)["prediction"] > 0
+        assert client.get("/model").json()["widest_level"] == 0
+    assert answer.status_code == 422
+    assert "made before there were any" in answer.json()["detail"][0]["msg"]

@@ -13,7 +13,9 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from forecast.command import run
 from forecast.errors import StudyError, UsageError
+from forecast.training import evaluate_part
 from tune_jobs import study as studies
 from tune_jobs.cluster import _answering, connected
 from tune_jobs.options import TuneOptions
@@ -409,3 +411,46 @@ def test_the_front_table_fits_80_columns_with_persistence_in_its_last_row(tiny_r
     wide = Console(file=io.StringIO(), width=120)
     wide.print(front_table([shown], shown, part, 120))
     assert "20, 8 x 1, 1.0e-03" in wide.file.getvalue()
+
+
+@pytest.mark.parametrize("given", [["mae,rmse,mape,crps"], ["mae", "rmse", "mape", "crps"]])
+def test_objectives_may_be_divided_by_commas_or_spaces(given):
+    assert TuneOptions(objectives=given).objective_names == ["MAE", "RMSE", "MAPE", "CRPS"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--strategy min_crps", "--strategy min_crps needs crps among --objectives mae,rmse,mape"),
+        ("--objectives mae,mae", "name each objective once"),
+        ("--objectives mae,nrmse --strategy min_mae", "--objectives (number 2) nrmse"),
+        ("--strategy weighted --weights 1 2", "2 weights for 3 objectives (mae, rmse, mape)"),
+    ],
+)
+def test_objectives_strategies_and_weights_that_do_not_fit_are_refused(options, message, capsys):
+    assert run(main, options.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_standard_error_takes_the_smallest_model_that_noise_cannot_tell_from_the_best(
+    snapshot, tiny_result
+):
+    from forecast import TrainConfig, train
+    from forecast.windows import prepare
+
+    def trained(number, hidden, bias):
+        config = tiny_result.checkpoint.config.model_copy(update={"hidden_size": hidden})
+        checkpoint = train(snapshot, TrainConfig(**config.model_dump())).checkpoint
+        checkpoint.model_state["regressor.bias"] += bias
+        objectives = evaluate_part(checkpoint, prepared, "validation").model
+        chosen = {name: objectives[name] for name in ("MAE", "RMSE", "MAPE", "CRPS")}
+        return FrontPoint(number, chosen, {}, checkpoint, Path("x.pt"))
+
+    prepared = prepare(snapshot, tiny_result.checkpoint.config)
+    large, small, smallest_and_bad = trained(0, 16, 0.0), trained(1, 8, 0.0), trained(2, 4, 1.0)
+    front = [large, small, smallest_and_bad]
+    for strategy in ("min_crps", "weighted"):
+        preference = Preference(strategy, tiny_result.validation.persistence)
+        near = pick_within_one_se(front, preference, prepared, "validation")
+        assert near.number == 1
+        assert preference.cost(near.objectives) >= preference.cost(pick(front, preference).objectives)
