@@ -38,6 +38,7 @@ check: $(READY) ## lint, format and types
 bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.tuning
+	$(BIN)/python -W ignore -m benchmarks.forecasts
 	$(BIN)/python -m benchmarks.serving
 
 clean: ## remove the environment and caches; leaves artifacts/
