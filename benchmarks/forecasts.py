@@ -82,7 +82,18 @@ def write_series(found: dict[str, pd.Series[float]], directory: Path) -> dict[st
 
 def tune(symbol: str, source: str, output: Path, samples: int) -> Path:
     """Run the job and give back its pick."""
-    command = [sys.executable, "-W", "ignore", "-m", "tune_jobs.pareto", "--quiet", "--space", "small"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tune_jobs.pareto",
+        "--quiet",
+        "--space",
+        "small",
+        "--address",
+        "local",
+    ]
     command += ["--symbol", symbol, "--source", source, "--output-dir", str(output)]
     command += ["--likelihood", "student_t", "--objectives", "mae,rmse,mape,crps", "--strategy", "min_crps"]
     subprocess.run([*command, "--num-samples", str(samples)], check=True)

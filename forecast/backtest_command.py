@@ -123,6 +123,10 @@ def _what(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Serie
     from forecast.reproduce import configuration_of, series_of
     from forecast.source import series_from_config
 
+    if "train_ratio" in given:
+        raise UsageError(
+            "--train-ratio is not for a backtest, whose folds split the rows; use --folds and --fold-rows"
+        )
     if options.from_trial is None:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         return config, series_from_config(options), None

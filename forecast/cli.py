@@ -227,6 +227,7 @@ def infer_command(options: InferOptions) -> int:
         if options.horizon > 1:
             answer["predictions"] = steps
         if bounds is not None:
+            answer["levels"] = list(levels)
             by_level = bounds.transpose(1, 2, 0).tolist()
             answer["intervals"] = [
                 {
@@ -354,6 +355,10 @@ def print_evaluations(evaluations: dict[str, Evaluation]) -> None:
                 f"{100 * interval.persistence_coverage:.1f} %",
                 "",
             )
+        direction = evaluation.direction
+        if direction and direction.accuracy is not None:
+            ends = f"{100 * (direction.low or 0):.0f} to {100 * (direction.high or 0):.0f}"
+            table.add_row("", "direction right", f"{100 * direction.accuracy:.1f} % ({ends})", "", "")
         table.add_section()
     Console().print(table)
 
