@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from forecast import TrainConfig, load_checkpoint, load_series, train
-from forecast.backtest import FoldTask, clark_west, make_folds, prepare_fold, run_task
+from forecast.backtest import FoldTask, clark_west, make_folds, on_models_scale, prepare_fold, run_task
 from forecast.backtest_settings import BacktestSettings
 from forecast.baselines import BASELINES
 from forecast.distribution import MAIN_LEVEL
@@ -120,10 +120,7 @@ def compare(found: dict[str, tuple[str, str]], directory: Path, samples: int) ->
         ratios.append(ratio)
         mae = evaluate_forecasts(rows, ours)
         mae_ratio = mae.model["MAE"] / mae.persistence["MAE"]
-        scale = [
-            prepared.normalization.normalize(values) for values in (rows.actual, rows.previous, ours.points)
-        ]
-        _, p_value = clark_west(*scale)
+        _, p_value = clark_west(*on_models_scale(prepared, rows, [ours.points]))
         good = (
             ratio <= CRPS_BAR
             and score < constant
@@ -164,10 +161,7 @@ def structure(found: dict[str, tuple[str, str]]) -> bool:
             result = train(series, config)
             prepared = prepare(series, config)
             rows, ours = prepared.rows("test", 2), forecast_part(result.checkpoint, prepared, "test")
-            scale = [
-                prepared.normalization.normalize(values)
-                for values in (rows.actual, rows.previous, ours.points)
-            ]
+            scale = on_models_scale(prepared, rows, [ours.points])
             mae, persistence = result.test.model["MAE"], result.test.persistence["MAE"]
             ratios.append(mae / persistence)
             print(

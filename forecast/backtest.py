@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from forecast.backtest_settings import FOLD_SHARE, BacktestSettings
 from forecast.baselines import BASELINES, PERSISTENCE
 from forecast.config import TrainConfig
-from forecast.distribution import PROBABILITIES
 from forecast.errors import DataError
 from forecast.evaluation import (
     METRICS,
@@ -138,7 +137,7 @@ class Comparison:
 
     Attributes:
         metric: of the losses that are compared.
-        ratio: the model's metric over the baseline's.
+        ratio: the model's metric over the baseline's; None where the baseline is exact.
         statistic: of the test; below zero where the model is better, for Diebold-Mariano.
         p_value: two-sided for Diebold-Mariano, one-sided for Clark-West.
     """
@@ -146,7 +145,7 @@ class Comparison:
     baseline: str
     test: str
     metric: str
-    ratio: float
+    ratio: float | None
     statistic: float
     p_value: float
 
@@ -220,17 +219,20 @@ class Backtest:
             for metric in ("MAE", "CRPS"):
                 ours = np.mean([METRICS[metric].losses(rows.actual, model) for model in models], axis=0)
                 theirs = METRICS[metric].losses(rows.actual, forecasts)
-                ratio = float(ours.mean() / theirs.mean())
-                found.append(
-                    Comparison(name, "Diebold-Mariano", metric, ratio, *diebold_mariano(ours, theirs))
-                )
+                tested = diebold_mariano(ours, theirs)
+                found.append(Comparison(name, "Diebold-Mariano", metric, _ratio(ours, theirs), *tested))
         return found
 
     def _clark_west(self) -> Comparison:
         scale = np.concatenate([result.log_scale for result in self.results], axis=1)
         actual, previous, models = scale[0], scale[1], scale[2:]
-        ratio = float(np.mean(np.square(models - actual)) / np.mean(np.square(previous - actual)))
+        ratio = _ratio(np.square(models - actual), np.square(previous - actual))
         return Comparison(PERSISTENCE, "Clark-West", "MSE", ratio, *clark_west(actual, previous, models))
+
+
+def _ratio(losses: Array, others: Array) -> float | None:
+    below = float(others.mean())
+    return float(losses.mean()) / below if below > 0 else None
 
 
 def _joined(parts: Sequence[Any]) -> Array:
@@ -263,17 +265,18 @@ def clark_west(actual: Array, small: Array, large: Array) -> tuple[float, float]
 
     gains = np.square(actual - small) - (np.square(actual - large) - np.square(small - large))
     gains = np.atleast_2d(gains).mean(axis=0)
-    spread = float(gains.std(ddof=1))
-    if not spread > 0:
+    deviation = math.sqrt(long_run_variance(gains))
+    if not deviation > 0:
         return 0.0, 1.0
-    statistic = math.sqrt(len(gains)) * float(gains.mean()) / spread
+    statistic = math.sqrt(len(gains)) * float(gains.mean()) / deviation
     return statistic, float(ndtr(-statistic))
 
 
 def diebold_mariano(losses: Array, others: Array) -> tuple[float, float]:
     """Test whether two forecasters' one-step losses (n,) differ (Diebold & Mariano 1995).
 
-    With the small-sample correction of Harvey, Leybourne & Newbold (1997) for one step ahead.
+    With the small-sample correction of Harvey, Leybourne & Newbold (1997) for one step ahead. Losses of a forecaster
+    that misses changes of volatility come in clusters: the variance is the long-run one.
 
     Returns:
         The statistic, below zero where ``losses`` are smaller, and the two-sided p-value; (0, 1) where they are equal.
@@ -281,11 +284,24 @@ def diebold_mariano(losses: Array, others: Array) -> tuple[float, float]:
     from scipy.special import stdtr
 
     difference = losses - others
-    count, spread = len(difference), float(difference.std())
-    if not spread > 0:
+    count, deviation = len(difference), math.sqrt(long_run_variance(difference))
+    if not deviation > 0:
         return 0.0, 1.0
-    statistic = math.sqrt(count - 1) * float(difference.mean()) / spread
+    statistic = math.sqrt(count - 1) * float(difference.mean()) / deviation
     return statistic, 2 * float(stdtr(count - 1, -abs(statistic)))
+
+
+def long_run_variance(values: Array) -> float:
+    """Variance of a mean times its count, for values (n,) that depend on those before them.
+
+    Newey & West 1987, with their rule of 1994 for the number of lags.
+    """
+    count, deviations = len(values), values - values.mean()
+    variance = float(deviations @ deviations) / count
+    lags = int(4 * (count / 100) ** (2 / 9))
+    for lag in range(1, min(lags, count - 1) + 1):
+        variance += 2 * (1 - lag / (lags + 1)) * float(deviations[lag:] @ deviations[:-lag]) / count
+    return variance
 
 
 RunTasks = Callable[[Series, Sequence[FoldTask]], Iterable[Forecasts]]
@@ -345,14 +361,14 @@ def _fold_result(
 ) -> FoldResult:
     prepared = prepare_fold(series, config, fold)
     rows = prepared.rows("test", config.sequence_length)
-    prices = np.stack([rows.actual, rows.previous, *(model.points for model in models)])
-    log_scale = prepared.normalization.normalize(prices) / prepared.normalization.change_std
+    log_scale = on_models_scale(prepared, rows, [model.points for model in models])
     return FoldResult(fold, series.dates[fold.origin : fold.end], rows, log_scale, models, others)
 
 
-def interval_bounds(forecasts: Forecasts, level: float) -> tuple[Array, Array]:
-    """Lower and upper bounds (n,) of the central intervals of a level whose bounds are among ``PROBABILITIES``."""
-    if forecasts.quantiles is None:
-        raise ValueError("these forecasts have no quantiles")
-    low = int(np.searchsorted(PROBABILITIES, (1 - level) / 2 - 1e-9))
-    return forecasts.quantiles[:, low], forecasts.quantiles[:, len(PROBABILITIES) - 1 - low]
+def on_models_scale(prepared: PreparedSeries, rows: Rows, points: Sequence[Array]) -> Array:
+    """Actual values, persistence's and models' point forecasts (2 + models, n) on the scale that models forecast on.
+
+    In standard deviations of the training changes: there, squared errors of calm and of expensive years weigh alike.
+    """
+    prices = np.stack([rows.actual, rows.previous, *points])
+    return prepared.normalization.normalize(prices) / prepared.normalization.change_std

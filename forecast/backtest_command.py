@@ -130,10 +130,11 @@ def _what(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Serie
     if options.from_trial is None:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         return config, series_from_config(options), None
-    require_only_from_trial(given, {"device", "threads", "seed"})
+    require_only_from_trial(given, {"device", "source", "threads", "seed"})
     checkpoint = load_checkpoint(options.from_trial)
     changes = {name: getattr(options, name) for name in ("device", "threads", "seed") if name in given}
-    return configuration_of(checkpoint, **changes), series_of(checkpoint), checkpoint
+    source = options.source if "source" in given else None
+    return configuration_of(checkpoint, **changes), series_of(checkpoint, source), checkpoint
 
 
 def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
@@ -161,9 +162,9 @@ def _tried_line(tried: int | None) -> str:
 
 def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:
     """Say when the search that chose the configuration has seen rows that folds are scored on."""
-    if checkpoint is None or checkpoint.trial_number is None:
+    seen = checkpoint.searched_rows if checkpoint else None
+    if seen is None:
         return []
-    seen = int(checkpoint.split["validation_end"])
     if seen <= first_origin:
         return []
     return [

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from forecast.atomic import write_atomically
-from forecast.backtest import Backtest, Scores, interval_bounds
+from forecast.backtest import Backtest, Scores
 from forecast.distribution import MAIN_LEVEL, PROBABILITIES
 from forecast.errors import UsageError
-from forecast.evaluation import LEVELS, Forecasts, probability_integral_transform
+from forecast.evaluation import LEVELS, Forecasts, interval_bounds, probability_integral_transform
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,6 +46,7 @@ def print_backtest(done: Backtest, console: Console) -> None:
     console.print(table)
     console.print(_intervals_table(done))
     console.print(_comparisons_table(done))
+    _say(console, "p values are each test's own: of twenty, one is below 0.05 by chance")
     direction = done.scores().evaluations[0].direction
     if direction and direction.accuracy is not None:
         _say(
@@ -104,7 +106,7 @@ def _comparisons_table(done: Backtest) -> Table:
         table.add_row(
             found.baseline,
             found.metric,
-            f"{found.ratio:.4f}",
+            "" if found.ratio is None else f"{found.ratio:.4f}",
             found.test,
             f"{found.statistic:+.2f}",
             f"{found.p_value:.3f}",
@@ -152,7 +154,7 @@ def write_rows(done: Backtest, path: Path) -> None:
     frames = []
     for seed in range(done.seeds):
         forecasts = done.model(seed)
-        lower, upper = interval_bounds(forecasts, MAIN_LEVEL)
+        lower, upper = interval_bounds(_quantiles(forecasts), MAIN_LEVEL)
         frames.append(
             pd.DataFrame(
                 {
@@ -169,6 +171,12 @@ def write_rows(done: Backtest, path: Path) -> None:
         )
     text = pd.concat(frames).to_csv(index=False)
     write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def _quantiles(forecasts: Forecasts) -> NDArray[np.float64]:
+    if forecasts.quantiles is None:
+        raise ValueError("a model of a backtest has quantiles")
+    return forecasts.quantiles
 
 
 def require_plotly() -> None:
@@ -213,7 +221,7 @@ def _figure(done: Backtest, title: str) -> go.Figure:
         ),
     )
     dates, forecasts = pd.DatetimeIndex(done.dates), done.model(0)
-    lower, upper = interval_bounds(forecasts, MAIN_LEVEL)
+    lower, upper = interval_bounds(_quantiles(forecasts), MAIN_LEVEL)
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     figure.add_trace(go.Scatter(x=dates, y=upper, **band), row=1, col=1)
     figure.add_trace(

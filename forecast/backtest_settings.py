@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from forecast.command import split_names
 from forecast.config import Config
+from forecast.names import split_names
 
 Baseline = Literal["drift", "EWMA", "GARCH"]
 

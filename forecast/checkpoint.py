@@ -64,6 +64,7 @@ class Checkpoint:
         best_epoch: the epoch of ``model_state``.
         configurations_tried: configurations that were trained before this one was chosen; None where nobody has
             counted.
+        searched_rows: rows that the search knew which chose the configuration; None when trained alone.
         train_range: least and largest training price; None for files of the original system.
         sha256: of the file it was loaded from, in hexadecimal; None for one that was not.
     """
@@ -86,6 +87,7 @@ class Checkpoint:
     created: str | None = None
     best_epoch: int | None = None
     configurations_tried: int | None = None
+    searched_rows: int | None = None
     train_range: tuple[float, float] | None = None
     schema_version: int = SCHEMA_VERSION
     sha256: str | None = None
@@ -105,6 +107,7 @@ class Checkpoint:
         provenance: dict[str, Any],
         trial_number: int | None = None,
         trial_params: dict[str, Any] | None = None,
+        searched_rows: int | None = None,
     ) -> Checkpoint:
         """A checkpoint of a model just trained, without test metrics."""
         return cls(
@@ -116,9 +119,10 @@ class Checkpoint:
             errors=errors,
             metrics_validation=validation.model,
             persistence={"validation": validation.persistence},
-            intervals={"validation": validation.to_dict()["intervals"]},
+            intervals={"validation": list(validation.to_dict()["intervals"])},
             trial_number=trial_number,
             trial_params=dict(trial_params or {}),
+            searched_rows=searched_rows,
             split=dataclasses.asdict(prepared.split),
             provenance=provenance,
             versions={**library_versions(), "device": device},
@@ -133,7 +137,7 @@ class Checkpoint:
             self,
             metrics_test=test.model,
             persistence={**self.persistence, "test": test.persistence},
-            intervals={**self.intervals, "test": test.to_dict()["intervals"]},
+            intervals={**self.intervals, "test": list(test.to_dict()["intervals"])},
             configurations_tried=configurations_tried,
         )
 
@@ -188,6 +192,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "created": checkpoint.created,
         "best_epoch": checkpoint.best_epoch,
         "configurations_tried": checkpoint.configurations_tried,
+        "searched_rows": checkpoint.searched_rows,
         "train_range": checkpoint.train_range,
     }
     write_atomically(path, lambda stream: torch.save(content, stream))
@@ -270,6 +275,7 @@ def _from_content(content: dict[str, Any]) -> Checkpoint:
         created=content["created"],
         best_epoch=content["best_epoch"],
         configurations_tried=content.get("configurations_tried"),
+        searched_rows=content.get("searched_rows"),
         train_range=content.get("train_range"),
         schema_version=content["schema_version"],
     )

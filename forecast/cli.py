@@ -59,8 +59,8 @@ class InferOptions(Config):
     )
     levels: tuple[Level, ...] | None = Field(
         None,
-        description="levels of central intervals, for example 0.5 0.9 (0.9 unless given); beyond one step ahead they "
-        "are read from simulated futures",
+        description="levels of central intervals, for example 0.5 0.9 (0.9 unless given, for one step); beyond one "
+        "step ahead they are read from simulated futures, some tenths of a second a step",
     )
     device: str = TrainConfig.model_fields["device"]  # type: ignore[assignment]
     json_output: bool = Field(False, alias="json", description="print the forecast as JSON")
@@ -138,16 +138,18 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.atomic import require_writable
     from forecast.checkpoint import load_checkpoint, save_checkpoint
     from forecast.describe import series_lines
-    from forecast.reproduce import configuration_of, differing_versions, series_of
+    from forecast.reproduce import again_of, configuration_of, differing_versions, same_metrics, series_of
     from forecast.source import series_from_config
     from forecast.split import require_rows
     from forecast.training import train
 
     trial = None
     if options.from_trial is not None:
-        require_only_from_trial(given, {"device"})
+        require_only_from_trial(given, {"device", "source"})
         trial = load_checkpoint(options.from_trial)
-        config, series = configuration_of(trial, device=options.device), series_of(trial, notify=_warn)
+        changes = {"device": options.device} if "device" in given else {}
+        config = configuration_of(trial, **changes)
+        series = series_of(trial, options.source if "source" in given else None, notify=_warn)
     else:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         series = series_from_config(options, notify=_warn)
@@ -162,11 +164,11 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     result = train(series, config, until_epoch=until, on_epoch=_show_epoch if live else None)
     if live:
         print("\r\033[K", end="", file=sys.stderr)
-    save_checkpoint(result.checkpoint, options.checkpoint)
-    same = None
+    trained = again_of(trial, result.checkpoint) if trial else result.checkpoint
+    save_checkpoint(trained, options.checkpoint)
+    same = same_metrics(trial, trained) if trial else None
     if trial:
-        same = result.checkpoint.metrics_validation == trial.metrics_validation
-        for line in differing_versions(trial, result.checkpoint):
+        for line in differing_versions(trial, trained):
             _warn(f"may change the last digits: {line}")
     if options.json_output:
         print(
@@ -199,14 +201,15 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
 def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
     from forecast.distribution import MAIN_LEVEL
-    from forecast.predictor import Predictor
+    from forecast.predictor import Predictor, describe_intervals
 
     predictor = Predictor(options.checkpoint, options.device)
     window, dates = _window(options, predictor.checkpoint)
     steps = predictor.predict_steps([window], options.horizon)[0].tolist()
     levels = options.levels
     if levels is None:
-        shown = not options.json_output and predictor.widest_level > MAIN_LEVEL
+        # Futures take a moment each: they are simulated for who asks.
+        shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
         levels = (MAIN_LEVEL,) if shown else ()
     bounds = predictor.predict_intervals([window], levels, options.horizon)[0] if levels else None
     config = predictor.checkpoint.config
@@ -228,15 +231,7 @@ def infer_command(options: InferOptions) -> int:
             answer["predictions"] = steps
         if bounds is not None:
             answer["levels"] = list(levels)
-            by_level = bounds.transpose(1, 2, 0).tolist()
-            answer["intervals"] = [
-                {
-                    "level": level,
-                    "lower": lower if options.horizon > 1 else lower[0],
-                    "upper": upper if options.horizon > 1 else upper[0],
-                }
-                for level, (lower, upper) in zip(levels, by_level, strict=True)
-            ]
+            answer["intervals"] = describe_intervals(bounds, levels, steps=options.horizon > 1)
         print(json.dumps(answer, allow_nan=False))
         return 0
     after = f" after {dates[1]}" if dates else ""

@@ -125,15 +125,6 @@ def _shown_default(field: FieldInfo) -> str:
     return f" (default: {str(value).lower() if value is True else value})"
 
 
-def split_names(value: Any) -> Any:
-    """Names divided by commas, by spaces, or both, as one list; what is neither text nor a list stays as it is."""
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        return value
-    names = [name.strip() for part in parts for name in str(part).split(",")]
-    return [name for name in names if name]
-
-
 def parse_settings(
     settings: type[Settings], given: dict[str, Any], spell: Callable[[str], str] = option_name
 ) -> Settings:

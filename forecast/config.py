@@ -8,9 +8,11 @@ and its ``--help`` from them.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from forecast.names import plain_name, split_names
 
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
@@ -29,7 +31,7 @@ class DataConfig(Config):
         "BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it"
     )
     feature: str = Field("Close", min_length=1, description="column of prices to forecast")
-    input_columns: tuple[str, ...] = Field(
+    input_columns: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (),
         description="further columns of the source that the model sees beside the feature, for example Volume; each "
         "is cleaned and normalized like it",
@@ -66,9 +68,11 @@ class DataConfig(Config):
                 "--keep-non-positive cannot go with log prices, which need positive prices; "
                 "add --no-log-prices"
             )
-        columns = [self.feature, *self.input_columns]
-        if twice := next((name for name in columns if columns.count(name) > 1), None):
-            raise ValueError(f"--input-columns: {twice} is already an input; name each column once")
+        seen = {plain_name(self.feature)}
+        for name in self.input_columns:
+            if plain_name(name) in seen:
+                raise ValueError(f"--input-columns: {name} is already an input; name each column once")
+            seen.add(plain_name(name))
         return self
 
 

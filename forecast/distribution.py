@@ -6,7 +6,7 @@ All of them are a location and a scale for each window, with a shape around them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ PROBABILITIES: Array = np.arange(1, 200) / 200
 """Probabilities at which a forecast's quantiles are kept for its scores; the borders of the usual intervals are
 among them."""
 
+WIDEST_LEVEL = 0.9999
+"""Level up to which a learned distribution is asked for intervals: further out it has seen nothing."""
 MAIN_LEVEL = 0.9
 """The level of intervals that are calibrated for, and told of where there is room for one."""
 
@@ -36,12 +38,20 @@ class Distribution(Protocol):
         """Level up to which it has central intervals."""
         ...
 
+    @property
+    def stretch(self) -> float:
+        """Factor by which calibration widened it: samples are without it.
+
+        A spread that is estimated from drawn days would take a stretch for volatility, and grow by it every day.
+        """
+        ...
+
     def quantiles(self, probabilities: Array) -> Array:
         """Quantiles (n, k) at probabilities (k,), increasing along the second axis if those do."""
         ...
 
     def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each window's next value, (n,)."""
+        """One draw of each window's next value, (n,), without the stretch."""
         ...
 
     def split(self) -> Sequence[Distribution]:
@@ -55,16 +65,18 @@ class StudentT:
 
     Attributes:
         df: degrees of freedom: the fewer, the heavier the tails.
+        stretch: factor on the scale that calibration has found; samples are without it.
     """
 
     location: Array
     scale: Array
     df: Array
+    stretch: float = 1.0
 
     @property
     def widest_level(self) -> float:
-        """Any level below one."""
-        return 1.0
+        """Far out, but not at the edge of what numbers can say."""
+        return WIDEST_LEVEL
 
     def quantiles(self, probabilities: Array) -> Array:
         """Quantiles (n, k) at probabilities (k,)."""
@@ -72,17 +84,19 @@ class StudentT:
         from scipy.special import stdtrit
 
         standard: Array = stdtrit(self.df[:, np.newaxis], probabilities)
-        return self.location[:, np.newaxis] + self.scale[:, np.newaxis] * standard
+        return self.location[:, np.newaxis] + self.stretch * self.scale[:, np.newaxis] * standard
 
     def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each, (n,)."""
+        """One draw of each, (n,), without the stretch."""
         draws: Array = self.location + self.scale * generator.standard_t(self.df)
         return draws
 
     def split(self) -> list[StudentT]:
         """One for each window."""
         rows = (slice(i, i + 1) for i in range(len(self.location)))
-        return [StudentT(self.location[row], self.scale[row], self.df[row]) for row in rows]
+        return [
+            replace(self, location=self.location[row], scale=self.scale[row], df=self.df[row]) for row in rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,11 @@ class Conformal:
     errors: Array
 
     @property
+    def stretch(self) -> float:
+        """How much larger, never below one, the errors are than the scale says; samples are without it."""
+        return max(1.0, float(np.sqrt(np.mean(np.square(self.errors)))))
+
+    @property
     def widest_level(self) -> float:
         """A wider interval would need errors beyond the largest ones seen."""
         return max(0.0, 1 - 2 / (len(self.errors) + 1))
@@ -118,11 +137,12 @@ class Conformal:
         return self.location[:, np.newaxis] + self.scale[:, np.newaxis] * standard
 
     def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each, (n,): the location plus one of the errors."""
-        draws: Array = self.location + self.scale * generator.choice(self.errors, len(self.location))
+        """One draw of each, (n,): the location plus one of the errors, without the stretch."""
+        drawn = generator.choice(self.errors, len(self.location)) / self.stretch
+        draws: Array = self.location + self.scale * drawn
         return draws
 
     def split(self) -> list[Conformal]:
         """One for each window."""
         rows = (slice(i, i + 1) for i in range(len(self.location)))
-        return [Conformal(self.location[row], self.scale[row], self.errors) for row in rows]
+        return [replace(self, location=self.location[row], scale=self.scale[row]) for row in rows]

@@ -65,8 +65,8 @@ def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
 def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
     """Continuous ranked probability score of each row, in price units (Matheson & Winkler 1976).
 
-    Twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), by the trapezoidal
-    rule over ``PROBABILITIES``. Of a point forecast it is the absolute error, so it compares with MAE.
+    Twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), as its mean over
+    ``PROBABILITIES``. Of a point forecast it is the absolute error, so it compares with MAE.
 
     Raises:
         ValueError: for forecasts without quantiles.
@@ -75,7 +75,7 @@ def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
         raise ValueError("these forecasts have no quantiles")
     above = actual[:, np.newaxis] - forecasts.quantiles
     losses = np.maximum(PROBABILITIES * above, (PROBABILITIES - 1) * above)
-    scores: Array = 2 * losses.sum(axis=1) / (len(PROBABILITIES) + 1)
+    scores: Array = 2 * losses.mean(axis=1)
     return scores
 
 
@@ -213,6 +213,17 @@ def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
     )
 
 
+def interval_bounds(quantiles: Array, level: float) -> tuple[Array, Array]:
+    """Lower and upper bounds (n,) of central intervals from quantiles (n, 199) at ``PROBABILITIES``.
+
+    Args:
+        quantiles: increasing along the second axis.
+        level: such that its bounds are among ``PROBABILITIES``.
+    """
+    low, high = np.searchsorted(PROBABILITIES, interval_probabilities([level]) - 1e-9)
+    return quantiles[:, low], quantiles[:, high]
+
+
 def coverage(actual: Array, quantiles: Array, level: float) -> tuple[float, float]:
     """Share of rows in the central interval of a level, and its mean width in price units.
 
@@ -221,8 +232,7 @@ def coverage(actual: Array, quantiles: Array, level: float) -> tuple[float, floa
         quantiles: at ``PROBABILITIES``, shape (n, 199).
         level: such that its bounds are among ``PROBABILITIES``.
     """
-    low, high = np.searchsorted(PROBABILITIES, interval_probabilities([level]) - 1e-9)
-    lower, upper = quantiles[:, low], quantiles[:, high]
+    lower, upper = interval_bounds(quantiles, level)
     inside = (lower <= actual) & (actual <= upper)
     return float(inside.mean()), float((upper - lower).mean())
 

@@ -20,6 +20,8 @@ LEAST_DF = 2.0
 """Below it a Student-t distribution has no variance."""
 FIRST_DF = 5.0
 """Degrees of freedom of an output of zero: daily changes of prices have about three to six."""
+LARGEST_DF_OUTPUT = 5.0
+"""Output from which on degrees of freedom are no more: some 450."""
 FIRST_SCALE = math.sqrt((FIRST_DF - 2) / FIRST_DF)
 """Scale of an output of zero, in units of the spread: its standard deviation is then the spread."""
 
@@ -30,6 +32,8 @@ def student_t_parameters(outputs: Tensor, spread: Tensor) -> tuple[Tensor, Tenso
     An output of zero is a location of zero and a standard deviation of just the spread.
     """
     location, scale, df = outputs.unbind(-1)
+    # Far beyond, a Student-t distribution is a normal one, and the loss a difference of large numbers.
+    df = df.clamp(max=LARGEST_DF_OUTPUT)
     return location, FIRST_SCALE * spread * scale.exp(), LEAST_DF + (FIRST_DF - LEAST_DF) * df.exp()
 
 
@@ -81,10 +85,17 @@ def distribution(
     """
     if likelihood == "student_t":
         learned = _student_t(outputs, spread)
-        return learned if errors is None else replace(learned, scale=learned.scale * stretch(errors))
+        return learned if errors is None else replace(learned, stretch=stretch(errors))
     if errors is None:
         return None
     return Conformal(outputs[:, 0].astype(np.float64), spread.astype(np.float64), errors)
+
+
+def widest_level(likelihood: Likelihood, errors: NDArray[np.float64] | None) -> float:
+    """Level up to which a model has intervals; 0 where it has none."""
+    nothing = np.zeros((0, OUTPUTS[likelihood]), np.float32)
+    spread = distribution(likelihood, nothing, nothing[:, 0], errors)
+    return spread.widest_level if spread else 0.0
 
 
 def standard_errors(
@@ -121,4 +132,5 @@ def _student_t(outputs: NDArray[np.float32], spread: NDArray[np.float32]) -> Stu
     parameters = student_t_parameters(
         torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(spread.astype(np.float64))
     )
-    return StudentT(*(value.numpy() for value in parameters))
+    location, scale, df = (value.numpy() for value in parameters)
+    return StudentT(location, scale, df)

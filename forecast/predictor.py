@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from forecast.checkpoint import load_checkpoint
 from forecast.distribution import Distribution, interval_probabilities
 from forecast.errors import LevelError, WindowError
-from forecast.likelihood import distribution, point_forecasts
+from forecast.likelihood import distribution, point_forecasts, widest_level
 from forecast.model import choose_device
 from forecast.networks import Engine, build_network
 from forecast.windows import Encoding
@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 
 PATHS = 500
 """Futures that intervals of more than one step ahead are read from."""
+FARTHEST_DRAWN = 1e300
+"""A draw beyond it, or nearer to zero than its inverse for log prices, would be infinite on its next day."""
 PATH_SEED = 0
 """The same window gets the same intervals."""
 
@@ -53,9 +55,19 @@ class Prediction:
             LevelError: when the model has none, or none as wide.
             WindowError: when a bound is not a finite number.
         """
-        spread = require_levels(self.distribution, levels)
+        spread = self._spread(levels)
         quantiles = self.encoding.prices(spread.quantiles(interval_probabilities(levels)), self.last)
         return _finite(np.stack(np.split(quantiles, 2, axis=1), axis=-1))
+
+    def _spread(self, levels: Sequence[float]) -> Distribution:
+        spread = self.distribution
+        require_levels(spread.widest_level if spread else 0.0, levels)
+        return cast(Distribution, spread)
+
+    @property
+    def stretch(self) -> float:
+        """The distribution's; see ``Distribution``."""
+        return self._spread(()).stretch
 
     def split(self) -> list[Prediction]:
         """One for each window."""
@@ -66,29 +78,27 @@ class Prediction:
         ]
 
     def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each window's next price, (n,)."""
-        return self.encoding.prices(require_levels(self.distribution, ()).sample(generator), self.last)
+        """One draw of each window's next price, (n,), without the distribution's stretch."""
+        return self.encoding.prices(self._spread(()).sample(generator), self.last)
 
 
-def require_levels(distribution: Distribution | None, levels: Sequence[float]) -> Distribution:
-    """``distribution``, if it has intervals of these levels.
+def require_levels(widest: float, levels: Sequence[float]) -> None:
+    """Make sure that a model with intervals up to the level ``widest``, 0 for none, has those of ``levels``.
 
     Raises:
-        LevelError: when a level is not between zero and one, or there is no distribution, or none as wide.
+        LevelError: when it has not, or a level is not between zero and one.
     """
-    for level in levels:
-        if not 0 < level < 1:
-            raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
-    if distribution is None:
+    if not widest:
         raise LevelError(
             "this checkpoint has no intervals: it was made before there were any; train or tune it again"
         )
-    if levels and max(levels) > distribution.widest_level:
-        raise LevelError(
-            f"level {max(levels):g} is too wide: the errors this model knows of its validation rows go up to "
-            f"{distribution.widest_level:.4g}; ask for less, or train with --likelihood student_t"
-        )
-    return distribution
+    for level in levels:
+        if not 0 < level < 1:
+            raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
+        if level > widest:
+            raise LevelError(
+                f"level {level} is too wide: this model has intervals up to {widest:.4g}; ask for less"
+            )
 
 
 class Predictor:
@@ -136,17 +146,12 @@ class Predictor:
         Raises:
             LevelError: when it does not.
         """
-        require_levels(self._typical.distribution, levels)
+        require_levels(self.widest_level, levels)
 
     @property
     def widest_level(self) -> float:
-        """Level up to which it has intervals, exclusive for 1; 0 where it has none."""
-        spread = self._typical.distribution
-        return spread.widest_level if spread else 0.0
-
-    @functools.cached_property
-    def _typical(self) -> Prediction:
-        return self.forecast([self.typical_window()])
+        """Level up to which it has intervals; 0 where it has none."""
+        return widest_level(self.checkpoint.config.likelihood, self.checkpoint.errors)
 
     def typical_window(self) -> list[Any]:
         """A window of values from the middle of those of its training."""
@@ -162,9 +167,12 @@ class Predictor:
             WindowError: when a window is too short or of another shape, or a value is not a finite number or, for a
                 model of log prices, not positive; names the first such value.
         """
-        # What overflows on the way is refused by its result, below.
+        return self._predict(self.check(windows))
+
+    def _predict(self, values: Array) -> Array:
+        # What overflows on the way is refused by its result.
         with np.errstate(all="ignore"):
-            normalized = self._encoding.normalize(self.check(windows))
+            normalized = self._encoding.normalize(values)
             outputs = self.network(self._encoding.inputs(normalized))
             return _finite(self._encoding.prices(point_forecasts(outputs), normalized[:, -1, 0]))
 
@@ -199,12 +207,13 @@ class Predictor:
             WindowError: as ``predict``; also when a step's forecast leaves what the model can take, or a model with
                 further columns, which it does not forecast, is asked for more than one step.
         """
-        values = self._check_horizon(windows, horizon)
+        self.require_horizon(horizon)
+        values = self.check(windows)
         steps = np.empty((len(values), horizon))
         for step in range(horizon):
             if step:
                 values = np.concatenate([values[:, 1:], steps[:, step - 1, np.newaxis, np.newaxis]], axis=1)
-            steps[:, step] = self.predict(values)
+            steps[:, step] = self._predict(values)
         return steps
 
     def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:
@@ -219,19 +228,22 @@ class Predictor:
         if horizon == 1:
             return self.forecast(windows).intervals(levels)[:, np.newaxis]
         bounds = []
-        for window in self._check_horizon(windows, horizon):
+        for window in np.asarray(windows, dtype=np.float64):
             futures = Futures(self, window, levels)
             bounds.append(np.stack([futures.step() for _ in range(horizon)]))
         return np.stack(bounds)
 
-    def _check_horizon(self, windows: ArrayLike, horizon: int) -> Array:
-        values = self.check(windows)
+    def require_horizon(self, horizon: int) -> None:
+        """Make sure that the model can forecast so many steps.
+
+        Raises:
+            WindowError: when it would need forecasts of its further columns.
+        """
         if horizon > 1 and len(self.columns) > 1:
             raise WindowError(
                 f"a horizon of {horizon} would need forecasts of {', '.join(self.columns[1:])} too, which this model "
                 "does not make; ask for one step"
             )
-        return values
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
         """Whether any price that the model looks at, of one window, is beyond those of its training.
@@ -259,9 +271,10 @@ class Predictor:
         except (TypeError, ValueError, OverflowError):
             raise WindowError("windows must be rows of equally many numbers") from None
         columns = self.columns
-        if values.ndim == 2 and len(columns) == 1:
+        plain, plain_wanted = values.ndim == 2, len(columns) == 1
+        if plain and plain_wanted:
             values = values[:, :, np.newaxis]
-        if values.ndim != 3 or values.shape[2] != len(columns):
+        if plain_wanted != plain or values.ndim != 3 or values.shape[2] != len(columns):
             found = f"rows of {values.shape[2]}" if values.ndim == 3 else "plain numbers"
             wanted = (
                 f"each day as a row of {len(columns)} values ({', '.join(columns)})"
@@ -297,10 +310,12 @@ class Futures:
             WindowError: as ``Predictor.predict_steps``.
             LevelError: when the model has no intervals of these levels.
         """
-        values = predictor._check_horizon([window], 2)
-        require_levels(predictor._forecast(values).distribution, levels)
+        predictor.require_horizon(2)
+        predictor.require_levels(levels)
         self._predictor, self._probabilities = predictor, interval_probabilities(levels)
-        self._values = np.repeat(values, paths, axis=0)
+        self._values = np.repeat(predictor.check([window]), paths, axis=0)
+        self._scale = predictor.checkpoint.normalization
+        self._stretch = 1.0
         self._drawn: list[Array] = []
         self._generator = np.random.default_rng(PATH_SEED)
 
@@ -312,12 +327,19 @@ class Futures:
         """
         done = sum(map(len, self._drawn))
         prediction = self._predictor._forecast(self._values[done : done + paths])
-        self._drawn.append(_finite(prediction.sample(self._generator)))
+        self._stretch = prediction.stretch
+        lowest = 1 / FARTHEST_DRAWN if self._scale.log else -FARTHEST_DRAWN
+        # One of thousands of wild futures must not cost the others.
+        drawn = np.nan_to_num(prediction.sample(self._generator), nan=lowest)
+        self._drawn.append(np.clip(drawn, lowest, FARTHEST_DRAWN))
         if done + paths < len(self._values):
             return None
         day, self._drawn = np.concatenate(self._drawn), []
         self._values = np.concatenate([self._values[:, 1:], day[:, np.newaxis, np.newaxis]], axis=1)
-        return np.stack(np.split(np.quantile(day, self._probabilities), 2), axis=-1)
+        # Days were drawn without the stretch: it is put on where they lie in the end.
+        *quantiles, middle = np.quantile(self._scale.normalize(day), [*self._probabilities, 0.5])
+        bounds = self._scale.denormalize(middle + self._stretch * (np.array(quantiles) - middle))
+        return _finite(np.stack(np.split(bounds, 2), axis=-1))
 
     def step(self) -> Array:
         """Go on by one day; its central intervals, shape (levels, 2), lower bound first."""
@@ -366,3 +388,14 @@ def predict_next_from_values(
 @functools.lru_cache(maxsize=8)
 def _cached_predictor(path: str, changed: tuple[int, int, int] | None, device: str) -> Predictor:
     return Predictor(path, device)
+
+
+def describe_intervals(bounds: Array, levels: Sequence[float], *, steps: bool) -> list[dict[str, Any]]:
+    """Intervals (horizon, levels, 2) of one window as plain values: ``level``, ``lower`` and ``upper``.
+
+    Where ``steps`` are asked for, bounds are lists of one a step, else the first step's numbers.
+    """
+    return [
+        {"level": level, "lower": lower if steps else lower[0], "upper": upper if steps else upper[0]}
+        for level, (lower, upper) in zip(levels, bounds.transpose(1, 2, 0).tolist(), strict=True)
+    ]

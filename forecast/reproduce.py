@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 from forecast.checkpoint import Checkpoint
@@ -12,8 +13,15 @@ from forecast.series import Series
 from forecast.source import Notify, say_on_stderr, series_from_config
 
 
-def series_of(checkpoint: Checkpoint, notify: Notify | None = say_on_stderr) -> Series:
-    """The very rows that a checkpoint was trained, validated and tested on, from the source it names.
+def series_of(
+    checkpoint: Checkpoint, source: str | None = None, notify: Notify | None = say_on_stderr
+) -> Series:
+    """The very rows that a checkpoint was trained, validated and tested on.
+
+    Args:
+        checkpoint: what to train again.
+        source: where to read them; the source they were read from unless given.
+        notify: gets a line when a source had to fall back.
 
     Raises:
         CheckpointError: when the checkpoint does not know its rows.
@@ -24,10 +32,16 @@ def series_of(checkpoint: Checkpoint, notify: Notify | None = say_on_stderr) -> 
         raise CheckpointError(
             "this checkpoint does not say which rows it was trained on: it was made by the original system"
         )
+    # The cache is no source of its own: what Yahoo says now is compared with it by its hash.
+    read_from = "auto" if where["source"] in ("yahoo", "cache") else where["source"]
     last = dt.date.fromisoformat(where["last_date"])
     found = series_from_config(
         checkpoint.config.model_copy(
-            update={"start": dt.date.fromisoformat(where["first_date"]), "end": last + dt.timedelta(days=1)}
+            update={
+                "source": source or read_from,
+                "start": dt.date.fromisoformat(where["first_date"]),
+                "end": last + dt.timedelta(days=1),
+            }
         ),
         notify=notify,
     )
@@ -35,8 +49,8 @@ def series_of(checkpoint: Checkpoint, notify: Notify | None = say_on_stderr) -> 
         raise DataError(
             f"{found.provenance.source} has {len(found)} rows from {found.provenance.first_date} to "
             f"{found.provenance.last_date} (sha256 {found.provenance.sha256[:12]}), not the {where['rows']} rows "
-            f"(sha256 {where['sha256'][:12]}) of this checkpoint: its numbers cannot be compared; give it the file it "
-            "was trained on"
+            f"(sha256 {where['sha256'][:12]}) of this checkpoint: its numbers cannot be compared; give --source "
+            "the rows it was trained on"
         )
     return found
 
@@ -54,3 +68,20 @@ def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
 def configuration_of(checkpoint: Checkpoint, **changes: Any) -> TrainConfig:
     """The checkpoint's configuration, with changes."""
     return checkpoint.config.model_copy(update=changes)
+
+
+def again_of(trial: Checkpoint, trained: Checkpoint) -> Checkpoint:
+    """What was trained again, with what is known of the search that found its configuration."""
+    return replace(
+        trained,
+        trial_number=trial.trial_number,
+        trial_params=trial.trial_params,
+        configurations_tried=trial.configurations_tried,
+        searched_rows=trial.searched_rows,
+    )
+
+
+def same_metrics(trial: Checkpoint, trained: Checkpoint) -> bool:
+    """Whether the validation metrics that both know are equal."""
+    before, after = trial.metrics_validation or {}, trained.metrics_validation or {}
+    return all(after[name] == value for name, value in before.items() if name in after)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecast.errors import DataError
+from forecast.names import plain_name
 
 THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"
 """Numbers with a comma between thousands."""
@@ -41,13 +42,13 @@ class Table:
         Raises:
             DataError: when there is no such column (lists those there are), or it holds text.
         """
-        names = {_plain(str(name)): name for name in self.columns.columns}
+        names = {plain_name(str(name)): name for name in self.columns.columns}
         if feature in self.columns.columns:
-            names[_plain(feature)] = feature
-        if _plain(feature) not in names:
+            names[plain_name(feature)] = feature
+        if plain_name(feature) not in names:
             there = ", ".join(str(name) for name in self.columns.columns)
             raise DataError(f"{self.origin} has no feature {feature!r}; choose one of: {there}")
-        column = self.columns[names[_plain(feature)]]
+        column = self.columns[names[plain_name(feature)]]
         if pd.api.types.is_numeric_dtype(column):
             return column.to_numpy(dtype=np.float64, na_value=np.nan)
         text = column.astype("string").str.strip()
@@ -63,7 +64,3 @@ class Table:
                 "which is not a number; correct the file or choose another --feature"
             )
         return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace(" ", "").replace("_", "")

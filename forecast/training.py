@@ -164,7 +164,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state_dict`` of a trainer with the same series and configuration."""
+        """Go on from a ``state_dict`` of a trainer with the same series and configuration.
+
+        Raises:
+            RuntimeError: when it is of others.
+        """
+        if state["best_outputs"].shape != self._best_outputs.shape:
+            raise RuntimeError("this state was saved by another version, or of another series")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best_state = {name: value.to(self.device) for name, value in state["best_state"].items()}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from forecast.command import split_names
+from forecast.names import split_names
 from forecast.networks import Engine
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
@@ -67,7 +67,10 @@ class ServeOptions(BaseModel):
         1_048_576, ge=1024, description="largest request body; larger is refused with 413"
     )
     max_forecasts: int = Field(
-        10_000, ge=1, description="most windows x horizon of one request; more is refused with 422"
+        10_000,
+        ge=1,
+        description="most windows x horizon of one request (x 500 futures where levels go with a horizon); more is "
+        "refused with 422",
     )
     require_api_key: bool = Field(False, description=f"refuse to start where {API_KEY_VARIABLE} is not set")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(

@@ -23,18 +23,16 @@ from serve_app.models import Models, ServedModel, UnknownSymbol
 from serve_app.options import ServeOptions
 from serve_app.schemas import (
     BatchAnswer,
-    BatchRequest,
     ErrorAnswer,
     HealthAnswer,
     ModelAnswer,
     ModelLine,
     ModelsAnswer,
     PredictAnswer,
-    PredictRequest,
     Problem,
     RefusalAnswer,
 )
-from serve_app.service import Answer, ForecastService, busy, refuse
+from serve_app.service import BATCH, PREDICT, Answer, ForecastService, Kinds, busy, refuse
 
 DRAIN_FACTOR = 256
 """A refused body is read on, unkept, up to this many times the limit: a client that is still sending then
@@ -186,8 +184,8 @@ def describe_routes(models: Models) -> FastAPI:
         summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
 
-    def forecast_route(path: str, asked: type[BaseModel], answered: type[BaseModel], summary: str) -> None:
-        schema = asked.model_json_schema()
+    def forecast_route(path: str, asked: Kinds[Any], answered: type[BaseModel], summary: str) -> None:
+        schema = {"anyOf": [kind.model_json_schema() for kind in asked]}
 
         @web.post(
             path,
@@ -201,8 +199,8 @@ def describe_routes(models: Models) -> FastAPI:
         async def forecast() -> None:
             """Described here, answered by ``WebApp``, which such a request never gets past."""
 
-    forecast_route("/predict", PredictRequest, PredictAnswer, "Forecast the next prices of a window")
-    forecast_route("/predict/batch", BatchRequest, BatchAnswer, "Forecast the next prices of many windows")
+    forecast_route("/predict", PREDICT, PredictAnswer, "Forecast the next prices of a window")
+    forecast_route("/predict/batch", BATCH, BatchAnswer, "Forecast the next prices of many windows")
 
     @web.get(
         "/model", response_model=ModelAnswer, responses=_errors(401, 422), summary="Describe a served model"

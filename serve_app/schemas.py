@@ -232,8 +232,14 @@ def problems_of(error: ValidationError) -> list[Problem]:
     return [
         Problem(
             loc=["body", *item["loc"]],
-            msg=f"{item['msg'][0].lower()}{item['msg'][1:]}; {REMEDIES.get(item['type'], 'see GET /docs')}",
+            msg=f"{item['msg'][0].lower()}{item['msg'][1:]}; {_remedy(item['loc'], item['type'])}",
             type=item["type"],
         )
         for item in found[:MAX_PROBLEMS]
     ]
+
+
+def _remedy(where: tuple[int | str, ...], kind: str) -> str:
+    if kind == "too_short" and where[0] == "levels":
+        return "give a level, for example 0.9, or leave levels out"
+    return REMEDIES.get(kind, "see GET /docs")

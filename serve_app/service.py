@@ -6,14 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from forecast.errors import LevelError, WindowError
-from forecast.predictor import PATHS, Futures, Predictor
+from forecast.predictor import PATHS, Futures, Predictor, describe_intervals
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import Models, ServedModel, UnknownSymbol
@@ -104,7 +104,7 @@ class ForecastService:
         if asked.horizon is not None:
             result += f', "predictions": {prices!r}'
         if bounds is not None:
-            (intervals,) = _intervals(bounds, levels, steps=asked.horizon is not None)
+            intervals = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
             result += f', "intervals": {json.dumps(intervals)}'
         return self._answer(model, result, [window])
 
@@ -120,10 +120,13 @@ class ForecastService:
             prices, bounds = await self._forecast_aside(model, windows, horizon, levels)
         except BadWindow as bad:
             return refuse(422, [Problem(loc=["body", "windows", bad.index], msg=str(bad), type="window")])
+        except WindowError as error:
+            return refuse(422, [Problem(loc=["body", "windows"], msg=str(error), type="window")])
         answers = prices if asked.horizon is not None else [steps[0] for steps in prices]
         result = f'"predictions": {answers!r}'
         if bounds is not None:
-            intervals = _intervals(bounds, levels, steps=asked.horizon is not None)
+            steps = asked.horizon is not None
+            intervals = [describe_intervals(window, levels, steps=steps) for window in bounds]
             result += f', "intervals": {json.dumps(intervals)}'
         return self._answer(model, result, windows)
 
@@ -157,12 +160,18 @@ class ForecastService:
         """The horizon and the levels that are asked for.
 
         Raises:
-            Refused: when the model has no such intervals, or they make more forecasts than one request may ask for.
+            Refused: when the model has no such intervals or cannot forecast so many steps, or they make more forecasts
+                than one request may ask for.
         """
         horizon, levels = asked.horizon or 1, asked.levels or []
         try:
+            model.predictor.require_horizon(horizon)
             if levels:
                 model.predictor.require_levels(levels)
+        except WindowError as error:
+            raise Refused(
+                refuse(422, [Problem(loc=["body", "horizon"], msg=str(error), type="horizon")])
+            ) from None
         except LevelError as error:
             raise Refused(
                 refuse(422, [Problem(loc=["body", "levels"], msg=str(error), type="level")])
@@ -308,18 +317,3 @@ def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int
                 look([window])
             except WindowError as error:
                 raise BadWindow(index, error) from None
-
-
-def _intervals(bounds: Bounds, levels: Sequence[float], *, steps: bool) -> list[list[dict[str, Any]]]:
-    """Each window's intervals as they are answered; a list of bounds each where ``steps`` are answered."""
-    return [
-        [
-            {
-                "level": level,
-                "lower": lower if steps else lower[0],
-                "upper": upper if steps else upper[0],
-            }
-            for level, (lower, upper) in zip(levels, window, strict=True)
-        ]
-        for window in bounds.transpose(0, 2, 3, 1).tolist()
-    ]

@@ -142,7 +142,7 @@ def test_the_command_leaves_rows_summary_and_a_page_that_needs_no_network(tmp_pa
 
 
 def test_a_search_that_has_seen_scored_rows_is_told_of(tmp_path, tiny_result, capsys):
-    checkpoint = replace(tiny_result.checkpoint, trial_number=3, configurations_tried=64)
+    checkpoint = replace(tiny_result.checkpoint, trial_number=3, configurations_tried=64, searched_rows=1584)
     save_checkpoint(checkpoint, tmp_path / "trial.pt")
     command = f"backtest --from-trial {tmp_path / 'trial.pt'} --folds 4 --seeds 1 --no-plot --baselines drift"
     assert main([*command.split(), "--output-dir", str(tmp_path / "out")]) == 0
@@ -162,6 +162,7 @@ def test_a_trial_trained_again_comes_out_the_same_to_the_bit(tmp_path, tiny_resu
     assert main(["train", "--from-trial", str(tiny_checkpoint), "--checkpoint", str(again)]) == 0
     assert "came out again exactly" in capsys.readouterr().out
     state = load_checkpoint(again).model_state
+    assert load_checkpoint(again).errors.tolist() == tiny_result.checkpoint.errors.tolist()
     assert all(torch.equal(value, state[name]) for name, value in tiny_result.checkpoint.model_state.items())
 
 
@@ -181,3 +182,24 @@ def test_trainings_on_a_cluster_give_what_they_give_here(cluster, tmp_path):
     assert parallel([*command, str(tmp_path / "there")]) == 0
     here, there = ((tmp_path / where / "backtest.csv").read_text() for where in ("here", "there"))
     assert here == there
+
+
+def test_a_backtest_of_rows_that_do_not_move_is_written_whole(tmp_path, snapshot, capsys):
+    path = tmp_path / "still.csv"
+    values = [*snapshot.values[:400], *[snapshot.values[399]] * 8]
+    dates = snapshot.dates[: len(values)]
+    path.write_text("Date,Close\n" + "".join(f"{d},{v}\n" for d, v in zip(dates, values, strict=True)))
+    command = f"backtest --source {path} --sequence-length 20 --hidden-size 8 --max-epochs 1 --folds 1 --fold-rows 6"
+    assert main([*command.split(), "--seeds", "1", "--no-plot", "--output-dir", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "backtest.json").read_text())
+    exact = [found for found in summary["comparisons"] if found["baseline"] == "persistence"]
+    assert [found["ratio"] for found in exact if found["metric"] == "MAE"] == [None]
+
+
+@pytest.mark.slow
+def test_a_training_that_no_node_has_room_for_is_refused_instead_of_waited_for(cluster, tmp_path, capsys):
+    from tune_jobs.backtest import main as parallel
+
+    command = [*OPTIONS.removeprefix("backtest ").split(), "--no-plot", "--output-dir", str(tmp_path)]
+    assert run(parallel, [*command, "--threads", "64"]) == 2
+    assert "--threads 64: no node has more than 2 CPUs" in capsys.readouterr().err

@@ -142,10 +142,12 @@ def test_infer_gives_intervals_of_the_levels_and_steps_that_are_asked_for(tiny_c
     bounds = Predictor(tiny_checkpoint).predict_intervals([WINDOW], [0.5, 0.9], 3)[0]
     assert answer["predictions"] == pytest.approx(Predictor(tiny_checkpoint).predict_steps([WINDOW], 3)[0])
     assert answer["intervals"][1]["upper"] == pytest.approx(bounds[:, 1, 1])
-    assert main(command) == 0
+    assert main([*command, "--levels", "0.9"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("90 % interval") == 3
     assert "step 3" in printed
+    assert main(command[:-2]) == 0
+    assert capsys.readouterr().out.count("90 % interval") == 1
 
 
 def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkpoint, capsys):

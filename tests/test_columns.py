@@ -138,6 +138,9 @@ def test_predict_says_which_shape_it_takes_when_it_gets_the_other(prices, model,
     assert "equally many numbers" in ragged.json()["detail"][0]["msg"]
     assert text.json()["detail"][0]["loc"] == ["body", "values", 0, 1]
     with serving(tiny_checkpoint) as client:
-        rows = client.post("/predict", json={"values": [[1.0, 2.0]] * 20})
-    assert rows.status_code == 422
-    assert "plain numbers" in rows.json()["detail"][0]["msg"]
+        for row in ([1.0, 2.0], [1.0]):
+            for levels in ({}, {"levels": [0.9]}):
+                rows = client.post("/predict", json={"values": [row] * 20, **levels})
+                batch = client.post("/predict/batch", json={"windows": [[row] * 20], **levels})
+                assert (rows.status_code, batch.status_code) == (422, 422)
+                assert f"plain numbers (Close), oldest first; got rows of {len(row)}" in rows.text

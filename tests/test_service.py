@@ -496,7 +496,7 @@ def test_a_batch_is_answered_with_each_windows_intervals(student_t):
         ([0], ["body", "levels", 0], "a level is between 0 and 1"),
         ([1], ["body", "levels", 0], "a level is between 0 and 1"),
         (["0.9"], ["body", "levels", 0], "without quotes"),
-        ([], ["body", "levels"], "at least 1"),
+        ([], ["body", "levels"], "give a level"),
         ([0.5] * 21, ["body", "levels"], "send at most 20 levels"),
         ([0.9999], ["body", "levels"], "too wide"),
     ],
@@ -523,3 +523,24 @@ def test_a_checkpoint_that_knows_nothing_of_its_errors_says_so(tiny_result, tmp_
         assert client.get("/model").json()["widest_level"] == 0
     assert answer.status_code == 422
     assert "made before there were any" in answer.json()["detail"][0]["msg"]
+
+
+def test_levels_at_the_edge_of_what_numbers_can_say_are_refused(student_t):
+    with serving(student_t) as client:
+        for path, body in (("/predict", {"values": GOOD}), ("/predict/batch", {"windows": [GOOD]})):
+            answer = client.post(path, json={**body, "levels": [0.9999999999999999]})
+            assert answer.status_code == 422
+            assert answer.json()["detail"][0]["loc"] == ["body", "levels"]
+
+
+def test_simulated_intervals_of_a_stretched_model_grow_no_faster_than_those_of_a_walk(student_t, tmp_path):
+    from forecast import load_checkpoint
+
+    model = load_checkpoint(student_t)
+    save_checkpoint(replace(model, errors=np.full(100, 1.5)), tmp_path / "stretched.pt")
+    save_checkpoint(replace(model, errors=np.full(100, 0.5)), tmp_path / "not.pt")
+    widths = []
+    for name in ("stretched.pt", "not.pt"):
+        bounds = Predictor(tmp_path / name, "cpu").predict_intervals([GOOD], [0.8], 40)
+        widths.append(np.diff(np.log(bounds[0, :, 0]), axis=-1)[:, 0])
+    assert widths[0] == pytest.approx(1.5 * widths[1], rel=1e-6)

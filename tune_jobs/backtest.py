@@ -10,6 +10,7 @@ from pydantic import Field
 
 from forecast.backtest_command import EXAMPLES, BacktestOptions, run_backtest
 from forecast.command import Parser, add_options, parse_settings, run
+from forecast.errors import UsageError
 from tune_jobs.options import TuneOptions
 
 if TYPE_CHECKING:
@@ -60,16 +61,36 @@ def _results(
     def on_worker(series: Series, task: FoldTask) -> Forecasts:
         from forecast.model import device_for_share
 
-        device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        return run_task(series, task.on(device))
+        if task.config.device == "auto":
+            task = task.on(device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU")))
+        return run_task(series, task)
 
-    remote = ray.remote(num_cpus=options.threads, num_gpus=options.gpus_per_training)(on_worker)
+    demand = {"CPU": float(tasks[0].config.threads), "GPU": options.gpus_per_training}
+    _require_resources(demand)
+    remote = ray.remote(num_cpus=demand["CPU"], num_gpus=demand["GPU"])(on_worker)
     shared = ray.put(series)
     for answer in [remote.remote(shared, task) for task in tasks]:
         try:
             yield ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+
+
+def _require_resources(demand: dict[str, float]) -> None:
+    """Refuse what no node has: Ray would wait for it without a word.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, option in (("CPU", "--threads"), ("GPU", "--gpus-per-training")):
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if demand[name] > most:
+            raise UsageError(
+                f"{option} {demand[name]:g}: no node has more than {most:g} {name}s; ask for less"
+            )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from forecast.command import split_names
 from forecast.config import ExperimentConfig
+from forecast.names import split_names
 
 Objective = Literal["mae", "rmse", "mape", "crps"]
 Strategy = Literal["min_mape", "min_mae", "min_rmse", "min_crps", "weighted"]

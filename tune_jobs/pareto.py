@@ -21,8 +21,8 @@ def build_parser() -> Parser:
     """The command line, derived from ``TuneOptions``."""
     parser = Parser(
         prog="python -m tune_jobs.pareto",
-        description="Search LSTM forecasters over MAE, RMSE and MAPE with Ray Tune and Optuna, and keep the "
-        "Pareto pick as one checkpoint.",
+        description="Search LSTM forecasters over MAE, RMSE and MAPE (or other objectives) with Ray Tune and Optuna, "
+        "and keep the Pareto pick as one checkpoint.",
         epilog=EXAMPLES,
     )
     add_options(parser, TuneOptions)

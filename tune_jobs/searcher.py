@@ -302,6 +302,7 @@ class StudySearch(OptunaSearch):
                 provenance=self._search.provenance,
                 trial_number=trial.number,
                 trial_params=trial.params,
+                searched_rows=len(self._search.prepared.normalized),
             )
             save_checkpoint(checkpoint, trial_checkpoint_path(self._checkpoint_dir, trial.number))
 
