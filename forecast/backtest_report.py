@@ -109,7 +109,7 @@ def _comparisons_table(done: Backtest) -> Table:
             "" if found.ratio is None else f"{found.ratio:.4f}",
             found.test,
             f"{found.statistic:+.2f}",
-            f"{found.p_value:.3f}",
+            f"{found.p_value:.3f}" if found.p_value >= 0.001 else "< 0.001",
         )
     return table
 
