@@ -313,7 +313,9 @@ class Futures:
         predictor.require_horizon(2)
         predictor.require_levels(levels)
         self._predictor, self._probabilities = predictor, interval_probabilities(levels)
-        self._values = np.repeat(predictor.check([window]), paths, axis=0)
+        values = predictor.check([window])
+        self._next: Array | None = predictor._forecast(values).intervals(levels)[0]
+        self._values = np.repeat(values, paths, axis=0)
         self._scale = predictor.checkpoint.normalization
         self._stretch = 1.0
         self._drawn: list[Array] = []
@@ -336,6 +338,10 @@ class Futures:
             return None
         day, self._drawn = np.concatenate(self._drawn), []
         self._values = np.concatenate([self._values[:, 1:], day[:, np.newaxis, np.newaxis]], axis=1)
+        if self._next is not None:
+            # Nothing of the first day needs simulating but what comes after it.
+            known, self._next = self._next, None
+            return known
         # Days were drawn without the stretch: it is put on where they lie in the end.
         *quantiles, middle = np.quantile(self._scale.normalize(day), [*self._probabilities, 0.5])
         bounds = self._scale.denormalize(middle + self._stretch * (np.array(quantiles) - middle))

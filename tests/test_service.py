@@ -478,7 +478,7 @@ def test_intervals_beyond_one_step_widen_and_are_the_same_each_time(student_t):
     assert len(widths) == len(first["predictions"]) == 5
     assert widths[4] > 1.5 * widths[0]
     exact = np.diff(Predictor(student_t, "cpu").predict_intervals([GOOD], [0.9])[0, 0])[0, 0]
-    assert widths[0] == pytest.approx(exact, rel=0.25)
+    assert widths[0] == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_batch_is_answered_with_each_windows_intervals(student_t):
