@@ -115,10 +115,9 @@ class FoldResult:
 
     Attributes:
         fold: its rows.
-        dates: first and last date it was scored on, and the last it knew.
+        dates: of the rows it was scored on, shape (n,).
         rows: what forecasts are compared with.
-        log_scale: actual values, persistence's and each seed's point forecasts on the scale that the model forecasts
-            on, in standard deviations of training changes; shape (2 + seeds, n).
+        scaled: actual values, persistence's and each seed's point forecasts; see ``on_models_scale``.
         models: forecasts of each seed.
         baselines: forecasts by name, persistence's first.
     """
@@ -126,7 +125,7 @@ class FoldResult:
     fold: Fold
     dates: NDArray[np.datetime64]
     rows: Rows
-    log_scale: Array
+    scaled: Array
     models: list[Forecasts]
     baselines: dict[str, Forecasts]
 
@@ -215,18 +214,22 @@ class Backtest:
         """The model beside each baseline over all folds; a row's loss is the mean of the seeds' losses."""
         rows, models = self.rows, [self.model(seed) for seed in range(self.seeds)]
         found = [self._clark_west()]
+        ours = {
+            metric: np.mean([METRICS[metric].losses(rows.actual, model) for model in models], axis=0)
+            for metric in ("MAE", "CRPS")
+        }
         for name, forecasts in self.baselines.items():
-            # The spread of drift is persistence's: only its point differs.
-            for metric in ("MAE",) if name == "drift" else ("MAE", "CRPS"):
-                ours = np.mean([METRICS[metric].losses(rows.actual, model) for model in models], axis=0)
+            for metric, losses in ours.items():
+                if metric == "CRPS" and forecasts.quantiles is None:
+                    continue
                 theirs = METRICS[metric].losses(rows.actual, forecasts)
-                tested = diebold_mariano(ours, theirs)
-                found.append(Comparison(name, "Diebold-Mariano", metric, _ratio(ours, theirs), *tested))
+                tested = diebold_mariano(losses, theirs)
+                found.append(Comparison(name, "Diebold-Mariano", metric, _ratio(losses, theirs), *tested))
         return found
 
     def _clark_west(self) -> Comparison:
-        scale = np.concatenate([result.log_scale for result in self.results], axis=1)
-        actual, previous, models = scale[0], scale[1], scale[2:]
+        scaled = np.concatenate([result.scaled for result in self.results], axis=1)
+        actual, previous, models = scaled[0], scaled[1], scaled[2:]
         ratio = _ratio(np.square(models - actual), np.square(previous - actual))
         return Comparison(PERSISTENCE, "Clark-West", "MSE", ratio, *clark_west(actual, previous, models))
 
@@ -341,29 +344,24 @@ def backtest(
     seeds = [config.model_copy(update={"seed": config.seed + i}) for i in range(settings.seeds)]
     tasks = [FoldTask(fold, seed) for fold in folds for seed in seeds]
     # Before the long work: a baseline that cannot be computed is known at once.
-    others = [_baselines(prepare_fold(series, config, fold), settings) for fold in folds]
+    prepared = [prepare_fold(series, config, fold) for fold in folds]
+    others = [_baselines(known, settings) for known in prepared]
     forecasts = []
     for done in run(series, tasks):
         forecasts.append(done)
         on_done(len(forecasts), len(tasks))
-    results = [
-        _fold_result(series, config, fold, forecasts[i * len(seeds) : (i + 1) * len(seeds)], others[i])
-        for i, fold in enumerate(folds)
-    ]
+    results = []
+    for i, fold in enumerate(folds):
+        models = forecasts[i * len(seeds) : (i + 1) * len(seeds)]
+        rows = prepared[i].rows("test", config.sequence_length)
+        scaled = on_models_scale(prepared[i], rows, [model.points for model in models])
+        dates = series.dates[fold.origin : fold.end]
+        results.append(FoldResult(fold, dates, rows, scaled, models, others[i]))
     return Backtest(results, len(seeds))
 
 
 def _baselines(prepared: PreparedSeries, settings: BacktestSettings) -> dict[str, Forecasts]:
     return {name: BASELINES[name](prepared) for name in (PERSISTENCE, *settings.baselines)}
-
-
-def _fold_result(
-    series: Series, config: TrainConfig, fold: Fold, models: list[Forecasts], others: dict[str, Forecasts]
-) -> FoldResult:
-    prepared = prepare_fold(series, config, fold)
-    rows = prepared.rows("test", config.sequence_length)
-    log_scale = on_models_scale(prepared, rows, [model.points for model in models])
-    return FoldResult(fold, series.dates[fold.origin : fold.end], rows, log_scale, models, others)
 
 
 def on_models_scale(prepared: PreparedSeries, rows: Rows, points: Sequence[Array]) -> Array:

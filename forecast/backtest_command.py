@@ -120,7 +120,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
 def _what(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Series, Checkpoint | None]:
     """The configuration, the rows, and the checkpoint they are from, if they are."""
     from forecast.checkpoint import load_checkpoint
-    from forecast.reproduce import configuration_of, series_of
+    from forecast.reproduce import series_of
     from forecast.source import series_from_config
 
     if "train_ratio" in given:
@@ -132,9 +132,11 @@ def _what(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Serie
         return config, series_from_config(options), None
     require_only_from_trial(given, {"device", "source", "threads", "seed"})
     checkpoint = load_checkpoint(options.from_trial)
-    changes = {name: getattr(options, name) for name in ("device", "threads", "seed") if name in given}
+    changes: dict[str, Any] = {
+        name: getattr(options, name) for name in ("device", "threads", "seed") if name in given
+    }
     source = options.source if "source" in given else None
-    return configuration_of(checkpoint, **changes), series_of(checkpoint, source), checkpoint
+    return checkpoint.config.model_copy(update=changes), series_of(checkpoint, source), checkpoint
 
 
 def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
@@ -163,9 +165,7 @@ def _tried_line(tried: int | None) -> str:
 def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:
     """Say when the search that chose the configuration has seen rows that folds are scored on."""
     seen = checkpoint.searched_rows if checkpoint else None
-    if seen is None:
-        return []
-    if seen <= first_origin:
+    if seen is None or seen <= first_origin:
         return []
     return [
         f"The search that chose this configuration knew all rows up to {series.dates[seen - 1]}: only rows after that "

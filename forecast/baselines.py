@@ -34,11 +34,10 @@ def persistence(prepared: PreparedSeries) -> Forecasts:
 
 
 def drift(prepared: PreparedSeries) -> Forecasts:
-    """The last price moved by the mean change before the part, with constant quantiles around it."""
+    """The last price moved by the mean change before the part; of its spread it knows no more than persistence."""
     changes, first, last = _changes(prepared)
-    before = changes[:first]
-    moves = np.tile(np.quantile(before, PROBABILITIES), (len(last), 1))
-    return _forecasts(prepared, np.full(len(last), before.mean()), moves, last)
+    move = float(changes[:first].mean()) * prepared.normalization.change_std
+    return Forecasts(points=prepared.normalization.denormalize(last + move))
 
 
 def ewma(prepared: PreparedSeries) -> Forecasts:

@@ -138,7 +138,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.atomic import require_writable
     from forecast.checkpoint import load_checkpoint, save_checkpoint
     from forecast.describe import series_lines
-    from forecast.reproduce import again_of, configuration_of, differing_versions, same_metrics, series_of
+    from forecast.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.source import series_from_config
     from forecast.split import require_rows
     from forecast.training import train
@@ -148,7 +148,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         require_only_from_trial(given, {"device", "source"})
         trial = load_checkpoint(options.from_trial)
         changes = {"device": options.device} if "device" in given else {}
-        config = configuration_of(trial, **changes)
+        config = trial.config.model_copy(update=changes)
         series = series_of(trial, options.source if "source" in given else None, notify=_warn)
     else:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
-from typing import Any
 
 from forecast.checkpoint import Checkpoint
-from forecast.config import TrainConfig
 from forecast.errors import CheckpointError, DataError
 from forecast.series import Series
 from forecast.source import Notify, say_on_stderr, series_from_config
@@ -63,11 +61,6 @@ def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
         for name, value in now.items()
         if name in before and before[name] != value
     ]
-
-
-def configuration_of(checkpoint: Checkpoint, **changes: Any) -> TrainConfig:
-    """The checkpoint's configuration, with changes."""
-    return checkpoint.config.model_copy(update=changes)
 
 
 def again_of(trial: Checkpoint, trained: Checkpoint) -> Checkpoint:
