@@ -16,6 +16,7 @@ from serving_here import LIMIT, build, serving
 
 from forecast import Predictor, networks, save_checkpoint
 from forecast.errors import CheckpointError, UsageError
+from forecast.training import build_model
 from serve_app.batching import Batcher
 from serve_app.models import Engines, Models
 
@@ -327,13 +328,11 @@ def test_windows_that_arrive_together_are_forecast_together_and_one_bad_one_spoi
     assert batches == [4, 2, 1, 1]
 
 
-def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path, snapshot):
-    from forecast import TrainConfig, train
-
-    config = TrainConfig(
-        source="snapshot", sequence_length=120, hidden_size=128, num_layers=3, max_epochs=1, batch_size=128
-    )
-    save_checkpoint(train(snapshot, config).checkpoint, tmp_path / "large.pt")
+def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path):
+    size = {"sequence_length": 120, "hidden_size": 128, "num_layers": 3}
+    config = tiny_result.checkpoint.config.model_copy(update=size)
+    state = build_model(config, channels=1).state_dict()
+    save_checkpoint(replace(tiny_result.checkpoint, config=config, model_state=state), tmp_path / "large.pt")
     models = Models(Engines())
     asyncio.run(models.load(str(tmp_path / "large.pt")))
     model = models.choose(None)

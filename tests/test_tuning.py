@@ -317,12 +317,12 @@ def run_command(*arguments):
         (["--source", "snapshot", "--symbol", "NOSUCH"], "NOSUCH"),
     ],
 )
-def test_a_failed_job_says_one_line_exits_with_one_and_starts_nothing(tmp_path, arguments, message):
-    done = run_command("tune_jobs.pareto", "--output-dir", str(tmp_path / "out"), *arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_failed_job_says_one_line_exits_with_one_and_starts_nothing(tmp_path, arguments, message, capsys):
+    assert run(main, ["--output-dir", str(tmp_path / "out"), *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
