@@ -29,7 +29,7 @@ class BacktestOptions(BacktestSettings, TrainConfig):
     output_dir: Path = Field(
         Path("backtest"), description="directory of backtest.csv, backtest.json and backtest.html"
     )
-    plot: bool = Field(True, description="draw backtest.html, which needs the package plotly")
+    plot: bool = Field(True, description="write backtest.html, a page of plots")
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
 
@@ -55,13 +55,12 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     from forecast.atomic import require_writable, write_json
     from forecast.backtest import backtest, make_folds, run_here
     from forecast.backtest_report import (
-        PLOT_FILE,
+        PAGE_FILE,
         ROWS_FILE,
         SUMMARY_FILE,
         print_backtest,
-        require_plotly,
         summarize,
-        write_plot,
+        write_plots,
         write_rows,
     )
     from forecast.describe import series_lines
@@ -69,8 +68,6 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     config, series, checkpoint = _what(options, given)
     settings = BacktestSettings(**{name: getattr(options, name) for name in BacktestSettings.model_fields})
     folds = make_folds(len(series), settings, config)
-    if options.plot:
-        require_plotly()
     require_writable(options.output_dir.absolute())
     silent = options.quiet or options.json_output
     console = Console(quiet=silent) if sys.stdout.isatty() else Console(quiet=silent, width=130)
@@ -107,12 +104,12 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     if options.plot:
         scored = f"{series.dates[folds[0].origin]} to {series.dates[-1]}"
         title = f"{series.symbol} {series.feature}: {len(folds)} folds, {scored}"
-        write_plot(done, title, options.output_dir / PLOT_FILE)
+        write_plots(done, title, options.output_dir / PAGE_FILE)
     if options.json_output:
         print(json.dumps(summary, allow_nan=False, default=str))
     elif not options.quiet:
         print_backtest(done, console)
-        files = [ROWS_FILE, SUMMARY_FILE, *([PLOT_FILE] if options.plot else [])]
+        files = [ROWS_FILE, SUMMARY_FILE, *([PAGE_FILE] if options.plot else [])]
         print(*notes, f"Written to {options.output_dir}: {', '.join(files)}", sep="\n")
     return 0
 

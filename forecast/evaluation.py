@@ -37,6 +37,17 @@ class Forecasts:
     points: Array
     quantiles: Array | None = None
 
+    @property
+    def required_quantiles(self) -> Array:
+        """The quantiles.
+
+        Raises:
+            ValueError: for forecasts without any.
+        """
+        if self.quantiles is None:
+            raise ValueError("these forecasts have no quantiles")
+        return self.quantiles
+
     @classmethod
     def join(cls, parts: Sequence[Forecasts]) -> Forecasts:
         """One after the other; quantiles only where all have them."""
@@ -71,9 +82,7 @@ def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
     Raises:
         ValueError: for forecasts without quantiles.
     """
-    if forecasts.quantiles is None:
-        raise ValueError("these forecasts have no quantiles")
-    above = actual[:, np.newaxis] - forecasts.quantiles
+    above = actual[:, np.newaxis] - forecasts.required_quantiles
     losses = np.maximum(PROBABILITIES * above, (PROBABILITIES - 1) * above)
     scores: Array = 2 * losses.mean(axis=1)
     return scores

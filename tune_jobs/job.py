@@ -7,6 +7,7 @@ import fcntl
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from forecast.atomic import require_writable, write_json
 from forecast.checkpoint import library_versions, save_checkpoint
 from forecast.describe import series_lines
-from forecast.distribution import MAIN_LEVEL
 from forecast.errors import StudyError
 from forecast.evaluation import evaluate_forecasts
 from forecast.series import Provenance
@@ -34,12 +35,16 @@ from tune_jobs.progress import SearchProgress
 from tune_jobs.report import (
     FRONT_FILE,
     PICK_FILE,
+    REPORT_FILE,
     SUMMARY_FILE,
-    count_states,
     describe_point,
     front_table,
+    next_lines,
+    score_lines,
+    search_lines,
     write_front,
 )
+from tune_jobs.report_page import Findings, write_report
 from tune_jobs.search import run_search
 from tune_jobs.searcher import SearchInput, put_back_running
 from tune_jobs.selection import (
@@ -81,11 +86,16 @@ class Found:
 
     front: list[FrontPoint]
     picked: FrontPoint | None
-    states: dict[str, int]
+    trials: list[FrozenTrial]
     stopped_by: str | None
     """What ended the search before its last trial, None when nothing did."""
     run: dict[str, Any]
     """This run's share: trials, seconds, workers, cores, efficiency."""
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Number of trials by state, ``COMPLETE``, ``FAIL`` and so on."""
+        return dict(Counter(trial.state.name for trial in self.trials))
 
 
 def run_job(options: TuneOptions) -> Outcome:
@@ -137,6 +147,18 @@ def run_job(options: TuneOptions) -> Outcome:
             "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
         }
         write_json(summary, options.output_dir / SUMMARY_FILE)
+        if picked and options.report:
+            findings = Findings(
+                series=series,
+                prepared=prepared,
+                options=options,
+                trials=found.trials,
+                front=front,
+                picked=picked,
+                persistence=persistence[options.objectives_on],
+                ended=search_lines(found.run),
+            )
+            write_report(findings, options.output_dir / REPORT_FILE)
 
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
@@ -239,7 +261,7 @@ def search_and_pick(
         }
     with studies.study_errors(database):
         front, problems = pareto_front(study, checkpoints)
-        states = count_states(study)
+        trials = study.get_trials(deepcopy=False)
         left = studies.remaining(study, options.num_samples)
     if not left:
         kept.remove()
@@ -257,7 +279,7 @@ def search_and_pick(
             if options.one_se
             else pick(front, preference)
         )
-    return Found(front, picked, states, stop.reason if left else None, run)
+    return Found(front, picked, trials, stop.reason if left else None, run)
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Any) -> dict[str, float]:
@@ -351,33 +373,13 @@ def _describe_result(
     # A pipe or a file has no width of its own: never cut a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
     wide.print(front_table(front, picked, options.objectives_on, wide.width))
-    search, pick_path = found.run, options.output_dir / PICK_FILE
-    if search["trials"]:
-        _say(
-            console,
-            f"{search['trials']} trials in {search['wall_seconds']:.0f} s; training took "
-            f"{100 * search['efficiency']:.0f} % of {search['core_seconds'] / search['wall_seconds']:.3g} cores",
-        )
     how = (
         f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
     )
-    _say(
-        console,
-        f"{_describe_intervals(picked)}"
-        f"Pick by {how}: trial {picked.number}, kept as {pick_path}\n"
-        f"  forecast  python -m forecast infer --checkpoint {pick_path}\n"
-        f"  serve     serve run serve_app:app checkpoint={pick_path}\n"
-        f"  look      optuna-dashboard sqlite:///{options.output_dir / studies.STUDY_FILE}",
-    )
-
-
-def _describe_intervals(picked: FrontPoint) -> str:
-    """A line on the pick's intervals beside persistence's, where it has any."""
-    if picked.test is None or not picked.test.intervals:
-        return ""
-    at = next(interval for interval in picked.test.intervals if interval.level == MAIN_LEVEL)
-    return (
-        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
-        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
-        f"{at.persistence_width:,.6g})\n"
-    )
+    lines = [
+        *search_lines(found.run),
+        *score_lines(picked),
+        f"Pick by {how}: trial {picked.number}, kept as {options.output_dir / PICK_FILE}",
+        *next_lines(options),
+    ]
+    _say(console, "\n".join(lines))

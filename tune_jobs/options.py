@@ -83,6 +83,7 @@ class TuneOptions(ExperimentConfig):
         description="Ray cluster to connect to, for example auto (unless given: the one in RAY_ADDRESS, else one "
         "that runs on this machine, else a new local one)",
     )
+    report: bool = Field(True, description="write report.html, a page of plots and tables")
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import optuna
 from rich import box
 from rich.table import Table
 
 from forecast.atomic import write_atomically
+from forecast.distribution import MAIN_LEVEL
 from forecast.evaluation import METRICS
+from tune_jobs.options import TuneOptions
 from tune_jobs.selection import FrontPoint
+from tune_jobs.study import STUDY_FILE
 
 FRONT_FILE = "pareto_trials.csv"
 PICK_FILE = "best_pareto_lstm.pt"
 SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
 
 SHORT = {"validation": "val.", "test": "test"}
 WIDE = 100
@@ -135,6 +137,35 @@ def describe_point(point: FrontPoint) -> dict[str, Any]:
     }
 
 
-def count_states(study: optuna.Study) -> dict[str, int]:
-    """Number of trials by state, ``COMPLETE``, ``FAIL`` and so on."""
-    return dict(Counter(trial.state.name for trial in study.get_trials(deepcopy=False)))
+def search_lines(run: dict[str, Any]) -> list[str]:
+    """What a run took, in plain words; nothing where it had no trial to run."""
+    if not run["trials"]:
+        return []
+    cores = run["core_seconds"] / run["wall_seconds"]
+    return [
+        f"{run['trials']} trials in {run['wall_seconds']:.0f} s; training took {100 * run['efficiency']:.0f} % of "
+        f"{cores:.3g} cores"
+    ]
+
+
+def score_lines(picked: FrontPoint) -> list[str]:
+    """The pick's intervals on test rows beside persistence's, where it has any."""
+    test = _test(picked)
+    return [
+        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
+        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
+        f"{at.persistence_width:,.6g})"
+        for at in test.intervals
+        if at.level == MAIN_LEVEL
+    ]
+
+
+def next_lines(options: TuneOptions) -> list[str]:
+    """What to do with a job's files: a word and a command a line."""
+    pick = options.output_dir / PICK_FILE
+    return [
+        *([f"  read      {options.output_dir / REPORT_FILE}"] if options.report else []),
+        f"  forecast  python -m forecast infer --checkpoint {pick}",
+        f"  serve     serve run serve_app:app checkpoint={pick}",
+        f"  look      optuna-dashboard sqlite:///{options.output_dir / STUDY_FILE}",
+    ]

@@ -1,0 +1,394 @@
+"""``report.html``: everything a job found, on one page that opens without a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from forecast.checkpoint import library_versions
+from forecast.command import option_name
+from forecast.describe import series_lines
+from forecast.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
+from forecast.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
+from forecast.series import Series
+from forecast.training import forecast_part
+from forecast.windows import PreparedSeries
+from tune_jobs.options import TuneOptions
+from tune_jobs.report import WIDE, front_table, next_lines, score_lines
+from tune_jobs.selection import FrontPoint
+from tune_jobs.space import complete_params
+from tune_jobs.study import INTERRUPTED, REASON
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FEW = 4
+"""Finished trials below which nothing can be said of hyperparameters."""
+CAMERA = 1.7
+"""Distance of the eye along each axis, in units of the scene's side."""
+SHOWN_PARAMS = ("sequence_length", "hidden_size", "num_layers", "dropout", "learning_rate", "batch_size")
+"""Hyperparameters with an axis among the parallel coordinates; training's length and patience matter least."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report is about.
+
+    Attributes:
+        series: the prices.
+        prepared: the same, normalized and split.
+        options: the job's.
+        trials: every trial of the study.
+        front: points scored on the test rows.
+        picked: one of them.
+        persistence: persistence's metrics on the rows of the objectives.
+        ended: how the job ended and what it took, in lines.
+    """
+
+    series: Series
+    prepared: PreparedSeries
+    options: TuneOptions
+    trials: Sequence[FrozenTrial]
+    front: Sequence[FrontPoint]
+    picked: FrontPoint
+    persistence: dict[str, float]
+    ended: Sequence[str]
+
+
+def write_report(found: Findings, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        OSError: when the place cannot be written; nothing at ``path`` has changed.
+    """
+    series, options = found.series, found.options
+    complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
+    rows = found.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
+    introduction = [
+        f"{len(complete)} trials finished; the pick by {options.strategy} is trial {found.picked.number}. "
+        + _beside_persistence(found.picked),
+        *score_lines(found.picked),
+    ]
+    marked = next(i for i, point in enumerate(found.front) if point is found.picked)
+    table = grid_of(front_table(found.front, found.picked, options.objectives_on, WIDE), marked)
+    sections = [
+        Section(
+            "The Pareto front",
+            [
+                Text(
+                    "Trials that no other trial beats in every objective; the last row is persistence, which "
+                    "repeats the last price."
+                ),
+                table,
+                *_fronts(found, complete),
+            ],
+        ),
+        Section(
+            "The search",
+            [
+                *(Text(line) for line in found.ended),
+                Plot(
+                    _history(found, complete),
+                    "Objectives of each finished trial by the time it finished, the best so far, and persistence",
+                    height=220 * len(options.objectives) + 60,
+                ),
+                *_importances(found, complete),
+                *_failures(found.trials),
+            ],
+        ),
+        Section("The pick on test rows", _forecasts(found, rows)),
+        Section("Data", _data(found)),
+        Section("How to go on", [Commands(next_lines(options))]),
+        Section("Options and versions", [_settings(options)]),
+    ]
+    write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
+
+
+def _beside_persistence(picked: FrontPoint) -> str:
+    """The pick's test MAE beside persistence's, in a sentence."""
+    test = picked.test
+    if test is None:
+        raise ValueError("the pick is not scored on the test rows yet")
+    return (
+        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}, that of persistence, which repeats the "
+        f"last price, {test.persistence['MAE']:,.6g}."
+    )
+
+
+def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """The finished trials as a study of its own: the job's database is not asked for them again."""
+    names = found.options.objective_names
+    study = optuna.create_study(directions=["minimize"] * len(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(names)
+    study.add_trials(trials)
+    return study
+
+
+def _fronts(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot]:
+    """The front among all finished trials, in as many dimensions as can be seen, and as parallel coordinates."""
+    names = found.options.objective_names
+    numbers = {point.number for point in found.front}
+    plots = []
+    if len(names) > 1:
+        shown = names[:3]
+        figure = _front_figure(found, [trial for trial in trials if trial.number not in numbers], shown)
+        says = f"{', '.join(shown)} of every finished trial: the front, the pick and persistence are marked"
+        plots.append(Plot(figure, says, height=560))
+    return [*plots, _parallel_coordinates(trials, names, numbers)]
+
+
+def _front_figure(found: Findings, others: Sequence[FrozenTrial], names: Sequence[str]) -> go.Figure:
+    """Trials by two or three objectives; Optuna's own plot has neither the pick nor persistence."""
+    import plotly.graph_objects as go
+
+    kind = go.Scatter3d if len(names) == 3 else go.Scatter
+    scale = 1 if len(names) == 3 else 2
+    front = [point for point in found.front if point is not found.picked]
+    groups: Any = (
+        ("trial", "soft", 3, [trial.number for trial in others], [trial.values for trial in others]),
+        ("front", "forecast", 5, [p.number for p in front], [list(p.objectives.values()) for p in front]),
+        ("pick", "pick", 7, [found.picked.number], [list(found.picked.objectives.values())]),
+        ("persistence", "persistence", 6, [], [[found.persistence[name] for name in names]]),
+    )
+    figure = go.Figure()
+    for title, colour, size, labels, values in groups:
+        places = np.array(values, dtype=float).reshape(-1, len(values[0]) if values else len(names)).T
+        coordinates = dict(zip("xyz", places[: len(names)], strict=False))
+        marker = {"size": size * scale, "symbol": "diamond" if title == "persistence" else "circle"}
+        text = [f"trial {number}" for number in labels] or [title]
+        figure.add_trace(
+            kind(mode="markers", name=title, text=text, meta=colour, marker=marker, **coordinates)
+        )
+    titled: dict[str, Any] = {
+        f"{letter}axis": {"title": {"text": name}} for letter, name in zip("xyz", names, strict=False)
+    }
+    if len(names) == 3:
+        # As near as a narrow screen allows without cutting off the axes' numbers.
+        titled = {"scene": {**titled, "camera": {"eye": dict.fromkeys("xyz", CAMERA)}}}
+        figure.update_layout(margin={"l": 0, "r": 0, "b": 0})
+    figure.update_layout(titled)
+    # What is far from the front would shrink it to a dot.
+    figure.update_layout(**_near_the_front(found, [trial.values for trial in others], names))
+    return figure
+
+
+def _parallel_coordinates(trials: Sequence[FrozenTrial], names: Sequence[str], front: set[int]) -> Plot:
+    import plotly.graph_objects as go
+
+    params = [complete_params(trial.params) for trial in trials]
+    dimensions: list[dict[str, Any]] = [
+        {"label": name, "values": [trial.values[i] for trial in trials]} for i, name in enumerate(names)
+    ]
+    for name in SHOWN_PARAMS:
+        values = np.array([found[name] for found in params], dtype=float)
+        log = name == "learning_rate"
+        label = "log10 learning rate" if log else name.replace("_", " ")
+        dimensions.append({"label": label, "values": np.log10(values) if log else values})
+    line = {
+        "color": [float(trial.number in front) for trial in trials],
+        "colorscale": [[0, "#9aa4b2"], [1, "#d6457b"]],
+        "cmin": 0,
+        "cmax": 1,
+    }
+    figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line))
+    figure.update_layout(margin={"l": 60, "r": 40, "t": 60, "b": 20})
+    says = "Objectives and hyperparameters of every finished trial as parallel coordinates, the front in red"
+    return Plot(figure, says, least_width=110 * len(dimensions))
+
+
+def _near_the_front(
+    found: Findings, others: Sequence[Sequence[float]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Axes that hold the front, persistence and the better half of the trials; zooming out shows the rest."""
+    front = np.array([list(point.objectives.values())[: len(names)] for point in found.front])
+    seen = np.vstack([front, [found.persistence[name] for name in names]])
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    if others:
+        better = np.median(np.array(others)[:, : len(names)], axis=0)
+        low, high = np.minimum(low, better), np.maximum(high, better)
+    margin = 0.05 * np.maximum(high - low, 1e-9 * np.abs(high))
+    axes = {
+        f"{letter}axis": {"range": [low[i] - margin[i], high[i] + margin[i]]}
+        for i, letter in enumerate("xyz"[: len(names)])
+    }
+    return {"scene": axes} if len(names) == 3 else axes
+
+
+def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
+    """Each objective by the time its trial finished, the best so far, and persistence's."""
+    from plotly.subplots import make_subplots
+
+    names = found.options.objective_names
+    ordered = sorted(trials, key=lambda trial: trial.datetime_complete or pd.Timestamp(0))
+    ends = [trial.datetime_complete for trial in ordered]
+    hover = [f"trial {trial.number}" for trial in ordered]
+    figure = make_subplots(rows=len(names), cols=1, shared_xaxes=True, vertical_spacing=0.04)
+    for i, name in enumerate(names):
+        values = np.array([trial.values[i] for trial in ordered])
+        looks: dict[str, Any] = {"row": i + 1, "col": 1, "showlegend": not i}
+        figure.add_scatter(
+            x=ends,
+            y=values,
+            mode="markers",
+            name="trial",
+            text=hover,
+            meta="soft",
+            marker={"size": 6},
+            **looks,
+        )
+        best = np.minimum.accumulate(values)
+        line = {"shape": "hv", "width": 2}
+        figure.add_scatter(
+            x=ends, y=best, mode="lines", name="best so far", line=line, meta="forecast", **looks
+        )
+        figure.add_scatter(
+            x=[ends[0], ends[-1]],
+            y=[found.persistence[name]] * 2,
+            mode="lines",
+            name="persistence",
+            line={"dash": "dot", "width": 1.5},
+            meta="persistence",
+            **looks,
+        )
+        top = max(float(np.quantile(values, 0.9)), found.persistence[name])
+        low = min(float(values.min()), found.persistence[name])
+        margin = 0.08 * max(top - low, 1e-9 * abs(top))
+        figure.update_yaxes(
+            title_text=f"{name} %" if name == "MAPE" else name, range=[low - margin, top + margin], row=i + 1
+        )
+    return figure
+
+
+def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | Text]:
+    """How much of an objective's differences each hyperparameter explains, by Optuna."""
+    from optuna.visualization import plot_param_importances
+
+    if len(trials) < FEW:
+        return [Text(f"Hyperparameter importance needs {FEW} finished trials or more.")]
+    try:
+        with warnings.catch_warnings():
+            # One says that smaller is taken for better, which is so here.
+            warnings.simplefilter("ignore")
+            figure = plot_param_importances(_study(found, trials))
+    except (RuntimeError, ValueError) as error:  # all trials alike, for example
+        return [Text(f"Hyperparameter importance could not be computed: {error}")]
+    figure.update_layout(title=None, barmode="group", yaxis_title=None, xaxis_title="importance")
+    return [
+        Text(
+            "Importance of the hyperparameters for each objective (PED-ANOVA, Watanabe et al. 2023); where every "
+            "trial lands near persistence it is mostly noise."
+        ),
+        Plot(figure, "Importance of each hyperparameter for each objective"),
+    ]
+
+
+def _failures(trials: Sequence[FrozenTrial]) -> list[Text | Grid]:
+    failed = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.FAIL and trial.user_attrs.get(REASON) != INTERRUPTED
+    ]
+    if not failed:
+        return []
+    rows = [[str(trial.number), str(trial.user_attrs.get(REASON, "unknown"))] for trial in failed]
+    return [Text("Trials that failed:"), Grid(["trial", "reason"], rows, text_columns=[0, 1])]
+
+
+def _forecasts(found: Findings, rows: Any) -> list[Text | Plot | Grid]:
+    """The pick's forecasts, residuals and intervals on the test rows."""
+    checkpoint = found.picked.checkpoint
+    forecasts = forecast_part(checkpoint, found.prepared, "test")
+    dates = found.series.dates[found.prepared.target_rows("test", checkpoint.config.sequence_length)]
+    tables: list[Text | Plot | Grid] = []
+    if found.picked.test is not None and found.picked.test.intervals:
+        lines = [
+            [
+                f"{100 * at.level:g} %",
+                f"{100 * at.coverage:.1f} %",
+                f"{at.width:,.6g}",
+                f"{100 * at.persistence_coverage:.1f} %",
+                f"{at.persistence_width:,.6g}",
+            ]
+            for at in found.picked.test.intervals
+        ]
+        header = ["interval", "rows in it", "mean width", "persistence's", "mean width"]
+        tables = [
+            Text(
+                "Share of test rows in the intervals; persistence's have one width, that of all changes before."
+            ),
+            Grid(header, lines),
+            Plot(
+                calibration_figure(rows.actual, {"model": forecasts, "persistence": rows.baseline}),
+                "Share of prices below each forecast quantile, of the model and of persistence",
+            ),
+            Plot(
+                transform_figure(rows.actual, forecasts),
+                "Histogram of probability integral transforms",
+                height=300,
+            ),
+        ]
+    return [
+        Text(
+            "One day ahead, each forecast made from the days before it. The search has not seen these rows."
+            if found.options.objectives_on == "validation"
+            else "One day ahead. The search has seen these rows: they are no estimate of new data."
+        ),
+        Plot(
+            forecast_figure(dates, rows, forecasts),
+            "Actual prices, the pick's forecasts with their interval, and persistence, by date",
+            height=480,
+        ),
+        Text("Residuals, actual price less forecast:"),
+        Plot(
+            residual_figure(dates, rows, forecasts),
+            "Residuals by date and their histogram, beside persistence's",
+        ),
+        *tables,
+    ]
+
+
+def _data(found: Findings) -> list[Text | Grid]:
+    where, report = found.series.provenance, found.series.integrity
+    rules = [
+        [rule.rule.replace("_", " "), str(rule.found), rule.action if rule.found else "", rule.detail]
+        for rule in report.rules
+    ]
+    origin = [
+        ["source", where.source],
+        ["asked for", where.requested],
+        *([["fallback because", where.fallback]] if where.fallback else []),
+        ["dates", f"{where.first_date} to {where.last_date}"],
+        ["rows", f"{report.rows_in} read, {where.rows} used"],
+        *([["taken on", where.retrieved]] if where.retrieved else []),
+        ["SHA-256 of the rows", where.sha256],
+    ]
+    return [
+        *(Text(line.strip()) for line in series_lines(found.series, found.options)[-1:]),
+        Grid(["origin", ""], origin, text_columns=[0, 1]),
+        Text("Integrity: what each rule found, and what was done."),
+        Grid(["rule", "found", "done", "detail"], rules, text_columns=[0, 2, 3]),
+    ]
+
+
+def _settings(options: TuneOptions) -> Grid:
+    values = options.model_dump(mode="json")
+    versions = {**library_versions(), "optuna": optuna.__version__}
+    given = {
+        option_name(TuneOptions.model_fields[name].alias or name): value for name, value in values.items()
+    }
+    rows = [[name, "" if value is None else _listed(value)] for name, value in (given | versions).items()]
+    return Grid(["option or version", "value"], rows, text_columns=[0, 1])
+
+
+def _listed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
