@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from forecast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from forecast.config import DataConfig, TrainConfig
     from forecast.errors import ForecastError
@@ -30,6 +31,7 @@ __all__ = [
     "Predictor",
     "Series",
     "TrainConfig",
+    "__version__",
     "evaluate",
     "load_checkpoint",
     "load_series",
@@ -56,6 +58,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch takes seconds, ``--help`` must not."""
+    if name == "__version__":
+        from forecast.version import installed_version
+
+        return installed_version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

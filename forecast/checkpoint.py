@@ -66,6 +66,8 @@ class Checkpoint:
             counted.
         searched_rows: rows that the search knew which chose the configuration; None when trained alone.
         train_range: least and largest training price; None for files of the original system.
+        latest_window: the last ``sequence_length`` values of the series it was scored on, in price units, rows of them
+            where there are further columns; None while the test rows are untouched.
         sha256: of the file it was loaded from, in hexadecimal; None for one that was not.
     """
 
@@ -89,6 +91,7 @@ class Checkpoint:
     configurations_tried: int | None = None
     searched_rows: int | None = None
     train_range: tuple[float, float] | None = None
+    latest_window: list[Any] | None = None
     schema_version: int = SCHEMA_VERSION
     sha256: str | None = None
 
@@ -131,14 +134,17 @@ class Checkpoint:
             train_range=prepared.train_range,
         )
 
-    def with_test(self, test: Evaluation, configurations_tried: int | None = None) -> Checkpoint:
-        """The same checkpoint with its measures on the test rows, and persistence's, filled in."""
+    def with_test(
+        self, test: Evaluation, prepared: PreparedSeries, configurations_tried: int | None = None
+    ) -> Checkpoint:
+        """The same checkpoint with its measures on the test rows of ``prepared``, and persistence's, filled in."""
         return dataclasses.replace(
             self,
             metrics_test=test.model,
             persistence={**self.persistence, "test": test.persistence},
             intervals={**self.intervals, "test": list(test.to_dict()["intervals"])},
             configurations_tried=configurations_tried,
+            latest_window=prepared.latest_window(self.config.sequence_length),
         )
 
     @property
@@ -194,6 +200,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "configurations_tried": checkpoint.configurations_tried,
         "searched_rows": checkpoint.searched_rows,
         "train_range": checkpoint.train_range,
+        "latest_window": checkpoint.latest_window,
     }
     write_atomically(path, lambda stream: torch.save(content, stream))
 
@@ -277,6 +284,7 @@ def _from_content(content: dict[str, Any]) -> Checkpoint:
         configurations_tried=content.get("configurations_tried"),
         searched_rows=content.get("searched_rows"),
         train_range=content.get("train_range"),
+        latest_window=content.get("latest_window"),
         schema_version=content["schema_version"],
     )
 

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from forecast.errors import ForecastError, UsageError
+from forecast.version import DISTRIBUTION, installed_version
 
 EXIT_INTERRUPTED = 130
 DEBUG = "--debug"
@@ -40,11 +41,23 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
+class ShowVersion(argparse.Action):
+    """Prints the version and ends; argparse's own wants it looked up before anybody asks."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Print and end."""
+        print(f"{DISTRIBUTION} {installed_version()}")
+        raise SystemExit(0)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like every other error of the project."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+        self.add_argument(
+            "--version", action=ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show the version"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""

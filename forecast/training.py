@@ -230,7 +230,7 @@ def train(
     checkpoint, trainer = fit(prepared, config, series.provenance, until_epoch=until_epoch, on_epoch=on_epoch)
     seconds = time.perf_counter() - started
     test = evaluate_part(checkpoint, prepared, "test")
-    return TrainResult(checkpoint.with_test(test), trainer.evaluate(), test, trainer.epoch, seconds)
+    return TrainResult(checkpoint.with_test(test, prepared), trainer.evaluate(), test, trainer.epoch, seconds)
 
 
 def fit(

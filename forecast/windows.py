@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,10 @@ CHANGE_BOUND = 3.0
 """Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
 SPREAD_DECAY = 0.94
 """Weight of yesterday's variance in today's: RiskMetrics' for daily data (J.P. Morgan/Reuters 1996, section 5.3)."""
+
+
+EXACT_DIGITS = 12
+"""Significant digits of a price that normalizing it and back leaves as they were."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,16 @@ class PreparedSeries:
     def train_range(self) -> tuple[float, float]:
         """Least and largest training price."""
         return float(self.train_prices.min()), float(self.train_prices.max())
+
+    def latest_window(self, length: int) -> list[Any]:
+        """The last ``length`` values in price units, oldest first; rows of them where there are further columns."""
+        scalings = (self.normalization, *self.further)
+        columns = [
+            scaling.denormalize(self.normalized[-length:, i]).tolist() for i, scaling in enumerate(scalings)
+        ]
+        # Normalizing and back has changed their last digits.
+        exact = [[float(f"{value:.{EXACT_DIGITS}g}") for value in column] for column in columns]
+        return exact[0] if len(exact) == 1 else [list(row) for row in zip(*exact, strict=True)]
 
     def windows(self, part: Part, config: TrainConfig) -> Windows:
         """Windows of every target row of ``part`` as a model of ``config`` sees them.

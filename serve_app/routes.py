@@ -11,14 +11,18 @@ import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from forecast.version import installed_version
 from serve_app.models import Models, ServedModel, UnknownSymbol
 from serve_app.options import ServeOptions
 from serve_app.schemas import (
@@ -34,11 +38,17 @@ from serve_app.schemas import (
 )
 from serve_app.service import BATCH, PREDICT, Answer, ForecastService, Kinds, busy, refuse
 
+PAGE = Path(__file__).with_name("assets") / "page.html"
 DRAIN_FACTOR = 256
 """A refused body is read on, unkept, up to this many times the limit: a client that is still sending then
 sees the answer instead of a broken connection."""
-OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/redoc"})
-"""What needs no key."""
+OPEN_PATHS = frozenset({"/", "/healthz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+OPEN_PREFIXES = ("/assets/", "/static-offline-docs/")
+"""What needs no key: whether the server is up, and pages that do not say anything of a model by themselves."""
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+"""The page loads nothing from elsewhere, and browsers hold it to that."""
 
 Answering = Callable[[bytes], Awaitable[Answer]]
 
@@ -70,7 +80,7 @@ class WebApp:
         started = time.perf_counter()
         # Where the application is mounted, the path of a request begins with the mount's.
         route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._key_hash is not None and route not in OPEN_PATHS and not self._knows_key(scope):
+        if self._key_hash is not None and not _is_open(route) and not self._knows_key(scope):
             answer = refuse(
                 401,
                 [
@@ -138,6 +148,10 @@ class WebApp:
             self._under_way -= 1
 
 
+def _is_open(route: str) -> bool:
+    return not route or route in OPEN_PATHS or route.startswith(OPEN_PREFIXES)
+
+
 async def _read_body(receive: Receive, limit: int) -> bytes:
     """The whole body, never keeping more than ``limit`` bytes.
 
@@ -178,8 +192,12 @@ def build_web_app(service: ForecastService, options: ServeOptions, api_key: str 
 
 def describe_routes(models: Models) -> FastAPI:
     """FastAPI with every route: the interface's description, and what is not in a hurry."""
-    web = FastAPI(
+    # Its documentation pages bring their scripts along instead of having browsers load them from elsewhere.
+    web = FastAPIOffline(
         title="Price forecaster",
+        version=installed_version(),
+        # Its pages would still ask another host for a logo.
+        redoc_url=None,
         description="Forecasts the next price of a symbol from a window of past ones.",
         summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
@@ -216,6 +234,14 @@ def describe_routes(models: Models) -> FastAPI:
     @web.get("/models", responses=_errors(401), summary="List the served models")
     async def list_models() -> ModelsAnswer:
         return ModelsAnswer(models=[_line(model) for model in models.by_symbol.values()])
+
+    @web.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        headers = {"content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff"}
+        return FileResponse(PAGE, headers=headers)
+
+    # The page's look is that of the reports.
+    web.mount("/assets", StaticFiles(packages=[("serve_app", "assets"), ("forecast", "assets")]))
 
     @web.get("/healthz", summary="Tell readiness")
     async def healthz() -> HealthAnswer:
@@ -259,6 +285,7 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
         versions=checkpoint.versions,
         created=checkpoint.created,
         train_range=checkpoint.train_range,
+        latest_window=checkpoint.latest_window,
         device=str(network.device),
         engine=network.engine,
         refused=RefusalAnswer(reason=refusal.reason, at=refusal.at) if refusal else None,

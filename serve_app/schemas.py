@@ -193,6 +193,9 @@ class ModelAnswer(ModelLine):
     train_range: tuple[float, float] | None = Field(
         description="least and largest price of the training; a window beyond them is answered with a warning"
     )
+    latest_window: list[float] | list[list[float]] | None = Field(
+        description="the last values of the series it was trained on, as values of POST /predict"
+    )
     device: str
     engine: str = Field(description="what runs the network: torch or onnx")
     refused: RefusalAnswer | None = Field(

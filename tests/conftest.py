@@ -58,3 +58,12 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; while it is there, the thread's event loop is taken."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found

@@ -55,6 +55,7 @@ def options(directory, **changes):
         "space": "small",
         "num_samples": 6,
         "quiet": True,
+        "report": False,
         "output_dir": directory,
     }
     return TuneOptions(**(settings | changes))
@@ -65,12 +66,12 @@ def finished(cluster, tmp_path_factory):
     directory = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(jobs.SPACES, "small", TINY_SPACE)
-        outcome = jobs.run_job(options(directory))
+        outcome = jobs.run_job(options(directory, report=True))
     return directory, outcome
 
 
-def test_a_job_leaves_its_five_artifacts_and_nothing_else(finished):
-    directory, _ = finished
+def test_a_job_leaves_its_six_artifacts_and_nothing_else(finished):
+    directory, outcome = finished
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".lock")}
     assert names == {
         "optuna_study.db",
@@ -78,7 +79,12 @@ def test_a_job_leaves_its_five_artifacts_and_nothing_else(finished):
         "checkpoints",
         "best_pareto_lstm.pt",
         "summary.json",
+        "report.html",
     }
+    assert (
+        f"the pick by min_mape is trial {outcome.summary['pick']['trial_number']}"
+        in (directory / "report.html").read_text()
+    )
 
 
 def test_every_trial_is_complete_in_the_study_with_its_checkpoint(finished):

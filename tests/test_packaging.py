@@ -46,6 +46,7 @@ def test_the_public_api_is_what_a_notebook_needs():
         "Predictor",
         "Series",
         "TrainConfig",
+        "__version__",
         "evaluate",
         "load_checkpoint",
         "load_series",

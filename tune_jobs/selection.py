@@ -70,7 +70,7 @@ def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontP
 def score_on_test(point: FrontPoint, prepared: PreparedSeries, configurations_tried: int) -> FrontPoint:
     """Score a point on the test rows and write the scores into its checkpoint."""
     test = evaluate_part(point.checkpoint, prepared, "test")
-    checkpoint = point.checkpoint.with_test(test, configurations_tried)
+    checkpoint = point.checkpoint.with_test(test, prepared, configurations_tried)
     save_checkpoint(checkpoint, point.path)
     return replace(point, checkpoint=checkpoint, test=test)
 

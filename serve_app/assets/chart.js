@@ -1,0 +1,77 @@
+// The window, the forecast with its interval, and persistence, as SVG.
+"use strict";
+
+const SVG = "http://www.w3.org/2000/svg";
+const MARGIN = { left: 8, right: 16, top: 14, bottom: 26 };
+
+function element(name, attributes, parent) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  parent?.append(made);
+  return made;
+}
+
+// About `count` round numbers between two.
+function ticks(low, high, count) {
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  const found = [];
+  for (let number = Math.ceil(low / step); number * step <= high; number += 1) found.push(number * step);
+  return found;
+}
+
+const format = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 6 });
+
+// prices: the window, oldest first; predictions: one a step; interval: {level, lower: […], upper: […]} or null.
+function drawChart(place, prices, predictions, interval) {
+  const width = place.clientWidth;
+  const height = place.clientHeight;
+  const known = prices.length;
+  const all = [...prices, ...predictions, ...(interval ? [...interval.lower, ...interval.upper] : [])];
+  let low = Math.min(...all);
+  let high = Math.max(...all);
+  const room = 0.06 * (high - low) || Math.abs(high) * 0.01 || 1;
+  low -= room;
+  high += room;
+
+  const marks = ticks(low, high, Math.max(2, Math.floor(height / 60)));
+  const gutter = MARGIN.left + 7 * Math.max(...marks.map((mark) => format(mark).length)) + 6;
+  // Forecasts of few steps get a place that can be seen beside a long window.
+  const ahead = Math.max(predictions.length, Math.ceil(known / 12));
+  const stretch = predictions.length ? ahead / predictions.length : 1;
+  const unit = (width - gutter - MARGIN.right) / Math.max(1, known - 1 + ahead);
+  const x = (step) => gutter + unit * (step < known ? step : known - 1 + (step - known + 1) * stretch);
+  const y = (value) => MARGIN.top + ((high - value) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
+  const path = (points) => points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)},${y(value).toFixed(1)}`).join("");
+
+  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  for (const mark of marks) {
+    element("line", { class: "grid", x1: gutter, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }, svg);
+    element("text", { x: gutter - 6, y: y(mark) + 4, "text-anchor": "end" }, svg).textContent = format(mark);
+  }
+  // Labels of the past keep away from the one of the last value.
+  const labels = ticks(1 - known, 0, Math.max(2, Math.floor(width / 140)))
+    .filter((mark) => mark === 0 || -mark * unit > 40)
+    .map((mark) => [known - 1 + mark, mark === 0 ? "last" : `−${-mark}`]);
+  if (predictions.length) labels.push([known - 1 + predictions.length, `+${predictions.length}`]);
+  for (const [step, label] of labels) {
+    element("text", { x: x(step), y: height - 8, "text-anchor": "middle" }, svg).textContent = label;
+  }
+
+  if (predictions.length) {
+    const last = prices[known - 1];
+    const steps = predictions.map((value, i) => [known + i, value]);
+    if (interval) {
+      const upper = interval.upper.map((value, i) => [known + i, value]);
+      const lower = interval.lower.map((value, i) => [known + i, value]).reverse();
+      element("path", { class: "band", d: `${path([[known - 1, last], ...upper, ...lower])}Z` }, svg);
+    }
+    element("path", { class: "persistence", d: path([[known - 1, last], [known - 1 + predictions.length, last]]) }, svg);
+    element("path", { class: "forecast", d: path([[known - 1, last], ...steps]) }, svg);
+    const [step, value] = steps[steps.length - 1];
+    element("circle", { class: "point", cx: x(step), cy: y(value), r: 4 }, svg);
+  }
+  element("path", { class: "window", d: path(prices.map((value, i) => [i, value])) }, svg);
+  place.replaceChildren(svg);
+}

@@ -1,0 +1,257 @@
+// The page: the model's card, a window to edit, and its forecast as the server answers it.
+"use strict";
+
+const PAUSE_MS = 250; // after the last keystroke, before the server is asked
+const LEVELS = [0.5, 0.8, 0.9, 0.95];
+const PREFERRED_LEVEL = 0.9;
+
+const byId = (id) => document.getElementById(id);
+const base = new URL(".", location.href).href;
+const chart = byId("chart");
+
+let model = null;
+let apiKey = "";
+let asked = null; // the request that is under way
+let timer = 0;
+let shown = null; // arguments of the last drawing, for another size
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function headers() {
+  return { "Content-Type": "application/json", ...(apiKey ? { Authorization: `Bearer ${apiKey}` } : {}) };
+}
+
+async function ask(path, options = {}) {
+  const response = await fetch(base + path, { headers: headers(), ...options });
+  const content = await response.json().catch(() => ({}));
+  if (response.status === 401) byId("key-form").hidden = false;
+  if (!response.ok) {
+    const said = (content.detail ?? []).map((problem) => problem.msg).join("; ");
+    throw new Error(said || `The server answered ${response.status}`);
+  }
+  return content;
+}
+
+function cell(tag, text, number) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (number) made.className = "number";
+  return made;
+}
+
+function fill(table, rows, header) {
+  table.replaceChildren();
+  for (const row of header ? [header, ...rows] : rows) {
+    const line = table.insertRow();
+    row.forEach((text, i) => line.append(cell(row === header ? "th" : "td", text, header && i > 0)));
+  }
+}
+
+function showCard() {
+  const { symbol, feature, sequence_length: length, trained_on: data } = model;
+  document.title = `${symbol} ${feature} forecaster`;
+  byId("title").textContent = `${symbol} ${feature}`;
+  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, trained on ${data.first_date} to ${data.last_date}` : ""}.`;
+
+  const part = model.metrics_test ? "test" : "validation";
+  const metrics = model.metrics_test ?? model.metrics_validation ?? {};
+  const persistence = model.persistence[part] ?? {};
+  const rows = Object.entries(metrics).map(([name, value]) => {
+    const beside = persistence[name];
+    return [
+      name === "MAPE" ? "MAPE %" : name,
+      format(value),
+      beside === undefined ? "" : format(beside),
+      beside ? `${(100 * (1 - value / beside)).toFixed(2)} %` : "",
+    ];
+  });
+  fill(byId("metrics"), rows, [`On ${part} rows`, "model", "persistence", "skill"]);
+  const skill = persistence.MAE ? 1 - metrics.MAE / persistence.MAE : null;
+  byId("honesty").textContent =
+    skill === null
+      ? "Nothing is known of how it compares with persistence, which repeats the last value."
+      : `Its mean absolute error on ${part} rows is ${format(metrics.MAE)}; persistence, which repeats the last value, has ${format(persistence.MAE)}.`;
+
+  const at = (model.intervals[part] ?? []).find((one) => one.level === PREFERRED_LEVEL);
+  const facts = [
+    ["window", `${length} values${model.columns.length > 1 ? ` of ${model.columns.join(", ")}` : ""}`],
+    ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows in it, mean width ${format(at.width)}`]] : []),
+    ...(data ? [["prices", `${data.source}, ${data.rows} rows, ${data.first_date} to ${data.last_date}`]] : []),
+    ...(model.train_range ? [["training prices", model.train_range.map(format).join(" to ")]] : []),
+    ["likelihood", model.likelihood],
+    ...(model.configurations_tried ? [["configurations tried", String(model.configurations_tried)]] : []),
+    ...(model.trial_number === null ? [] : [["trial", String(model.trial_number)]]),
+    ...(model.created ? [["trained at", model.created]] : []),
+    ["runs on", `${model.device}, ${model.engine}`],
+    ["version", model.sha256.slice(0, 12)],
+    ["file", model.checkpoint_path],
+    ...(model.refused ? [["refused", `${model.refused.reason} (${model.refused.at})`]] : []),
+  ];
+  fill(byId("facts"), facts);
+}
+
+function showControls() {
+  const possible = LEVELS.filter((level) => level <= model.widest_level);
+  byId("level").replaceChildren(
+    ...possible.map((level) => new Option(percent(level).replace(".0", ""), level, false, level === PREFERRED_LEVEL)),
+    new Option("none", ""),
+  );
+  byId("horizon").disabled = model.columns.length > 1; // the other columns are not forecast
+  byId("horizon").value = 1;
+  byId("values-label").textContent =
+    model.columns.length > 1
+      ? `Past days, oldest first, each a line of ${model.columns.join(", ")}`
+      : `Past values of ${model.feature}, oldest first`;
+  byId("restore").hidden = !model.latest_window;
+}
+
+function restore() {
+  byId("values").value = model.latest_window ? showValues(model.latest_window) : "";
+  forecast();
+}
+
+function problem(text) {
+  byId("problem").textContent = text;
+  byId("problem").hidden = !text;
+  byId("values").setAttribute("aria-invalid", String(Boolean(text)));
+  chart.classList.toggle("stale", Boolean(text));
+  if (text) byId("answer").textContent = "";
+}
+
+// The body of the request that the page's fields describe.
+function body(values) {
+  const level = byId("level").value;
+  const horizon = byId("horizon").valueAsNumber;
+  const several = byId("symbol").options.length > 1;
+  return JSON.stringify({
+    values: values.slice(-model.sequence_length),
+    ...(level ? { levels: [Number(level)] } : {}),
+    ...(horizon === 1 ? {} : { horizon }),
+    ...(several ? { symbol: model.symbol } : {}),
+  });
+}
+
+function showCurl(request) {
+  const quoted = request.replaceAll("'", "'\\''");
+  const key = apiKey ? ` -H "Authorization: Bearer $FORECAST_API_KEY"` : "";
+  byId("curl").textContent = `curl -s ${base}predict${key} -d '${quoted}'`;
+}
+
+function draw() {
+  if (shown) drawChart(chart, ...shown);
+}
+
+async function forecast() {
+  clearTimeout(timer);
+  asked?.abort();
+  const values = readValues();
+  if (!values) return;
+  const used = Math.min(values.length, model.sequence_length);
+  byId("count").textContent = `${values.length} values; the model looks at the last ${model.sequence_length}.`;
+  const request = body(values);
+  showCurl(request);
+  asked = new AbortController();
+  let answer;
+  try {
+    answer = await ask("predict", { method: "POST", body: request, signal: asked.signal });
+  } catch (error) {
+    if (error.name !== "AbortError") problem(error.message);
+    return;
+  }
+  problem("");
+  const prices = values.slice(-used).map((value) => (Array.isArray(value) ? value[0] : value));
+  const predictions = answer.predictions ?? [answer.prediction];
+  const found = answer.intervals?.[0];
+  const interval = found ? { level: found.level, lower: [found.lower].flat(), upper: [found.upper].flat() } : null;
+  shown = [prices, predictions, interval];
+  draw();
+  const step = predictions.length - 1;
+  const last = prices[prices.length - 1];
+  const change = last ? ` (${predictions[step] >= last ? "+" : "−"}${Math.abs(100 * (predictions[step] / last - 1)).toFixed(2)} % from the last value, ${format(last)})` : "";
+  const text =
+    `${step ? `Value ${step + 1} steps ahead` : "Next value"}: ${format(predictions[step])}${change}` +
+    (interval ? `; ${percent(interval.level).replace(".0", "")} interval ${format(interval.lower[step])} to ${format(interval.upper[step])}` : "") +
+    (answer.warnings ? `. ${answer.warnings.join("; ")}` : "");
+  byId("answer").textContent = text;
+  chart.setAttribute("aria-label", `Line chart of the last ${used} values with the forecast. ${text}`);
+}
+
+function readValues() {
+  try {
+    return parseValues(byId("values").value, model.columns);
+  } catch (error) {
+    if (!(error instanceof ValuesError)) throw error;
+    problem(error.message);
+    return null;
+  }
+}
+
+function soon() {
+  clearTimeout(timer);
+  timer = setTimeout(forecast, PAUSE_MS);
+}
+
+async function upload(file) {
+  if (!file) return;
+  const text = await file.text();
+  try {
+    byId("values").value = showValues(parseValues(text, model.columns));
+  } catch (error) {
+    if (!(error instanceof ValuesError)) throw error;
+    problem(`${file.name}: ${error.message}`);
+    return;
+  }
+  forecast();
+}
+
+async function choose(symbol) {
+  model = await ask(symbol ? `model?symbol=${encodeURIComponent(symbol)}` : "model");
+  byId("main").hidden = false;
+  showCard();
+  showControls();
+  restore();
+}
+
+async function start() {
+  try {
+    const { models } = await ask("models");
+    byId("key-form").hidden = true;
+    byId("symbol").replaceChildren(...models.map((one) => new Option(`${one.symbol} ${one.feature}`, one.symbol)));
+    byId("symbol-line").hidden = models.length < 2;
+    await choose(models[0].symbol);
+  } catch (error) {
+    byId("about").textContent = error.message;
+  }
+}
+
+byId("values").addEventListener("input", soon);
+for (const id of ["level", "horizon"]) byId(id).addEventListener("input", soon);
+byId("symbol").addEventListener("change", () => choose(byId("symbol").value));
+byId("restore").addEventListener("click", restore);
+byId("file").addEventListener("change", async () => {
+  await upload(byId("file").files[0]);
+  byId("file").value = ""; // the same file, corrected, is a change too
+});
+byId("values").addEventListener("dragover", (event) => event.preventDefault());
+byId("values").addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  upload(event.dataTransfer.files[0]);
+});
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  apiKey = byId("key").value;
+  start();
+});
+byId("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(byId("curl").textContent);
+    byId("copied").textContent = "Copied";
+  } catch {
+    // Browsers allow it on secure pages only: then the text is selected for the keyboard's own copy.
+    getSelection().selectAllChildren(byId("curl"));
+    byId("copied").textContent = "Selected: press Ctrl+C";
+  }
+});
+new ResizeObserver(draw).observe(chart);
+start();

@@ -1,0 +1,236 @@
+"""The page of the served application in a real browser."""
+
+import contextlib
+import json
+import shlex
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import uvicorn
+from browser import Watched
+from serving_here import build
+
+from forecast import Predictor, save_checkpoint
+
+KEY = "a key to the door"
+
+
+@contextlib.contextmanager
+def listening(checkpoint, api_key=None):
+    """Its address, on a free port."""
+    with ThreadPoolExecutor(1) as pool:  # this thread's event loop drives the browser
+        web, _ = pool.submit(build, checkpoint, api_key).result()
+    server = uvicorn.Server(uvicorn.Config(web, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoint):
+    with listening(tiny_checkpoint) as address:
+        yield address
+
+
+@pytest.fixture
+def open_page(browser):
+    opened = []
+
+    def open_(address, **settings):
+        watched = Watched(browser, **settings)
+        opened.append(watched)
+        watched.tab.goto(address)
+        return watched
+
+    yield open_
+    for watched in opened:
+        watched.context.close()
+
+
+def shown(tab, text="Next value"):
+    """The answer on the page, once it has ``text``."""
+    tab.wait_for_function("text => document.getElementById('answer').textContent.includes(text)", arg=text)
+    return tab.text_content("#answer")
+
+
+def rises(tab, values):
+    tab.fill("#values", "\n".join(map(str, values)))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_opens_with_the_models_card_and_the_forecast_of_the_latest_window(
+    open_page, address, tiny_result, tiny_checkpoint, snapshot, width, scheme
+):
+    page = open_page(address, width=width, scheme=scheme)
+    answer = shown(page.tab)
+    forecast = Predictor(tiny_checkpoint, "cpu").predict_next(snapshot.values[-20:])
+    assert f"{forecast:,.2f}" in answer
+    assert "90 % interval" in answer
+    assert page.tab.text_content("h1") == "BTC-USD Close"
+    assert f"{tiny_result.test.persistence['MAE']:,.2f}" in page.tab.text_content("#metrics")
+    assert "2014-11-28 to 2020-01-16" in page.tab.text_content("#facts")
+    assert page.tab.locator("#chart path.band").count() == 1
+    dark = page.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    assert dark == (scheme == "dark")
+    assert page.cut_off() == 0
+    assert page.errors == []
+    assert page.hosts == {address.split("/")[2]}
+
+
+def test_a_pasted_window_is_forecast_and_its_command_gives_the_same_answer(
+    open_page, address, tiny_checkpoint
+):
+    page = open_page(address)
+    shown(page.tab)
+    values = [5000 + 7.5 * row for row in range(30)]
+    page.tab.fill("#values", "")
+    page.tab.focus("#values")
+    page.tab.evaluate("text => document.execCommand('insertText', false, text)", ", ".join(map(str, values)))
+    answer = shown(page.tab, "5,217.5")
+    prediction = Predictor(tiny_checkpoint, "cpu").predict_next(values)
+    assert f"{prediction:,.2f}" in answer
+    assert "30 values; the model looks at the last 20" in page.tab.text_content("#count")
+    command = page.tab.text_content("#curl")
+    assert command.startswith("curl -s http")
+    answered = json.loads(subprocess.run(command, shell=True, check=True, capture_output=True).stdout)
+    assert answered["prediction"] == pytest.approx(prediction, rel=1e-6)
+    assert answered["intervals"][0]["level"] == 0.9
+    assert json.loads(shlex.split(command)[-1])["values"] == values[-20:]
+
+
+def test_a_window_that_is_too_short_is_told_in_the_servers_words_and_a_longer_one_mends_it(
+    open_page, address
+):
+    page = open_page(address)
+    shown(page.tab)
+    rises(page.tab, range(100, 103))
+    problem = page.tab.locator("#problem")
+    problem.wait_for(state="visible")
+    assert "3 values are too few: this model needs at least 20, oldest first" in problem.text_content()
+    assert page.tab.get_attribute("#values", "aria-invalid") == "true"
+    assert page.tab.text_content("#answer") == ""
+    rises(page.tab, range(7000, 7020))
+    assert "7,019" in shown(page.tab)
+    assert not problem.is_visible()
+
+
+def test_what_is_no_number_is_named_before_the_server_is_asked(open_page, address):
+    page = open_page(address)
+    shown(page.tab)
+    page.tab.fill("#values", "8710.15 8809.17 n/a")
+    page.tab.locator("#problem").wait_for(state="visible")
+    assert "“n/a” is not a number" in page.tab.text_content("#problem")
+
+
+def test_an_uploaded_table_is_read_oldest_first_by_the_models_column(open_page, address, tmp_path):
+    page = open_page(address)
+    shown(page.tab)
+    rows = [f'"2020-01-{day:02d}",{day},"{7000 + day}"' for day in range(1, 26)]
+    path = tmp_path / "prices.csv"
+    path.write_text("\n".join(["Date,Volume,Close", *reversed(rows)]))
+    page.tab.set_input_files("#file", path)
+    assert "7,025" in shown(page.tab, "7,025")
+    assert page.tab.input_value("#values").splitlines()[:2] == ["7001", "7002"]
+    path.write_text("Date,Open\n2020-01-01,7")
+    page.tab.set_input_files("#file", path)
+    page.tab.locator("#problem").wait_for(state="visible")
+    assert "There is no column Close; there are Date, Open" in page.tab.text_content("#problem")
+
+
+def test_everything_is_reached_by_the_keyboard(open_page, address):
+    page = open_page(address)
+    shown(page.tab)
+    reached = []
+    for _ in range(12):
+        page.tab.keyboard.press("Tab")
+        reached.append(page.tab.evaluate("document.activeElement.id"))
+    order = ["values", "file", "level", "horizon", "restore", "curl", "copy"]
+    assert [name for name in reached if name in order] == order
+    page.tab.focus("#horizon")
+    page.tab.keyboard.press("ArrowUp")
+    page.tab.keyboard.press("ArrowUp")
+    assert "Value 3 steps ahead" in shown(page.tab, "Value 3")
+    assert '"horizon":3' in page.tab.text_content("#curl")
+    page.tab.focus("#level")
+    page.tab.keyboard.press("End")
+    page.tab.wait_for_function("() => !document.querySelector('#chart path.band')")
+    assert "levels" not in page.tab.text_content("#curl")
+
+
+def test_a_server_with_a_key_asks_for_it_and_tells_no_more_before(open_page, tiny_checkpoint):
+    with listening(tiny_checkpoint, KEY) as address:
+        page = open_page(address)
+        page.tab.locator("#key").wait_for(state="visible")
+        assert "send the API key" in page.tab.text_content("#about")
+        assert not page.tab.locator("#main").is_visible()
+        page.tab.fill("#key", KEY)
+        page.tab.keyboard.press("Enter")
+        assert "Next value" in shown(page.tab)
+        command = page.tab.text_content("#curl")
+        assert KEY not in command
+        answered = subprocess.run(
+            command, shell=True, check=True, capture_output=True, env={"FORECAST_API_KEY": KEY}
+        )
+        assert json.loads(answered.stdout)["ok"]
+
+
+def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, tiny_checkpoint, tmp_path):
+    config = tiny_result.checkpoint.config.model_copy(update={"symbol": "ETH-USD"})
+    save_checkpoint(tiny_result.checkpoint, tmp_path / "btc.pt")
+    # As a file of the original system is: nothing is known of its prices.
+    bare = replace(
+        tiny_result.checkpoint, config=config, latest_window=None, provenance=None, metrics_test=None
+    )
+    save_checkpoint(bare, tmp_path / "eth.pt")
+    with listening(tmp_path) as address:
+        page = open_page(address)
+        shown(page.tab)
+        page.tab.select_option("#symbol", "ETH-USD")
+        page.tab.wait_for_function("() => document.querySelector('h1').textContent.startsWith('ETH-USD')")
+        assert page.tab.input_value("#values") == ""
+        rises(page.tab, range(7000, 7020))
+        shown(page.tab, "7,019")
+        assert '"symbol":"ETH-USD"' in page.tab.text_content("#curl")
+
+
+def test_the_interfaces_page_needs_no_other_host(open_page, address):
+    page = open_page(f"{address}docs")
+    page.tab.get_by_text("Forecast the next prices of a window").wait_for()
+    assert page.errors == []
+    assert page.hosts == {address.split("/")[2]}
+
+
+TEXTS = {
+    "1 2,3;4\n5\t6.5e1": [1, 2, 3, 4, 5, 65],
+    '{"values": [1.5, -2]}': [1.5, -2],
+    "[1, 2]": [1, 2],
+    "8,710.15\n12,809\n950.2": [8710.15, 12809, 950.2],
+    "Adj Close\n1\n2": [1, 2],
+    "date;close;open\n2020-01-02;2;9\n2020-01-01;1;9": [1, 2],
+    "": [],
+}
+
+
+def test_values_are_understood_as_people_have_them(open_page, address):
+    page = open_page(address)
+    for text, values in TEXTS.items():
+        assert page.tab.evaluate("text => parseValues(text, ['Close'])", text) == values, text
+    rows = "High,Close\n3,1\n4,2"
+    assert page.tab.evaluate("text => parseValues(text, ['Close', 'High'])", rows) == [[1, 3], [2, 4]]
+    assert page.tab.evaluate("parseValues('1 3\\n2, 4', ['Close', 'High'])") == [[1, 3], [2, 4]]
+    for text in ("[1, null]", "1 NaN", "infinity", '{"prices": [1]}', "1e999", "0x10", "[1,"):
+        message = page.tab.evaluate(
+            "text => { try { parseValues(text, ['C']) } catch (e) { return e.name + e.message } }", text
+        )
+        assert message.startswith("Error"), text
