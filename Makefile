@@ -8,7 +8,7 @@ NUM_SAMPLES ?= 64
 # More options of the command, for example `make run ARGS=--resume`.
 ARGS ?=
 
-.PHONY: help setup run serve test check bench clean
+.PHONY: help setup run serve test check bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,8 +27,9 @@ run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app
 
+# Slow tests wait for clusters and servers most of the time: two processes of them share two cores well.
 test: $(READY) ## run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .
@@ -40,6 +41,9 @@ bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -m benchmarks.tuning
 	$(BIN)/python -W ignore -m benchmarks.forecasts
 	$(BIN)/python -m benchmarks.serving
+
+docs: $(READY) ## make docs/reference from the code
+	$(BIN)/python -m docs.make_reference
 
 clean: ## remove the environment and caches; leaves artifacts/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

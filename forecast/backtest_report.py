@@ -22,6 +22,13 @@ from forecast.plots import REFERENCE, calibration_figure, forecast_figure, trans
 ROWS_FILE = "backtest.csv"
 SUMMARY_FILE = "backtest.json"
 PAGE_FILE = "backtest.html"
+FILES = {
+    ROWS_FILE: "every forecast: date, fold, seed, actual price, persistence, forecast, bounds of the 90 % interval",
+    SUMMARY_FILE: "scores of each fold and of all rows, tests against the baselines, configuration, data",
+    PAGE_FILE: "a page for people: forecasts, how reliable the intervals are, the baselines; it opens without a "
+    "network",
+}
+"""What a backtest leaves, and what each file is."""
 
 P_VALUES = "p values are each test's own: of twenty, one is below 0.05 by chance"
 

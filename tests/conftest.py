@@ -7,11 +7,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Set before torch or Ray are imported anywhere: many small tests on few cores run best single-threaded, and
 # a cluster that happens to run on the machine is not ours to use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
+
+
+SERVERS = ("test_serving", "test_serve_deploy", "test_container")
+"""Files whose tests listen on ports that are the application's own."""
+FIRST = ("test_job", "test_nodes", *SERVERS)
+"""Files that take longest."""
+
+
+def pytest_configure(config):
+    """Many properties are checked on a machine that is busy with other tests: how long one takes says nothing."""
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Divide the tests among processes (``pytest -n``): a file's stay together, the longest files come first."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +73,7 @@ def tiny_checkpoint(tiny_result, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One local Ray cluster of two CPUs and a GPU that is only a number, for all tests that need one."""
+    """One local Ray cluster a process of two CPUs and a GPU that is only a number, for all tests that need one."""
     import ray
 
     ray.init(

@@ -23,6 +23,16 @@ FRONT_FILE = "pareto_trials.csv"
 PICK_FILE = "best_pareto_lstm.pt"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
+FILES = {
+    REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
+    "without a network",
+    PICK_FILE: "the pick",
+    FRONT_FILE: "the front: objectives, test metrics, persistence's, hyperparameters",
+    SUMMARY_FILE: "everything the table shows, and more, for machines",
+    STUDY_FILE: "the study; every trial, finished or failed with its reason",
+    "checkpoints/trial_00007.pt": "one file per finished trial",
+}
+"""What a job leaves, and what each file is."""
 
 SHORT = {"validation": "val.", "test": "test"}
 WIDE = 100

@@ -1,0 +1,252 @@
+"""The commands of README and docs, run as they stand there; and what the pages promise of each other.
+
+A comment on the line before a block says what is special about it:
+
+- ``stays: URL``: it stays in the foreground, and answers there;
+- ``tested: FILE``: its commands run in that file, with ports and hosts of its own;
+- ``needs: cloud``, ``docker`` or ``kubernetes``: what no test has.
+
+What would take long takes less: the ``python`` of these tests adds options to the commands that train.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from processes import family
+
+from docs.make_reference import PAGES, REFERENCE
+from forecast.cache import store
+from forecast.snapshot import load
+
+ROOT = Path(__file__).parents[1]
+PAGES_TO_READ = sorted(
+    path.relative_to(ROOT).as_posix()
+    for place in (ROOT, ROOT / "docs")
+    for path in (place.glob("*.md") if place == ROOT else place.rglob("*.md"))
+)
+LEARNING = [
+    "docs/tutorial.md",
+    *(
+        f"docs/how-to/{name}.md"
+        for name in ("swap-a-model", "monitor", "own-csv", "resume", "another-symbol")
+    ),
+]
+"""Read one after the other: each starts from what the ones before it have left, the server too."""
+SESSIONS = dict.fromkeys(LEARNING, "learning") | {"README.md": "readme", "README.pt-BR.md": "readme"}
+NOT_HERE = {"cloud", "docker", "kubernetes"}
+REPLACED = """\
+#!/bin/bash
+case "$*" in
+  "-m tune_jobs.pareto"*) set -- "$@" --num-samples 2 --space small --address local ;;
+  "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
+  "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
+  "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
+  # Other clusters run on this machine: this is the server of these pages.
+  "-m serve_app reload"*) export RAY_ADDRESS=$(cat "$SERVER_ADDRESS") ;;
+esac
+exec "{python}" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, what the comment before it says, and the block after it."""
+
+    language: str
+    text: str
+    told: str
+    following: str
+
+    @property
+    def commands(self):
+        """The text without comments."""
+        return re.sub(r"\s+#.*", "", self.text).strip()
+
+    @property
+    def runs_here(self):
+        kind = self.told.partition(": ")[0]
+        return self.language in ("bash", "python") and kind not in ("tested", "needs")
+
+
+def blocks_of(page):
+    text = (ROOT / page).read_text()
+    found = re.findall(r"(?:^<!-- (.*?) -->\n)?^```(\w+)\n(.*?)^```$", text, re.M | re.S)
+    after = [content for _, _, content in found[1:]] + [""]
+    return [
+        Block(language, content, told, following)
+        for (told, language, content), following in zip(found, after, strict=bool(found))
+    ]
+
+
+class Reader:
+    """A person with a copy of the checkout who types what the pages say."""
+
+    def __init__(self, place):
+        self.place = place / "clone"
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", "artifacts", ".*_cache", ".hypothesis", "__pycache__"
+        )
+        shutil.copytree(ROOT, self.place, ignore=ignored)
+        (self.place / ".venv").symlink_to(sys.prefix)
+        os.utime(self.place / "pyproject.toml", (0, 0))  # the environment is made already
+        wrappers = place / "bin"
+        wrappers.mkdir()
+        (wrappers / "python").write_text(REPLACED.replace("{python}", sys.executable))
+        (wrappers / "python").chmod(0o755)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {
+            **clean,
+            "PATH": f"{wrappers}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "NUM_SAMPLES": "2",
+            "ARGS": "--space small --address local",
+            "FORECAST_CACHE_DIR": str(place / "cache"),
+            "SERVER_ADDRESS": str(place / "server_address"),
+        }
+        self.done, self.servers = set(), {}
+
+    def run(self, block):
+        """Run a block, once a session."""
+        if block.commands in self.done:
+            return
+        self.done.add(block.commands)
+        if block.told.startswith("stays: "):
+            self.start(block, block.told.removeprefix("stays: "))
+            return
+        command = [sys.executable, "-c", block.text] if block.language == "python" else self.shell(block)
+        done = subprocess.run(
+            command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        refused = re.search(r'"ok": ?false', done.stdout) is not None
+        assert refused == ('"ok": false' in block.following), f"{block.text}\n{done.stdout}"
+
+    @staticmethod
+    def shell(block):
+        return ["bash", "-euo", "pipefail", "-c", block.text]
+
+    def start(self, block, url):
+        """Start what stays in the foreground, instead of what answered there before."""
+        if url in self.servers:
+            self.stop(url)
+        log = self.place.parent / "log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                self.shell(block),
+                cwd=self.place,
+                env=self.environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.servers[url] = process
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(url).status_code == 200:
+                    break
+            time.sleep(0.3)
+        addresses = {
+            found[1]
+            for _, words in family(process.pid)
+            if (found := re.search(r"--gcs-address=(\S+)", words))
+        }
+        Path(self.environment["SERVER_ADDRESS"]).write_text("".join(addresses))
+
+    def stop(self, url):
+        process = self.servers.pop(url)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory):
+    """One reader a session."""
+    sessions = {}
+
+    def reader(page):
+        name = SESSIONS.get(page, page)
+        if name not in sessions:
+            for other in sessions.values():
+                for url in list(other.servers):
+                    other.stop(url)
+            sessions[name] = Reader(tmp_path_factory.mktemp("reader"))
+        return sessions[name]
+
+    yield reader
+    for one in sessions.values():
+        for url in list(one.servers):
+            one.stop(url)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [
+        page
+        for page in [*SESSIONS, *(page for page in PAGES_TO_READ if page not in SESSIONS)]
+        if any(block.runs_here for block in blocks_of(page))
+    ],
+)
+def test_every_command_of_a_page_works_as_it_stands(readers, page, monkeypatch):
+    reader = readers(page)
+    with monkeypatch.context() as patch:
+        # A symbol that Yahoo sent once: what is there when it cannot be reached.
+        patch.setenv("FORECAST_CACHE_DIR", reader.environment["FORECAST_CACHE_DIR"])
+        store("ETH-USD", load("BTC-USD"))
+    for block in blocks_of(page):
+        if block.runs_here:
+            reader.run(block)
+
+
+@pytest.mark.parametrize("page", PAGES_TO_READ)
+def test_what_is_said_of_a_block_is_true_and_every_link_leads_somewhere(page):
+    for block in blocks_of(page):
+        kind, _, what = block.told.partition(": ")
+        if kind == "tested":
+            assert (ROOT / what).is_file(), block.text
+        elif kind == "needs":
+            assert what in NOT_HERE, block.text
+        elif block.told:
+            assert kind == "stays", block.told
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http", "#")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_of_the_docs_is_reached_from_their_first():
+    seen, queue = set(), ["README.md"]
+    while queue:
+        page = queue.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        links = re.findall(r"\]\(([^)\s#]+\.md)(?:#[^)]*)?\)", (ROOT / page).read_text())
+        queue += [((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() for link in links]
+    assert set(PAGES_TO_READ) <= seen
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_reference_is_what_the_code_says_now(name):
+    assert (REFERENCE / name).read_text() == PAGES[name](), "run `make docs`"
