@@ -8,10 +8,13 @@ NUM_SAMPLES ?= 64
 # More options of the command, for example `make run ARGS=--resume`.
 ARGS ?=
 
-.PHONY: help setup run serve test check bench docs clean
+# A browser for the tests of pages; what a host needs that the test of `ray up` reaches by SSH.
+PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync
+
+.PHONY: help setup system-packages run serve test check bench docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(READY) ## make .venv with everything the project needs
 
@@ -20,6 +23,10 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/pip check
 	@touch $@
+
+system-packages: ## install what some tests want beside Python (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES) >/dev/null
 
 run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES) $(ARGS)
