@@ -1,16 +1,29 @@
-"""``cluster.yaml`` by Ray's own validation, and what it must not lose."""
+"""The clusters that ``ray up`` makes, by Ray's own validation, and what they must not lose."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+AWS, GOOGLE = "cluster.yaml", "cluster-gcp.yaml"
 
 
-@pytest.fixture(scope="module")
-def cluster_file():
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def read(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.fixture(params=[AWS, GOOGLE])
+def cluster_file(request):
+    return read(request.param)
+
+
+def heads_and_workers(cluster_file):
+    """The head's type, and those of the workers by name."""
+    types = dict(cluster_file["available_node_types"])
+    return types.pop(cluster_file["head_node_type"]), types
 
 
 def test_ray_accepts_it(cluster_file):
@@ -19,21 +32,74 @@ def test_ray_accepts_it(cluster_file):
     validate_config(prepare_config(cluster_file))
 
 
-def test_the_head_is_on_demand_and_all_workers_are_spot_and_may_go_to_zero(cluster_file):
-    types = cluster_file["available_node_types"]
-    head = types.pop(cluster_file["head_node_type"])
-    assert "InstanceMarketOptions" not in head["node_config"]
-    assert len(types) >= 2
-    for worker in types.values():
-        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+def test_both_have_the_same_types_of_nodes_and_differ_in_nothing_but_the_cloud():
+    def shared(name):
+        cluster = read(name)
+        for of_the_cloud in ("provider", "setup_commands"):
+            del cluster[of_the_cloud]
+        for node_type in cluster["available_node_types"].values():
+            del node_type["node_config"], node_type["resources"]
+        return cluster
+
+    assert shared(AWS) == shared(GOOGLE)
+    library = {AWS: "boto3", GOOGLE: "google-api-python-client"}
+    aws, google = ("\n".join(read(name)["setup_commands"]) for name in library)
+    assert aws.replace(library[AWS], library[GOOGLE]) == google
+
+
+def test_all_workers_may_go_to_zero(cluster_file):
+    _, workers = heads_and_workers(cluster_file)
+    assert {"cpu_worker", "gpu_worker"} <= set(workers)
+    for worker in workers.values():
         assert worker["min_workers"] == 0 < worker["max_workers"]
 
 
-def test_there_are_gpu_workers_beside_cpu_workers(cluster_file):
-    families = {
-        node["node_config"]["InstanceType"][0] for node in cluster_file["available_node_types"].values()
-    }
-    assert {"c", "g"} <= families
+def test_on_aws_the_head_is_on_demand_and_all_workers_are_spot():
+    head, workers = heads_and_workers(read(AWS))
+    assert "InstanceMarketOptions" not in head["node_config"]
+    for worker in workers.values():
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_on_google_cloud_the_head_is_on_demand_and_all_workers_are_spot_and_leave_no_disk():
+    head, workers = heads_and_workers(read(GOOGLE))
+    assert "scheduling" not in head["node_config"]
+    for worker in workers.values():
+        scheduling = worker["node_config"]["scheduling"]
+        assert scheduling["provisioningModel"] == "SPOT"
+        assert scheduling["instanceTerminationAction"] == "DELETE"
+        assert all(disk["autoDelete"] for disk in worker["node_config"]["disks"])
+
+
+def test_on_aws_there_are_gpu_workers_beside_cpu_workers():
+    _, workers = heads_and_workers(read(AWS))
+    assert workers["cpu_worker"]["node_config"]["InstanceType"].startswith("c")
+    assert workers["gpu_worker"]["node_config"]["InstanceType"].startswith("g")
+
+
+def test_on_google_cloud_resources_are_those_of_the_machine_types():
+    for node_type in read(GOOGLE)["available_node_types"].values():
+        config = node_type["node_config"]
+        expected = {"CPU": int(config["machineType"].rpartition("-")[2])}
+        if gpus := sum(gpu["acceleratorCount"] for gpu in config.get("guestAccelerators", [])):
+            expected["GPU"] = gpus
+            assert config["scheduling"]["onHostMaintenance"] == "TERMINATE"
+        assert node_type["resources"] == expected
+
+
+def test_on_google_cloud_disks_are_in_the_clusters_zone_and_accounts_in_its_project():
+    cluster = read(GOOGLE)
+    configs = json.dumps(cluster["available_node_types"])
+    assert set(re.findall(r"zones/([^/]+)/", configs)) == {cluster["provider"]["availability_zone"]}
+    assert set(re.findall(r"@([^.]+)\.iam", configs)) == {cluster["provider"]["project_id"]}
+
+
+def test_every_node_may_reach_the_bucket_that_trials_keep_their_state_in():
+    for node_type in read(AWS)["available_node_types"].values():
+        assert node_type["node_config"]["IamInstanceProfile"] == {"Name": "price-forecaster"}
+    _, workers = heads_and_workers(read(GOOGLE))
+    for worker in workers.values():
+        assert worker["node_config"]["serviceAccounts"]
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])

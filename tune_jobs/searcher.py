@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import ray
 from ray import tune
+from ray.tune.result import NODE_IP
 from ray.tune.search.optuna import OptunaSearch
 
 from forecast.checkpoint import Checkpoint, save_checkpoint
@@ -258,7 +259,7 @@ class StudySearch(OptunaSearch):
             self._on_finished(Finished(trial.number, None, reason=reason))
             return
         self._keep_checkpoint(trial, saved)
-        for name in REPORTED:
+        for name in (*REPORTED, NODE_IP):
             trial.set_user_attr(name, result[name])
         self._study.tell(trial, values)
         self._states.discard(saved)
