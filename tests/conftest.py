@@ -15,9 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
 
 
-SERVERS = ("test_serving", "test_serve_deploy", "test_container")
+SERVERS = ("test_docs", "test_serving", "test_serve_deploy", "test_container")
 """Files whose tests listen on ports that are the application's own."""
-FIRST = ("test_job", "test_nodes", *SERVERS)
+FIRST = ("test_job", *SERVERS, "test_nodes", "test_ray_up")
 """Files that take longest."""
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from processes import family
+from ray.cluster_utils import Cluster
 
 from docs.make_reference import PAGES, REFERENCE
 from forecast.cache import store
@@ -47,7 +48,7 @@ NOT_HERE = {"cloud", "docker", "kubernetes"}
 REPLACED = """\
 #!/bin/bash
 case "$*" in
-  "-m tune_jobs.pareto"*) set -- "$@" --num-samples 2 --space small --address local ;;
+  "-m tune_jobs.pareto"*) set -- "$@" --num-samples 2 --space small --address "$CLUSTER" ;;
   "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
   "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
@@ -91,7 +92,7 @@ def blocks_of(page):
 class Reader:
     """A person with a copy of the checkout who types what the pages say."""
 
-    def __init__(self, place):
+    def __init__(self, place, cluster):
         self.place = place / "clone"
         ignored = shutil.ignore_patterns(
             ".git", ".venv", "artifacts", ".*_cache", ".hypothesis", "__pycache__"
@@ -108,7 +109,8 @@ class Reader:
             **clean,
             "PATH": f"{wrappers}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "NUM_SAMPLES": "2",
-            "ARGS": "--space small --address local",
+            "ARGS": f"--space small --address {cluster}",
+            "CLUSTER": cluster,
             "FORECAST_CACHE_DIR": str(place / "cache"),
             "SERVER_ADDRESS": str(place / "server_address"),
         }
@@ -175,8 +177,8 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory):
-    """One reader a session."""
-    sessions = {}
+    """One reader a session; their jobs share a cluster, which takes longer to start than the jobs to end."""
+    sessions, cluster = {}, Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 
     def reader(page):
         name = SESSIONS.get(page, page)
@@ -184,13 +186,14 @@ def readers(tmp_path_factory):
             for other in sessions.values():
                 for url in list(other.servers):
                     other.stop(url)
-            sessions[name] = Reader(tmp_path_factory.mktemp("reader"))
+            sessions[name] = Reader(tmp_path_factory.mktemp("reader"), cluster.address)
         return sessions[name]
 
     yield reader
     for one in sessions.values():
         for url in list(one.servers):
             one.stop(url)
+    cluster.shutdown()
 
 
 @pytest.mark.slow
