@@ -104,7 +104,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     if options.plot:
         scored = f"{series.dates[folds[0].origin]} to {series.dates[-1]}"
         title = f"{series.symbol} {series.feature}: {len(folds)} folds, {scored}"
-        write_plots(done, title, options.output_dir / PAGE_FILE)
+        write_plots(done, title, notes, options.output_dir / PAGE_FILE)
     if options.json_output:
         print(json.dumps(summary, allow_nan=False, default=str))
     elif not options.quiet:

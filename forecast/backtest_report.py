@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,15 @@ def write_rows(done: Backtest, path: Path) -> None:
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
-def write_plots(done: Backtest, title: str, path: Path) -> None:
-    """One page that opens without a network: forecasts with intervals, how reliable these are, and the tables."""
+def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) -> None:
+    """One page that opens without a network: forecasts with intervals, how reliable these are, and the tables.
+
+    Args:
+        done: the backtest.
+        title: of the page.
+        notes: what to know before reading its numbers.
+        path: of the file.
+    """
     forecasts, actual = done.model(0), done.rows.actual
     figure = forecast_figure(done.dates, done.rows, forecasts)
     for result in done.results[1:]:
@@ -221,4 +229,4 @@ def write_plots(done: Backtest, title: str, path: Path) -> None:
             "Against the baselines", [grid_of(_comparisons_table(done)), Text(P_VALUES), *_direction(done)]
         ),
     ]
-    write_page(path, title, [], sections)
+    write_page(path, title, notes, sections)

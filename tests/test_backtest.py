@@ -139,7 +139,8 @@ def test_the_command_leaves_rows_summary_and_a_page_that_needs_no_network(tmp_pa
     assert [fold["rows"] for fold in summary["folds"]] == [40, 40]
     assert {found["baseline"] for found in summary["comparisons"]} == {"persistence", "drift", "EWMA"}
     page = (tmp_path / "backtest.html").read_text()
-    assert "Plotly.newPlot" in page
+    assert page.count('class="plot"') == 3
+    assert "Configurations tried before these numbers: 1" in page
     assert 'src="http' not in page
 
 
