@@ -163,9 +163,10 @@ def _table(grid: Grid) -> str:
 
 
 def _plot(plot: Plot) -> str:
-    # A figure's own template would hide the page's colours; in a script, "</" could end it.
+    # A figure's own template would hide the page's colours.
     plot.figure.layout.template = None
-    content = str(plot.figure.to_json()).replace("</", "<\\/")
+    # Text in it could end the script.
+    content = str(plot.figure.to_json()).replace("<", "\\u003c")
     width = f"; min-width: {plot.least_width}px" if plot.least_width else ""
     return (
         f'<div class="plot" style="height: {plot.height}px{width}"></div>'

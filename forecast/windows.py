@@ -29,7 +29,7 @@ SPREAD_DECAY = 0.94
 
 
 EXACT_DIGITS = 12
-"""Significant digits of a price that normalizing it and back leaves as they were."""
+"""Significant digits that normalizing a price and back leaves as they were, unless it is far below the others."""
 
 
 @dataclass(frozen=True)

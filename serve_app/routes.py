@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
@@ -38,7 +38,7 @@ from serve_app.schemas import (
 )
 from serve_app.service import BATCH, PREDICT, Answer, ForecastService, Kinds, busy, refuse
 
-PAGE = Path(__file__).with_name("assets") / "page.html"
+PAGE = Path(__file__).with_name("page.html")
 DRAIN_FACTOR = 256
 """A refused body is read on, unkept, up to this many times the limit: a client that is still sending then
 sees the answer instead of a broken connection."""
@@ -49,6 +49,8 @@ PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """The page loads nothing from elsewhere, and browsers hold it to that."""
+ASSET_HEADERS = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
+"""Browsers ask whether a file has changed: a new page must not meet the scripts of an old one."""
 
 Answering = Callable[[bytes], Awaitable[Answer]]
 
@@ -235,19 +237,28 @@ def describe_routes(models: Models) -> FastAPI:
     async def list_models() -> ModelsAnswer:
         return ModelsAnswer(models=[_line(model) for model in models.by_symbol.values()])
 
-    @web.get("/", include_in_schema=False)
+    @web.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
-        headers = {"content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff"}
-        return FileResponse(PAGE, headers=headers)
+        return FileResponse(PAGE, headers={"content-security-policy": PAGE_POLICY, **ASSET_HEADERS})
 
     # The page's look is that of the reports.
-    web.mount("/assets", StaticFiles(packages=[("serve_app", "assets"), ("forecast", "assets")]))
+    web.mount("/assets", Assets(packages=[("serve_app", "assets"), ("forecast", "assets")]))
 
     @web.get("/healthz", summary="Tell readiness")
     async def healthz() -> HealthAnswer:
         return HealthAnswer()
 
     return web
+
+
+class Assets(StaticFiles):
+    """Style sheets and scripts."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """A file, with ``ASSET_HEADERS``."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(ASSET_HEADERS)
+        return response
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

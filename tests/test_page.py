@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx2 as httpx
 import pytest
 import uvicorn
 from browser import Watched
@@ -131,6 +132,8 @@ def test_what_is_no_number_is_named_before_the_server_is_asked(open_page, addres
     page.tab.fill("#values", "8710.15 8809.17 n/a")
     page.tab.locator("#problem").wait_for(state="visible")
     assert "“n/a” is not a number" in page.tab.text_content("#problem")
+    # Neither is there a command for something else than what the fields say.
+    assert page.tab.text_content("#curl") == page.tab.text_content("#count") == ""
 
 
 def test_an_uploaded_table_is_read_oldest_first_by_the_models_column(open_page, address, tmp_path):
@@ -199,9 +202,65 @@ def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, t
         page.tab.select_option("#symbol", "ETH-USD")
         page.tab.wait_for_function("() => document.querySelector('h1').textContent.startsWith('ETH-USD')")
         assert page.tab.input_value("#values") == ""
+        # Nothing of the other symbol's stays, and nothing was asked that cannot be answered.
+        assert page.tab.locator("#chart svg").count() == 0
+        assert page.tab.get_attribute("#chart", "aria-label") == "No forecast yet"
+        assert "upload 20 values or more" in page.tab.text_content("#count")
+        assert not page.tab.locator("#problem").is_visible()
+        assert page.errors == []
         rises(page.tab, range(7000, 7020))
         shown(page.tab, "7,019")
         assert '"symbol":"ETH-USD"' in page.tab.text_content("#curl")
+
+
+def test_a_choice_of_a_model_that_cannot_be_had_is_told_and_taken_back(
+    open_page, tiny_result, tiny_checkpoint, tmp_path
+):
+    config = tiny_result.checkpoint.config.model_copy(update={"symbol": "ETH-USD"})
+    save_checkpoint(tiny_result.checkpoint, tmp_path / "btc.pt")
+    save_checkpoint(replace(tiny_result.checkpoint, config=config), tmp_path / "eth.pt")
+    with listening(tmp_path) as address:
+        page = open_page(address)
+        shown(page.tab)
+        page.tab.route("**/model?symbol=ETH-USD", lambda route: route.fulfill(status=503, body="busy"))
+        page.tab.select_option("#symbol", "ETH-USD")
+        page.tab.locator("#problem").wait_for(state="visible")
+        assert page.tab.text_content("#problem") == "The server answered 503"
+        assert page.tab.input_value("#symbol") == "BTC-USD"
+
+
+def test_an_answer_that_comes_after_the_next_question_is_not_shown(open_page, address):
+    page = open_page(address)
+    shown(page.tab)
+    held = []
+    page.tab.route("**/predict", lambda route: held.append(route) if not held else route.continue_())
+    rises(page.tab, range(5000, 5020))
+    page.tab.wait_for_function("() => document.getElementById('curl').textContent.includes('5019')")
+    rises(page.tab, range(7000, 7020))
+    assert "7,019" in shown(page.tab, "7,019")
+    with contextlib.suppress(Exception):  # it was given up by the page
+        held[0].continue_()
+    page.tab.wait_for_timeout(200)
+    assert "7,019" in page.tab.text_content("#answer")
+    assert page.errors == []
+
+
+def test_a_wrong_horizon_is_marked_where_it_is(open_page, address):
+    page = open_page(address)
+    shown(page.tab)
+    page.tab.fill("#horizon", "0")
+    page.tab.locator("#problem").wait_for(state="visible")
+    assert page.tab.get_attribute("#horizon", "aria-invalid") == "true"
+    assert page.tab.get_attribute("#values", "aria-invalid") == "false"
+
+
+def test_browsers_ask_again_for_every_part_of_the_page(address):
+    for path in ("", "assets/page.js", "assets/style.css"):
+        headers = httpx.head(address + path).headers
+        assert headers["cache-control"] == "no-cache"
+        assert headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'self'" in httpx.head(address).headers["content-security-policy"]
+    assert httpx.get(address + "assets/page.html").status_code == 404
 
 
 def test_the_interfaces_page_needs_no_other_host(open_page, address):
@@ -212,7 +271,13 @@ def test_the_interfaces_page_needs_no_other_host(open_page, address):
 
 
 TEXTS = {
-    "1 2,3;4\n5\t6.5e1": [1, 2, 3, 4, 5, 65],
+    "1 2;3\n4\t6.5e1": [1, 2, 3, 4, 65],
+    "1, 2, 3": [1, 2, 3],
+    "101,102,103": [101, 102, 103],
+    "8,710.15 12,809": [8710.15, 12809],
+    "8710.15,8809.17,\n8650.5,8700": [8710.15, 8809.17, 8650.5, 8700],
+    'Date,Close,Volume\n2020-01-02,"8,809.17",2\n2020-01-01,"8,710.15",1': [8710.15, 8809.17],
+    "timestamp,close\n1579132800,2\n1579046400,1": [1, 2],
     '{"values": [1.5, -2]}': [1.5, -2],
     "[1, 2]": [1, 2],
     "8,710.15\n12,809\n950.2": [8710.15, 12809, 950.2],
@@ -220,6 +285,12 @@ TEXTS = {
     "date;close;open\n2020-01-02;2;9\n2020-01-01;1;9": [1, 2],
     "": [],
 }
+REFUSED = (
+    *("[1, null]", "1 NaN", "infinity", '{"prices": [1]}', "1e999", "0x10", "[1,"),
+    # One number or two, and before or after.
+    *("8710,15\n8809,17", "8710,15", "Date,Close\n01/17/2020,2\n01/16/2020,1"),
+    "Date,Close\n2020-01-01,8,710",
+)
 
 
 def test_values_are_understood_as_people_have_them(open_page, address):
@@ -229,8 +300,18 @@ def test_values_are_understood_as_people_have_them(open_page, address):
     rows = "High,Close\n3,1\n4,2"
     assert page.tab.evaluate("text => parseValues(text, ['Close', 'High'])", rows) == [[1, 3], [2, 4]]
     assert page.tab.evaluate("parseValues('1 3\\n2, 4', ['Close', 'High'])") == [[1, 3], [2, 4]]
-    for text in ("[1, null]", "1 NaN", "infinity", '{"prices": [1]}', "1e999", "0x10", "[1,"):
+    for text in REFUSED:
         message = page.tab.evaluate(
             "text => { try { parseValues(text, ['C']) } catch (e) { return e.name + e.message } }", text
         )
         assert message.startswith("Error"), text
+
+
+def test_numbers_are_shown_to_the_hundredth_and_an_axis_as_fine_as_its_steps(open_page, address):
+    page = open_page(address)
+    written = page.tab.evaluate("[12345678.9, 8710.151, 0.000123456789].map(format)")
+    assert written == ["12,345,678.9", "8,710.15", "0.000123457"]
+    fine = "(() => { const step = tickStep(8710.151, 8710.153, 4); return formatTicks(ticks(8710.151, 8710.153, step), step) })()"
+    names = page.tab.evaluate(fine)
+    assert len(set(names)) == len(names) >= 2
+    assert all(8710.15 < float(name.replace(",", "")) < 8710.154 for name in names)

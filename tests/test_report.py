@@ -7,14 +7,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 from browser import Watched
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from forecast.page import Commands, Plot, Section, write_page
 from forecast.windows import prepare
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import next_lines
+from tune_jobs.report import next_commands
 from tune_jobs.report_page import Findings, write_report
 from tune_jobs.selection import FrontPoint
 
@@ -125,14 +127,29 @@ def test_it_says_what_the_terminal_says_and_what_was_done_to_the_data(report, ti
     assert snapshot.provenance.sha256 in text
     assert "TrainingError: diverged" in text
     assert "partial last day" in text
-    for line in next_lines(TuneOptions()):
-        assert html.escape(line) in text
+    for command in next_commands(TuneOptions()).values():
+        assert html.escape(command) in text
 
 
-def test_text_from_elsewhere_is_shown_and_not_run(report):
+def test_text_from_elsewhere_is_shown_and_not_run(report, tmp_path):
     text = report.read_text()
     assert RULE not in text
     assert html.escape(RULE) in text
+    place = Plot(go.Figure(go.Scatter(name=RULE)), RULE)
+    write_page(tmp_path / "page.html", RULE, [RULE], [Section(RULE, [place, Commands([RULE])])])
+    assert "<script>alert" not in (tmp_path / "page.html").read_text()
+
+
+def test_trials_that_do_not_differ_are_said_to_tell_nothing(tiny_result, snapshot, tmp_path):
+    found = findings(tiny_result, snapshot)
+    alike = [
+        create_trial(params=trial.params, distributions=SPACE, values=[1.0, 2.0, 3.0])
+        for trial in found.trials[:-1]
+    ]
+    for number, trial in enumerate(alike):
+        trial.number, trial.datetime_complete = number, STARTED
+    write_report(replace(found, trials=alike), tmp_path / "report.html")
+    assert "The trials do not differ" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("objectives", [["crps"], ["mae", "crps"], ["mae", "rmse", "mape", "crps"]])

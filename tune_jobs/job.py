@@ -42,6 +42,7 @@ from tune_jobs.report import (
     next_lines,
     score_lines,
     search_lines,
+    strategy_line,
     write_front,
 )
 from tune_jobs.report_page import Findings, write_report
@@ -147,6 +148,15 @@ def run_job(options: TuneOptions) -> Outcome:
             "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
         }
         write_json(summary, options.output_dir / SUMMARY_FILE)
+        (options.output_dir / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's is of another pick
+        if options.json_output:
+            print(json.dumps(summary, indent=2, allow_nan=False, default=str))
+        interrupted = found.stopped_by is not None
+        early = [_ended_early(found)] if interrupted else []
+        for line in early:
+            _say(errors, line, "yellow")
+        if picked:
+            _describe_result(console, front, picked, options, found)
         if picked and options.report:
             findings = Findings(
                 series=series,
@@ -156,18 +166,10 @@ def run_job(options: TuneOptions) -> Outcome:
                 front=front,
                 picked=picked,
                 persistence=persistence[options.objectives_on],
-                ended=search_lines(found.run),
+                ended=[*search_lines(found.run), *early],
             )
             write_report(findings, options.output_dir / REPORT_FILE)
-
-    if options.json_output:
-        print(json.dumps(summary, indent=2, allow_nan=False, default=str))
-    interrupted = found.stopped_by is not None
-    if interrupted:
-        _say(errors, _ended_early(found), "yellow")
-    if picked:
-        _describe_result(console, front, picked, options, found)
-    elif not interrupted:
+    if not picked and not interrupted:
         raise StudyError(
             f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); their reasons are in "
             f"{options.output_dir / studies.STUDY_FILE}"
@@ -373,13 +375,10 @@ def _describe_result(
     # A pipe or a file has no width of its own: never cut a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
     wide.print(front_table(front, picked, options.objectives_on, wide.width))
-    how = (
-        f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
-    )
     lines = [
         *search_lines(found.run),
         *score_lines(picked),
-        f"Pick by {how}: trial {picked.number}, kept as {options.output_dir / PICK_FILE}",
+        f"Pick by {strategy_line(options)}: trial {picked.number}, kept as {options.output_dir / PICK_FILE}",
         *next_lines(options),
     ]
     _say(console, "\n".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -170,12 +171,25 @@ def score_lines(picked: FrontPoint) -> list[str]:
     ]
 
 
+def strategy_line(options: TuneOptions) -> str:
+    """How the pick was chosen."""
+    return (
+        f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
+    )
+
+
+def next_commands(options: TuneOptions) -> dict[str, str]:
+    """What to do with a job's files, by what it does."""
+    pick = shlex.quote(str(options.output_dir / PICK_FILE))
+    study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
+    return {
+        "forecast": f"python -m forecast infer --checkpoint {pick}",
+        "serve": f"serve run serve_app:app checkpoint={pick}",
+        "look": f"optuna-dashboard {study}",
+    }
+
+
 def next_lines(options: TuneOptions) -> list[str]:
-    """What to do with a job's files: a word and a command a line."""
-    pick = options.output_dir / PICK_FILE
-    return [
-        *([f"  read      {options.output_dir / REPORT_FILE}"] if options.report else []),
-        f"  forecast  python -m forecast infer --checkpoint {pick}",
-        f"  serve     serve run serve_app:app checkpoint={pick}",
-        f"  look      optuna-dashboard sqlite:///{options.output_dir / STUDY_FILE}",
-    ]
+    """The report and the commands, a word before each."""
+    report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
+    return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]

@@ -22,7 +22,7 @@ from forecast.series import Series
 from forecast.training import forecast_part
 from forecast.windows import PreparedSeries
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import WIDE, front_table, next_lines, score_lines
+from tune_jobs.report import WIDE, front_table, next_commands, score_lines, strategy_line
 from tune_jobs.selection import FrontPoint
 from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
@@ -73,8 +73,8 @@ def write_report(found: Findings, path: Path) -> None:
     complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
     rows = found.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
     introduction = [
-        f"{len(complete)} trials finished; the pick by {options.strategy} is trial {found.picked.number}. "
-        + _beside_persistence(found.picked),
+        f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'} finished; the pick by "
+        f"{strategy_line(options)}: trial {found.picked.number}. " + _beside_persistence(found.picked),
         *score_lines(found.picked),
     ]
     marked = next(i for i, point in enumerate(found.front) if point is found.picked)
@@ -84,8 +84,8 @@ def write_report(found: Findings, path: Path) -> None:
             "The Pareto front",
             [
                 Text(
-                    "Trials that no other trial beats in every objective; the last row is persistence, which "
-                    "repeats the last price."
+                    "Trials than which no other is as good in every objective and better in one; the last row is "
+                    "persistence, which repeats the last price."
                 ),
                 table,
                 *_fronts(found, complete),
@@ -106,7 +106,7 @@ def write_report(found: Findings, path: Path) -> None:
         ),
         Section("The pick on test rows", _forecasts(found, rows)),
         Section("Data", _data(found)),
-        Section("How to go on", [Commands(next_lines(options))]),
+        Section("How to go on", [Commands(list(next_commands(options).values()))]),
         Section("Options and versions", [_settings(options)]),
     ]
     write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
@@ -196,13 +196,12 @@ def _parallel_coordinates(trials: Sequence[FrozenTrial], names: Sequence[str], f
         dimensions.append({"label": label, "values": np.log10(values) if log else values})
     line = {
         "color": [float(trial.number in front) for trial in trials],
-        "colorscale": [[0, "#9aa4b2"], [1, "#d6457b"]],
         "cmin": 0,
         "cmax": 1,
     }
-    figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line))
+    figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, meta="forecast"))
     figure.update_layout(margin={"l": 60, "r": 40, "t": 60, "b": 20})
-    says = "Objectives and hyperparameters of every finished trial as parallel coordinates, the front in red"
+    says = "Objectives and hyperparameters of every finished trial as parallel coordinates, the front in blue"
     return Plot(figure, says, least_width=110 * len(dimensions))
 
 
@@ -275,18 +274,21 @@ def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | 
 
     if len(trials) < FEW:
         return [Text(f"Hyperparameter importance needs {FEW} finished trials or more.")]
+    values = np.array([trial.values for trial in trials])
+    if (np.ptp(values, axis=0) == 0).any() or all(trial.params == trials[0].params for trial in trials):
+        return [Text("The trials do not differ: nothing can be said of their hyperparameters.")]
     try:
         with warnings.catch_warnings():
             # One says that smaller is taken for better, which is so here.
             warnings.simplefilter("ignore")
             figure = plot_param_importances(_study(found, trials))
-    except (RuntimeError, ValueError) as error:  # all trials alike, for example
+    except (RuntimeError, ValueError) as error:
         return [Text(f"Hyperparameter importance could not be computed: {error}")]
     figure.update_layout(title=None, barmode="group", yaxis_title=None, xaxis_title="importance")
     return [
         Text(
             "Importance of the hyperparameters for each objective (PED-ANOVA, Watanabe et al. 2023); where every "
-            "trial lands near persistence it is mostly noise."
+            "trial lands near persistence it is mostly noise. Dropout's is among models of several layers."
         ),
         Plot(figure, "Importance of each hyperparameter for each objective"),
     ]

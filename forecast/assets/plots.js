@@ -32,6 +32,10 @@ function coloured(trace) {
   if (typeof trace.meta !== "string") return trace;
   const own = colour(`--${trace.meta}`);
   if (trace.meta === "band") return { ...trace, fillcolor: own };
+  if (trace.type === "parcoords") {
+    const colorscale = [[0, colour("--soft")], [1, own]];
+    return { ...trace, line: { ...trace.line, colorscale } };
+  }
   return { ...trace, line: { ...trace.line, color: own }, marker: { ...trace.marker, color: own } };
 }
 

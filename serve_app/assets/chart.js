@@ -11,17 +11,31 @@ function element(name, attributes, parent) {
   return made;
 }
 
-// About `count` round numbers between two.
-function ticks(low, high, count) {
+// The distance of about `count` round numbers between two.
+function tickStep(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+}
+
+function ticks(low, high, step) {
   const found = [];
   for (let number = Math.ceil(low / step); number * step <= high; number += 1) found.push(number * step);
   return found;
 }
 
-const format = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 6 });
+// Six digits, or as many as show hundredths.
+function format(value) {
+  const whole = Math.floor(Math.log10(Math.abs(value) || 1)) + 1;
+  return value.toLocaleString("en-US", { maximumSignificantDigits: Math.min(17, Math.max(6, whole + 2)) });
+}
+
+// Numbers of an axis, as many decimals as their distance has.
+function formatTicks(marks, step) {
+  const decimals = Math.min(12, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)));
+  const settings = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+  return marks.map((mark) => mark.toLocaleString("en-US", settings));
+}
 
 // prices: the window, oldest first; predictions: one a step; interval: {level, lower: […], upper: […]} or null.
 function drawChart(place, prices, predictions, interval) {
@@ -35,28 +49,30 @@ function drawChart(place, prices, predictions, interval) {
   low -= room;
   high += room;
 
-  const marks = ticks(low, high, Math.max(2, Math.floor(height / 60)));
-  const gutter = MARGIN.left + 7 * Math.max(...marks.map((mark) => format(mark).length)) + 6;
+  const step = tickStep(low, high, Math.max(2, Math.floor(height / 60)));
+  const marks = ticks(low, high, step);
+  const names = formatTicks(marks, step);
+  const gutter = MARGIN.left + 7 * Math.max(...names.map((name) => name.length)) + 6;
   // Forecasts of few steps get a place that can be seen beside a long window.
   const ahead = Math.max(predictions.length, Math.ceil(known / 12));
   const stretch = predictions.length ? ahead / predictions.length : 1;
   const unit = (width - gutter - MARGIN.right) / Math.max(1, known - 1 + ahead);
-  const x = (step) => gutter + unit * (step < known ? step : known - 1 + (step - known + 1) * stretch);
+  const x = (row) => gutter + unit * (row < known ? row : known - 1 + (row - known + 1) * stretch);
   const y = (value) => MARGIN.top + ((high - value) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
-  const path = (points) => points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)},${y(value).toFixed(1)}`).join("");
+  const path = (points) => points.map(([row, value], i) => `${i ? "L" : "M"}${x(row).toFixed(1)},${y(value).toFixed(1)}`).join("");
 
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-  for (const mark of marks) {
+  for (const [i, mark] of marks.entries()) {
     element("line", { class: "grid", x1: gutter, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }, svg);
-    element("text", { x: gutter - 6, y: y(mark) + 4, "text-anchor": "end" }, svg).textContent = format(mark);
+    element("text", { x: gutter - 6, y: y(mark) + 4, "text-anchor": "end" }, svg).textContent = names[i];
   }
   // Labels of the past keep away from the one of the last value.
-  const labels = ticks(1 - known, 0, Math.max(2, Math.floor(width / 140)))
+  const labels = ticks(1 - known, 0, tickStep(1 - known, 0, Math.max(2, Math.floor(width / 140))))
     .filter((mark) => mark === 0 || -mark * unit > 40)
     .map((mark) => [known - 1 + mark, mark === 0 ? "last" : `−${-mark}`]);
   if (predictions.length) labels.push([known - 1 + predictions.length, `+${predictions.length}`]);
-  for (const [step, label] of labels) {
-    element("text", { x: x(step), y: height - 8, "text-anchor": "middle" }, svg).textContent = label;
+  for (const [row, label] of labels) {
+    element("text", { x: x(row), y: height - 8, "text-anchor": "middle" }, svg).textContent = label;
   }
 
   if (predictions.length) {
@@ -69,8 +85,8 @@ function drawChart(place, prices, predictions, interval) {
     }
     element("path", { class: "persistence", d: path([[known - 1, last], [known - 1 + predictions.length, last]]) }, svg);
     element("path", { class: "forecast", d: path([[known - 1, last], ...steps]) }, svg);
-    const [step, value] = steps[steps.length - 1];
-    element("circle", { class: "point", cx: x(step), cy: y(value), r: 4 }, svg);
+    const [end, value] = steps[steps.length - 1];
+    element("circle", { class: "point", cx: x(end), cy: y(value), r: 4 }, svg);
   }
   element("path", { class: "window", d: path(prices.map((value, i) => [i, value])) }, svg);
   place.replaceChildren(svg);

@@ -10,6 +10,7 @@ const base = new URL(".", location.href).href;
 const chart = byId("chart");
 
 let model = null;
+let choice = 0; // counts choices of a model: the answer to an earlier one comes too late
 let apiKey = "";
 let asked = null; // the request that is under way
 let timer = 0;
@@ -23,13 +24,16 @@ function headers() {
 
 async function ask(path, options = {}) {
   const response = await fetch(base + path, { headers: headers(), ...options });
-  const content = await response.json().catch(() => ({}));
   if (response.status === 401) byId("key-form").hidden = false;
-  if (!response.ok) {
-    const said = (content.detail ?? []).map((problem) => problem.msg).join("; ");
-    throw new Error(said || `The server answered ${response.status}`);
-  }
-  return content;
+  if (response.ok) return response.json();
+  const content = await response.json().catch((error) => {
+    if (error instanceof SyntaxError) return {}; // a proxy's own page, for example
+    throw error;
+  });
+  const problems = Array.isArray(content.detail) ? content.detail : [];
+  const refusal = new Error(problems.map((one) => one.msg).join("; ") || `The server answered ${response.status}`);
+  refusal.field = problems[0]?.loc?.[1];
+  throw refusal;
 }
 
 function cell(tag, text, number) {
@@ -106,14 +110,27 @@ function showControls() {
 }
 
 function restore() {
+  clear();
   byId("values").value = model.latest_window ? showValues(model.latest_window) : "";
   forecast();
 }
 
-function problem(text) {
+// Nothing is shown of what the fields do not say.
+function clear() {
+  shown = null;
+  chart.replaceChildren();
+  chart.setAttribute("aria-label", "No forecast yet");
+  for (const id of ["answer", "count", "curl"]) byId(id).textContent = "";
+  problem("");
+}
+
+// `field` is the one that is to be mended: values, horizon, levels, or none of them.
+function problem(text, field) {
   byId("problem").textContent = text;
   byId("problem").hidden = !text;
-  byId("values").setAttribute("aria-invalid", String(Boolean(text)));
+  for (const [id, name] of [["values", "values"], ["horizon", "horizon"], ["level", "levels"]]) {
+    byId(id).setAttribute("aria-invalid", String(Boolean(text) && name === field));
+  }
   chart.classList.toggle("stale", Boolean(text));
   if (text) byId("answer").textContent = "";
 }
@@ -145,7 +162,13 @@ async function forecast() {
   clearTimeout(timer);
   asked?.abort();
   const values = readValues();
+  byId("curl").textContent = byId("count").textContent = "";
   if (!values) return;
+  if (!values.length) {
+    clear();
+    byId("count").textContent = `Type, paste or upload ${model.sequence_length} values or more.`;
+    return;
+  }
   const used = Math.min(values.length, model.sequence_length);
   byId("count").textContent = `${values.length} values; the model looks at the last ${model.sequence_length}.`;
   const request = body(values);
@@ -155,7 +178,7 @@ async function forecast() {
   try {
     answer = await ask("predict", { method: "POST", body: request, signal: asked.signal });
   } catch (error) {
-    if (error.name !== "AbortError") problem(error.message);
+    if (error.name !== "AbortError") problem(error.message, error.field);
     return;
   }
   problem("");
@@ -181,7 +204,7 @@ function readValues() {
     return parseValues(byId("values").value, model.columns);
   } catch (error) {
     if (!(error instanceof ValuesError)) throw error;
-    problem(error.message);
+    problem(error.message, "values");
     return null;
   }
 }
@@ -198,14 +221,18 @@ async function upload(file) {
     byId("values").value = showValues(parseValues(text, model.columns));
   } catch (error) {
     if (!(error instanceof ValuesError)) throw error;
-    problem(`${file.name}: ${error.message}`);
+    problem(`${file.name}: ${error.message}`, "values");
     return;
   }
   forecast();
 }
 
 async function choose(symbol) {
-  model = await ask(symbol ? `model?symbol=${encodeURIComponent(symbol)}` : "model");
+  choice += 1;
+  const mine = choice;
+  const found = await ask(`model?symbol=${encodeURIComponent(symbol)}`);
+  if (mine !== choice) return;
+  model = found;
   byId("main").hidden = false;
   showCard();
   showControls();
@@ -226,7 +253,14 @@ async function start() {
 
 byId("values").addEventListener("input", soon);
 for (const id of ["level", "horizon"]) byId(id).addEventListener("input", soon);
-byId("symbol").addEventListener("change", () => choose(byId("symbol").value));
+byId("symbol").addEventListener("change", async () => {
+  try {
+    await choose(byId("symbol").value);
+  } catch (error) {
+    byId("symbol").value = model.symbol;
+    problem(error.message);
+  }
+});
 byId("restore").addEventListener("click", restore);
 byId("file").addEventListener("change", async () => {
   await upload(byId("file").files[0]);

@@ -17,7 +17,7 @@ function toNumber(text) {
 // The values of a text: numbers for a model of one column, rows of numbers for one of several.
 //
 // Takes numbers divided by anything usual, JSON (a list, or an object with "values"), and CSV with a header that names
-// the model's columns; rows with ISO dates are put oldest first.
+// the model's columns; rows with dates are put oldest first. What could be meant in two ways is refused.
 function parseValues(text, columns) {
   const trimmed = text.trim();
   if (!trimmed) return [];
@@ -25,13 +25,22 @@ function parseValues(text, columns) {
   const lines = trimmed.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
   const first = lines[0].split(/[,;\t]/).map(plainName);
   if (first.some((cell) => /^[a-z]/.test(cell) && !/^(nan|inf|infinity)$/.test(cell))) {
-    return fromTable(lines, first, columns);
+    return fromTable(lines, columns);
   }
   if (columns.length > 1) return lines.map((line) => line.split(/[\s,;]+/).filter(Boolean).map(toNumber));
-  const plain = (line) => NUMBER.test(line) || THOUSANDS.test(line);
-  // 8,710 on a line of its own is one number, among lines that are numbers too; 8,710 alone could be two.
-  if (lines.length > 1 && lines.every(plain)) return lines.map((line) => toNumber(line.replaceAll(",", "")));
-  return lines.join(" ").split(/[\s,;]+/).filter(Boolean).map(toNumber);
+  const words = trimmed.split(/[\s;]+/).map((word) => word.replace(/^,+|,+$/g, "")).filter(Boolean);
+  return words.flatMap((word) => fromWord(word, words.length > 1));
+}
+
+// One number, or several divided by commas alone.
+function fromWord(word, amongOthers) {
+  if (!word.includes(",")) return [toNumber(word)];
+  const parts = word.split(",");
+  if (amongOthers && parts.length <= 3 && THOUSANDS.test(word)) return [toNumber(word.replaceAll(",", ""))];
+  if (parts.length === 2 && !word.includes(".")) {
+    throw new ValuesError(`“${word}” could be one number or two; write decimals with a point, and divide numbers by spaces`);
+  }
+  return parts.map(toNumber);
 }
 
 function fromJson(text, columns) {
@@ -50,21 +59,50 @@ function fromJson(text, columns) {
   return values.map((value) => (columns.length > 1 && Array.isArray(value) ? value.map(check) : check(value)));
 }
 
-function fromTable(lines, header, columns) {
+// The cells of a line, those between quotes as they are.
+function cells(line, mark) {
+  const found = [];
+  let cell = "";
+  let quoted = false;
+  for (const letter of line) {
+    if (letter === '"') quoted = !quoted;
+    else if (letter === mark && !quoted) {
+      found.push(cell.trim());
+      cell = "";
+    } else cell += letter;
+  }
+  return [...found, cell.trim()];
+}
+
+function fromTable(lines, columns) {
   const mark = ["\t", ";", ","].find((candidate) => lines[0].includes(candidate)) ?? ",";
+  const [header, ...rows] = lines.map((line) => cells(line, mark));
+  const names = header.map(plainName);
   const places = columns.map((name) => {
-    const place = header.indexOf(plainName(name));
-    if (place < 0 && !(columns.length === 1 && header.length === 1)) {
-      throw new ValuesError(`There is no column ${name}; there are ${lines[0].split(mark).join(", ")}`);
+    const place = names.indexOf(plainName(name));
+    if (place < 0 && !(columns.length === 1 && names.length === 1)) {
+      throw new ValuesError(`There is no column ${name}; there are ${header.join(", ")}`);
     }
     return Math.max(place, 0);
   });
-  const dates = header.findIndex((name) => /^(date|datetime|time|timestamp)$/.test(name));
-  const rows = lines.slice(1).map((line) => line.split(mark).map((cell) => cell.trim().replace(/^"|"$/g, "")));
-  const iso = dates >= 0 && rows.every((row) => /^\d{4}-\d\d-\d\d/.test(row[dates] ?? ""));
-  if (iso) rows.sort((one, other) => (one[dates] < other[dates] ? -1 : one[dates] > other[dates] ? 1 : 0));
-  const values = rows.map((row) => places.map((place) => toNumber(row[place] ?? "")));
+  rows.forEach((row, i) => {
+    if (row.length !== header.length) {
+      throw new ValuesError(`Line ${i + 2} has ${row.length} cells, the header has ${header.length}`);
+    }
+  });
+  const dates = names.findIndex((name) => /^(date|datetime|time|timestamp)$/.test(name));
+  if (dates >= 0) sortByDate(rows, dates);
+  const number = (text) => toNumber(THOUSANDS.test(text) ? text.replaceAll(",", "") : text);
+  const values = rows.map((row) => places.map((place) => number(row[place])));
   return columns.length > 1 ? values : values.map((row) => row[0]);
+}
+
+function sortByDate(rows, place) {
+  const strange = rows.find((row) => !/^\d{4}-\d\d-\d\d/.test(row[place]) && !NUMBER.test(row[place]));
+  if (strange) throw new ValuesError(`“${strange[place]}” is not a date as YYYY-MM-DD, by which rows are put in order`);
+  const compare = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
+  const key = rows.every((row) => NUMBER.test(row[place])) ? Number : String;
+  rows.sort((one, other) => compare(key(one[place]), key(other[place])));
 }
 
 // Values as they are edited: one a line, the columns of a row divided by commas.
