@@ -11,7 +11,7 @@ ARGS ?=
 # A browser for the tests of pages; what a host needs that the test of `ray up` reaches by SSH.
 PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync
 
-.PHONY: help setup system-packages run serve test check bench docs clean
+.PHONY: help setup system-packages image-steps run serve test check bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ $(READY): pyproject.toml
 system-packages: ## install what some tests want beside Python (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES) >/dev/null
+
+image-steps: ## run the Dockerfile's own steps in build/image, without Docker
+	$(PYTHON) tests/image.py build/image >/dev/null
 
 run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES) $(ARGS)

@@ -1,4 +1,5 @@
-"""``python -m serve_app``: ``reload`` takes a changed checkpoint into service, ``flags`` prepares a cluster's start."""
+"""``python -m serve_app``: ``run`` serves in the foreground, ``reload`` takes a changed checkpoint into service,
+``flags`` prepares a cluster's start."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forecast.command import Parser, add_options, parse_settings, run
 from serve_app.flags import current_flags
+from serve_app.options import RunOptions
 
 EXAMPLES = """\
 examples:
@@ -21,6 +23,13 @@ FLAGS_EXAMPLE = """\
 example:
   (eval "$(python -m serve_app flags)" && ray start --head)
   serve deploy serve_config.yaml
+"""
+
+
+RUN_EXAMPLES = """\
+examples:
+  python -m serve_app run --checkpoint model.pt
+  python -m serve_app run --host 0.0.0.0 --port 9010 --replicas 2 --require-api-key
 """
 
 
@@ -36,8 +45,18 @@ class ReloadOptions(BaseModel):
 
 def build_parser() -> Parser:
     """The command line, derived from ``ReloadOptions``."""
-    parser = Parser(prog="python -m serve_app", description="Change a running serving application.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{reload,flags}")
+    parser = Parser(
+        prog="python -m serve_app", description="Run the serving application, or change one that runs."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,reload,flags}")
+    command = commands.add_parser(
+        "run",
+        help="serve in the foreground, on a port of one's choice, until SIGINT or SIGTERM",
+        description="Serve in the foreground, as `serve run serve_app:app` does, on a port of one's choice. SIGTERM "
+        "ends it as Ctrl-C does: requests under way are answered first.",
+        epilog=RUN_EXAMPLES,
+    )
+    add_options(command, RunOptions)
     command = commands.add_parser(
         "reload",
         help="load the served checkpoints again, in every replica, without dropping a request",
@@ -60,9 +79,16 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Run the command; gives back the exit code."""
     given = vars(build_parser().parse_args(argv))
-    if given.pop("command") == "flags":
+    command = given.pop("command")
+    if command == "flags":
         for name, value in current_flags().items():
             print(f"export {name}={shlex.quote(value)}")
+        return 0
+    if command == "run":
+        run_options = parse_settings(RunOptions, given)
+        from serve_app.foreground import serve_until_stopped
+
+        serve_until_stopped(run_options)
         return 0
     options = parse_settings(ReloadOptions, given)
     from serve_app.reload import reload

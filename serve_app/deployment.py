@@ -108,17 +108,26 @@ def app(args: dict[str, Any]) -> Application:
             what is asked for. The Serve command prints it and exits with 1.
     """
     try:
-        options = parse_settings(ServeOptions, args, spell=lambda name: f"option {name}")
-        # A replica may run in another directory.
-        checkpoint = Path(options.checkpoint).absolute()
-        for path in checkpoint_files(checkpoint):
-            load_checkpoint(path)
-        gpus = replica_gpus(options.num_gpus, cluster_gpus())
+        return build(parse_settings(ServeOptions, args, spell=lambda name: f"option {name}"))
     except ForecastError as error:
         raise click.ClickException(str(error)) from None
+
+
+def build(options: ServeOptions) -> Application:
+    """The application, bound to its options.
+
+    Raises:
+        ForecastError: when the checkpoint cannot be used, the cluster has not what is asked for, or the API key is not
+            there that must be.
+    """
+    # A replica may run in another directory.
+    checkpoint = Path(options.checkpoint).absolute()
+    for path in checkpoint_files(checkpoint):
+        load_checkpoint(path)
+    gpus = replica_gpus(options.num_gpus, cluster_gpus())
     api_key = os.environ.get(API_KEY_VARIABLE)
     if not api_key and options.require_api_key:
-        raise click.ClickException(
+        raise UsageError(
             f"require_api_key: {API_KEY_VARIABLE} is not set where the application is built; set it on every node, "
             "before Ray starts there"
         )

@@ -86,3 +86,12 @@ class ServeOptions(BaseModel):
                 f"max_replicas={self.max_replicas} is less than replicas={self.replicas}; raise it or leave it out"
             )
         return self
+
+
+class RunOptions(ServeOptions):
+    """Where it listens."""
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 is every interface"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")

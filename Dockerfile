@@ -1,0 +1,75 @@
+# Tunes and serves: without a command it serves the checkpoint mounted on /app/model, on port 9010.
+#
+#     docker build --tag pareto-price-forecaster .
+#     docker build --tag pareto-price-forecaster:gpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+
+# The version that the tests run on; every node of a Ray cluster must have the same.
+ARG PYTHON_VERSION=3.11
+
+
+FROM python:${PYTHON_VERSION}-slim AS build
+
+# Where torch comes from: PyPI's own brings several GB of CUDA with it. Empty is PyPI all the same.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_COMPILE=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+
+WORKDIR /src
+# Requirements first, from their one definition: a change of the code does not install them again.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt
+RUN grep '^torch' requirements.txt > torch.txt && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement torch.txt
+RUN pip install --requirement requirements.txt
+COPY README.md LICENSE ./
+COPY forecast forecast
+COPY serve_app serve_app
+COPY tune_jobs tune_jobs
+RUN pip install --no-deps . && pip check
+# All at once on all cores instead of by pip. Left out, each of Ray's processes would compile what it imports at every
+# start, for the user of the image cannot write here.
+RUN python -m compileall -q --workers 0 /opt/venv/lib
+
+
+FROM python:${PYTHON_VERSION}-slim AS runtime
+
+LABEL org.opencontainers.image.title="pareto-price-forecaster" \
+      org.opencontainers.image.description="Tunes an LSTM price forecaster over three objectives on Ray, and serves it over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+RUN useradd --uid 1000 --user-group --no-create-home --home-dir /tmp forecaster
+WORKDIR /app
+# What is mounted over them brings its own owner.
+RUN install --directory --owner=forecaster --group=forecaster /app/model /app/artifacts
+COPY --from=build /opt/venv /opt/venv
+
+# Any user may write to the home directory, whichever `--user` is. LOGNAME: some libraries ask for a name, which a user
+# that the image does not know has not got.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    LOGNAME=forecaster \
+    PYTHONUNBUFFERED=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    FORECAST_CHECKPOINT=/app/model/best_pareto_lstm.pt
+USER 1000:1000
+
+
+# The study's web page, an image of its own: what serves has no need of it.
+FROM runtime AS dashboard
+USER 0:0
+RUN pip install --no-cache-dir 'pareto-price-forecaster[dashboard]'
+USER 1000:1000
+EXPOSE 8080
+CMD ["optuna-dashboard", "--host", "0.0.0.0", "--port", "8080", "sqlite:////app/artifacts/optuna_study.db"]
+
+
+FROM runtime AS serve
+VOLUME /app/model
+EXPOSE 9010
+# A start takes 20 to 40 seconds, longer where cores are few.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9010/healthz', timeout=4)"]
+CMD ["python", "-m", "serve_app", "run", "--host", "0.0.0.0", "--port", "9010"]

@@ -1,0 +1,95 @@
+"""The steps of the Dockerfile without Docker: ``python tests/image.py DIRECTORY`` makes the image's environment there.
+
+Only the instructions that Python runs are taken, as they stand; what Debian and Docker do is left to them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = "/opt/venv"
+
+
+@dataclass
+class Stage:
+    """One ``FROM``: its name, the one it starts from, and its instructions in order."""
+
+    name: str
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+
+def stages() -> dict[str, Stage]:
+    """The stages of the Dockerfile by name."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    found: dict[str, Stage] = {}
+    stage = Stage("", "")
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stage = found[name] = Stage(name, base)
+        elif word:
+            stage.instructions.append((word, rest))
+    return found
+
+
+def settings(name: str) -> dict[str, str]:
+    """The environment that a stage's commands run in, those of the stages below it too."""
+    stage = stages().get(name)
+    if stage is None:
+        return {}
+    environment = settings(stage.base)
+    for word, rest in stage.instructions:
+        if word == "ENV":
+            environment |= dict(item.split("=", 1) for item in shlex.split(rest))
+    return environment
+
+
+def last(name: str, word: str) -> str:
+    """What the last instruction of this kind says in a stage."""
+    return [rest for found, rest in stages()[name].instructions if found == word][-1]
+
+
+def build(directory: Path) -> Path:
+    """Run the steps of the stage ``build``; gives back the environment that they make.
+
+    Raises:
+        subprocess.CalledProcessError: when a step fails.
+    """
+    venv, source = directory / "venv", directory / "src"
+    shutil.rmtree(directory, ignore_errors=True)
+    source.mkdir(parents=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TORCH_INDEX": ""}
+    environment |= {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
+    for word, rest in stages()["build"].instructions:
+        if word == "ENV":
+            for item in shlex.split(rest):
+                name, value = item.split("=", 1)
+                environment[name] = value.replace(VENV, str(venv)).replace("$PATH", environment["PATH"])
+        elif word == "COPY":
+            *names, _ = rest.split()
+            for name in names:
+                place = ROOT / name
+                if place.is_dir():
+                    shutil.copytree(place, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(place, source)
+        elif word == "RUN":
+            step = rest.replace(VENV, str(venv))
+            if step.startswith("python -m venv"):
+                step = step.replace("python", shlex.quote(sys.executable), 1)
+            subprocess.run(["sh", "-ec", step], cwd=source, env=environment, check=True)
+    return venv
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]).absolute())

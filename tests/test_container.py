@@ -1,0 +1,155 @@
+"""What containers are made of, as far as that can be known without Docker."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+import yaml
+from image import ROOT, VENV, build, last, settings, stages
+
+from forecast import Predictor
+from forecast.command import parse_settings
+from serve_app.__main__ import build_parser
+from serve_app.options import RunOptions
+from tune_jobs.pareto import build_parser as tuning
+
+MADE_BEFORE = ROOT / "build" / "image"
+"""Where ``make image-steps`` has left the environment, if it has."""
+PORT = 9010
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def test_it_serves_on_port_9010_with_the_models_mounted_read_only_where_the_original_had_them(compose):
+    serve = compose["services"]["serve"]
+    assert serve["ports"] == [f"{PORT}:{PORT}"]
+    assert serve["volumes"] == ["${MODEL_DIR:-./artifacts}:/app/model:ro"]
+    assert settings("serve")["FORECAST_CHECKPOINT"] == "/app/model/best_pareto_lstm.pt"
+    arguments = vars(build_parser().parse_args(json.loads(last("serve", "CMD"))[3:]))
+    assert arguments.pop("command") == "run"
+    assert parse_settings(RunOptions, arguments).port == PORT
+    assert last("serve", "EXPOSE") == str(PORT)
+
+
+def test_nothing_runs_as_root_and_the_dashboard_is_for_this_machine_alone(compose):
+    for name in ("serve", "runtime", "dashboard"):
+        users = [rest for word, rest in stages()[name].instructions if word == "USER"]
+        assert (users or ["1000:1000"])[-1] == "1000:1000"
+    assert all(service["user"] == "${UID:-1000}:${GID:-1000}" for service in compose["services"].values())
+    assert compose["services"]["dashboard"]["ports"] == ["127.0.0.1:8080:8080"]
+
+
+def test_the_tuning_service_runs_a_command_that_there_is(compose):
+    command = compose["services"]["tune"]["command"]
+    assert command[:3] == ["python", "-m", "tune_jobs.pareto"]
+    assert vars(tuning().parse_args(command[3:]))["resume"]
+
+
+def test_a_checkout_s_models_prices_and_secrets_stay_out_of_the_image():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = {
+        name
+        for stage in stages().values()
+        for word, rest in stage.instructions
+        if word == "COPY" and not rest.startswith("--from")
+        for name in rest.split()[:-1]
+    }
+    assert "*" in lines
+    assert copied == allowed
+
+
+def test_docker_compose_accepts_it():
+    done = subprocess.run(["docker", "compose", "version"], capture_output=True) if _has_docker() else None
+    if done is None or done.returncode:
+        pytest.skip("Docker's compose plugin is not installed")
+    command = [
+        "docker",
+        "compose",
+        "--profile",
+        "tune",
+        "--profile",
+        "dashboard",
+        "config",
+        "--format",
+        "json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    assert set(services) == {"serve", "tune", "dashboard"}
+    assert services["dashboard"]["build"]["args"] == services["serve"]["build"]["args"]
+
+
+def _has_docker():
+    return any((Path(place) / "docker").exists() for place in os.environ["PATH"].split(os.pathsep))
+
+
+def test_the_image_has_the_python_that_the_tests_run_on():
+    version = re.search(r"ARG PYTHON_VERSION=(\S+)", (ROOT / "Dockerfile").read_text())[1]
+    assert version == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(tiny_checkpoint, tmp_path):
+    venv = MADE_BEFORE / "venv"
+    if not (venv / "bin" / "forecaster-haproxy").exists():
+        venv = build(tmp_path / "image")
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", PORT)) != 0, f"port {PORT} is taken: stop what listens there"
+    environment = {name: value.replace(VENV, str(venv)) for name, value in settings("serve").items()}
+    environment |= {
+        "PATH": environment["PATH"].replace("$PATH", os.environ["PATH"]),
+        "FORECAST_CHECKPOINT": str(tiny_checkpoint),
+        "HOME": str(tmp_path),
+        "RAY_ADDRESS": "local",
+    }
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            json.loads(last("serve", "CMD")),
+            cwd=tmp_path,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    health = json.loads(last("serve", "HEALTHCHECK").partition("CMD ")[2])
+    try:
+        deadline = time.monotonic() + 120
+        while subprocess.run(health, env=environment, capture_output=True).returncode:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(1)
+        window = [1000.0 + row for row in range(20)]
+        answer = httpx.post(f"http://127.0.0.1:{PORT}/predict", json={"values": window}).json()
+        assert answer["prediction"] == pytest.approx(Predictor(tiny_checkpoint, "cpu").predict_next(window))
+        process.send_signal(signal.SIGTERM)
+        grace = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["serve"]["stop_grace_period"]
+        assert process.wait(int(grace.removesuffix("s"))) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_without_a_checkpoint_the_container_s_command_ends_in_one_line(tmp_path):
+    command = [sys.executable, *json.loads(last("serve", "CMD"))[1:]]
+    missing = tmp_path / "best_pareto_lstm.pt"
+    environment = {**os.environ, "FORECAST_CHECKPOINT": str(missing), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: no checkpoint at {missing}; make one with"), shlex.join(command)
