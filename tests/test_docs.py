@@ -51,7 +51,7 @@ REPLACED = """\
 #!/bin/bash
 case "$*" in
   "-m tune_jobs.pareto"*)
-    asked=$(sed -nE 's/.*--num-samples ([0-9]+).*/\1/p' <<< "$*")
+    asked=$(sed -nE 's/.*--num-samples ([0-9]+).*/\\1/p' <<< "$*")
     set -- "$@" --num-samples $((${{asked:-10}} / 10)) --space small --address "$CLUSTER" ;;
   "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
