@@ -31,7 +31,8 @@ COPY tune_jobs tune_jobs
 RUN pip install --no-deps . && pip check
 # All at once on all cores instead of by pip. Left out, each of Ray's processes would compile what it imports at every
 # start, for the user of the image cannot write here.
-RUN python -m compileall -q --workers 0 /opt/venv/lib
+# Some files there are templates, and no Python by themselves.
+RUN python -m compileall -qq --workers 0 /opt/venv/lib || true
 
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
