@@ -94,12 +94,15 @@ def test_on_google_cloud_disks_are_in_the_clusters_zone_and_accounts_in_its_proj
     assert set(re.findall(r"@([^.]+)\.iam", configs)) == {cluster["provider"]["project_id"]}
 
 
-def test_every_node_may_reach_the_bucket_that_trials_keep_their_state_in():
-    for node_type in read(AWS)["available_node_types"].values():
-        assert node_type["node_config"]["IamInstanceProfile"] == {"Name": "price-forecaster"}
+def test_every_node_may_reach_the_bucket_and_workers_nothing_else():
+    head, workers = heads_and_workers(read(AWS))
+    assert head["node_config"]["IamInstanceProfile"] == {"Name": "price-forecaster-head"}
+    for worker in workers.values():
+        assert worker["node_config"]["IamInstanceProfile"] == {"Name": "price-forecaster-worker"}
     _, workers = heads_and_workers(read(GOOGLE))
     for worker in workers.values():
-        assert worker["node_config"]["serviceAccounts"]
+        (account,) = worker["node_config"]["serviceAccounts"]
+        assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
