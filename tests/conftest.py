@@ -17,7 +17,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 SERVERS = ("test_docs", "test_serving", "test_serve_deploy", "test_container")
 """Files whose tests listen on ports that are the application's own."""
-FIRST = ("test_job", *SERVERS, "test_nodes", "test_ray_up")
+FIRST = (*SERVERS, "test_job", "test_nodes", "test_ray_up")
 """Files that take longest."""
 
 

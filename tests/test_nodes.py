@@ -14,10 +14,17 @@ from running_job import start_job, study_of, wait_for_end, wait_for_finished, wa
 pytestmark = pytest.mark.slow
 
 
+class Nodes(Cluster):
+    """Nodes without a dashboard, which takes longer to start than the rest."""
+
+    def add_node(self, **settings):
+        return super().add_node(include_dashboard=False, **settings)
+
+
 @pytest.fixture
 def nodes():
     """A cluster without nodes: the first one added is its head. Its GPUs are only numbers."""
-    cluster = Cluster()
+    cluster = Nodes()
     yield cluster
     cluster.shutdown()
 
