@@ -27,12 +27,14 @@ def pytest_configure(config):
     settings.load_profile("busy")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """Divide the tests among processes (``pytest -n``): a file's stay together, and so do those of all servers."""
+    name = item.path.stem
+    item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Divide the tests among processes (``pytest -n``): a file's stay together, the longest files come first."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
+    """Begin with the files that take longest, so that no process ends long after the others."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
