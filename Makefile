@@ -40,7 +40,7 @@ serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 
 # Slow tests wait for clusters and servers about half of their time: three processes of them share two cores.
 test: $(READY) ## run all tests
-	$(BIN)/pytest -n 3 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .

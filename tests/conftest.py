@@ -27,10 +27,17 @@ def pytest_configure(config):
     settings.load_profile("busy")
 
 
-def pytest_itemcollected(item):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Divide the tests among processes (``pytest -n``): a file's stay together, and so do those of all servers."""
-    name = item.path.stem
-    item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = Path(nodeid.partition("::")[0]).stem
+            return "servers" if name in SERVERS else name
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
