@@ -38,9 +38,9 @@ run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app
 
-# Slow tests wait for clusters and servers about half of their time: three processes of them share two cores.
+# Slow tests wait for clusters and servers part of their time: two processes of them share two cores well.
 test: $(READY) ## run all tests
-	$(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .

@@ -82,7 +82,7 @@ def test_a_job_leaves_its_six_artifacts_and_nothing_else(finished):
         "report.html",
     }
     assert (
-        f"the pick by min_mape is trial {outcome.summary['pick']['trial_number']}"
+        f"the pick by min_mape: trial {outcome.summary['pick']['trial_number']}"
         in (directory / "report.html").read_text()
     )
 
