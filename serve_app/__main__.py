@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forecast.command import Parser, add_options, parse_settings, run
 from serve_app.flags import current_flags
-from serve_app.options import RunOptions
+from serve_app.options import DEFAULT_APP, RunOptions
 
 EXAMPLES = """\
 examples:
@@ -39,7 +39,7 @@ class ReloadOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = Field("auto", description="Ray cluster it runs on; auto is the one of this machine")
-    app: str = Field("default", description="its name on the cluster")
+    app: str = Field(DEFAULT_APP, description="its name on the cluster")
     timeout: float = Field(60.0, gt=0, description="seconds that the replicas have")
 
 

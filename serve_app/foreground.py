@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 
 from serve_app.deployment import build
-from serve_app.options import RunOptions
+from serve_app.options import DEFAULT_APP, RunOptions
 
 
 def serve_until_stopped(options: RunOptions) -> None:
@@ -33,6 +33,10 @@ def serve_until_stopped(options: RunOptions) -> None:
                 proxy_location=ProxyLocation.EveryNode,
                 http_options={"host": options.host, "port": options.port},
             )
-            serve.run(application, blocking=True)
+            try:
+                serve.run(application, name=DEFAULT_APP, blocking=True)
+            finally:
+                # Replicas answer what they have, through HAProxy, which a shutdown by itself ends at once.
+                serve.delete(DEFAULT_APP)
         finally:
             serve.shutdown()

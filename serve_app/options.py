@@ -12,6 +12,8 @@ from forecast.networks import Engine
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
 CHECKPOINT_VARIABLE = "FORECAST_CHECKPOINT"
+DEFAULT_APP = "default"
+"""What Serve calls an application that ``serve run`` is given no name for."""
 API_KEY_VARIABLE = "FORECAST_API_KEY"
 """Not an option: command lines and config files are read by others than their owner."""
 
