@@ -13,8 +13,9 @@ FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_NO_CACHE_DIR=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_COMPILE=1
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+# pip compiles what it installs, 0.4 of 2.1 GB: without that, each of Ray's processes would compile what it imports at
+# every start, for the user of the image cannot write here.
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
@@ -29,10 +30,6 @@ COPY forecast forecast
 COPY serve_app serve_app
 COPY tune_jobs tune_jobs
 RUN pip install --no-deps . && pip check
-# All at once on all cores instead of by pip. Left out, each of Ray's processes would compile what it imports at every
-# start, for the user of the image cannot write here.
-# Some files there are templates, and no Python by themselves.
-RUN python -m compileall -qq --workers 0 /opt/venv/lib || true
 
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
@@ -48,12 +45,14 @@ RUN install --directory --owner=forecaster --group=forecaster /app/model /app/ar
 COPY --from=build /opt/venv /opt/venv
 
 # Any user may write to the home directory, whichever `--user` is. LOGNAME: some libraries ask for a name, which a user
-# that the image does not know has not got.
+# that the image does not know has not got. The object store holds one array or none: Ray would make it 30 % of the memory,
+# and on a disk where /dev/shm is smaller than that.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     LOGNAME=forecaster \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=1000000000 \
     FORECAST_CHECKPOINT=/app/model/best_pareto_lstm.pt
 USER 1000:1000
 
