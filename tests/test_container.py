@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 import yaml
-from image import ROOT, VENV, build, last, settings, stages
+from image import ROOT, VENV, build, is_made_of_this, last, settings, stages
 
 from forecast import Predictor
 from forecast.command import parse_settings
@@ -47,8 +48,21 @@ def test_nothing_runs_as_root_and_the_dashboard_is_for_this_machine_alone(compos
     for name in ("serve", "runtime", "dashboard"):
         users = [rest for word, rest in stages()[name].instructions if word == "USER"]
         assert (users or ["1000:1000"])[-1] == "1000:1000"
-    assert all(service["user"] == "${UID:-1000}:${GID:-1000}" for service in compose["services"].values())
+    for service in compose["services"].values():
+        assert service["user"] == "${UID:-1000}:${GID:-1000}"
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
     assert compose["services"]["dashboard"]["ports"] == ["127.0.0.1:8080:8080"]
+
+
+def test_ray_s_object_store_fits_its_shared_memory(compose):
+    gigabytes = {int(service["shm_size"].removesuffix("gb")) for service in compose["services"].values()}
+    assert min(gigabytes) * 10**9 > int(settings("runtime")["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"])
+
+
+def test_haproxy_may_open_as_many_files_as_it_asks_for(compose):
+    # Two a connection, and some of its own.
+    assert all(service["ulimits"]["nofile"] > 10_500 for service in compose["services"].values())
 
 
 def test_the_tuning_service_runs_a_command_that_there_is(compose):
@@ -104,9 +118,11 @@ def test_the_image_has_the_python_that_the_tests_run_on():
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(tiny_checkpoint, tmp_path):
+def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time_with_what_was_under_way_answered(
+    tiny_checkpoint, tmp_path
+):
     venv = MADE_BEFORE / "venv"
-    if not (venv / "bin" / "forecaster-haproxy").exists():
+    if not is_made_of_this(venv):
         venv = build(tmp_path / "image")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", PORT)) != 0, f"port {PORT} is taken: stop what listens there"
@@ -120,7 +136,7 @@ def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(t
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            json.loads(last("serve", "CMD")),
+            [*json.loads(last("serve", "CMD")), "--max-forecasts", "1000000"],
             cwd=tmp_path,
             env=environment,
             stdout=stream,
@@ -137,7 +153,15 @@ def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(t
         window = [1000.0 + row for row in range(20)]
         answer = httpx.post(f"http://127.0.0.1:{PORT}/predict", json={"values": window}).json()
         assert answer["prediction"] == pytest.approx(Predictor(tiny_checkpoint, "cpu").predict_next(window))
-        process.send_signal(signal.SIGTERM)
+        long = {"windows": [window] * 1200, "horizon": 365}
+        with ThreadPoolExecutor() as pool:
+            under_way = pool.submit(
+                httpx.post, f"http://127.0.0.1:{PORT}/predict/batch", json=long, timeout=60
+            )
+            time.sleep(0.5)
+            assert not under_way.done()
+            process.send_signal(signal.SIGTERM)
+            assert under_way.result().status_code == 200, log.read_text()
         grace = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["serve"]["stop_grace_period"]
         assert process.wait(int(grace.removesuffix("s"))) == 0, log.read_text()
     finally:
