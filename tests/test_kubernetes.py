@@ -4,7 +4,9 @@ from importlib.metadata import version
 
 import pytest
 import yaml
-from image import ROOT, VENV
+from image import ROOT, VENV, settings
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 from ray.serve.schema import ServeDeploySchema
 
 from forecast.command import parse_settings
@@ -17,6 +19,8 @@ from tune_jobs.pareto import build_parser
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 SERVICE, JOB = (yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text()) for name in ("rayservice", "rayjob"))
 CLUSTERS = [SERVICE["spec"]["rayClusterConfig"], JOB["spec"]["rayClusterSpec"]]
+AGENT = {"path": "/api/healthz", "port": 52365}
+"""Where the agent of each of Ray's nodes tells whether it is well."""
 
 
 def groups(cluster):
@@ -25,6 +29,11 @@ def groups(cluster):
 
 def containers(cluster):
     return [container for group in groups(cluster) for container in group["template"]["spec"]["containers"]]
+
+
+def test_ray_s_agents_answer_the_probes_without_a_token():
+    assert AGENT["path"] in PUBLIC_EXACT_PATHS
+    assert AGENT["port"] == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 
 def test_ray_accepts_the_serve_section_and_the_application_its_options():
@@ -71,16 +80,30 @@ def test_the_jobs_command_is_one_that_there_is():
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS, ids=["service", "job"])
-def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_not_as_root(cluster):
+def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_confined(cluster):
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
+    # What the restricted Pod Security Standard asks for.
     for group in groups(cluster):
-        assert group["template"]["spec"]["securityContext"]["runAsNonRoot"]
+        context = group["template"]["spec"]["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in containers(cluster):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         name, _, tag = container["image"].partition(":")
         assert (name, tag.removesuffix("-gpu")) == ("pareto-price-forecaster", installed_version())
         assert tag.endswith("-gpu") == ("nvidia.com/gpu" in container["resources"]["requests"])
         # KubeRay's own probes run what the image has not.
-        assert {"livenessProbe", "readinessProbe"} <= set(container)
+        assert container["livenessProbe"]["httpGet"] == AGENT
+        assert container["readinessProbe"]["httpGet"] in (AGENT, {"path": "/-/healthz", "port": "serve"})
+        # Ray goes to the disk where its object store is larger than what is there of /dev/shm.
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    for group in groups(cluster):
+        (shared,) = (volume for volume in group["template"]["spec"]["volumes"] if volume["name"] == "shm")
+        gibibytes = int(shared["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        assert gibibytes * 2**30 > int(settings("runtime")["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"])
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
