@@ -59,6 +59,23 @@ def last(name: str, word: str) -> str:
     return [rest for found, rest in stages()[name].instructions if found == word][-1]
 
 
+def is_made_of_this(venv: Path) -> bool:
+    """Whether ``build`` has made this environment since what goes into it was changed last."""
+    last_made = venv / "bin" / "forecaster-haproxy"
+    copied = [
+        ROOT / name
+        for word, rest in stages()["build"].instructions
+        if word == "COPY"
+        for name in rest.split()[:-1]
+    ]
+    files = [ROOT / "Dockerfile", *copied, *(path for place in copied for path in place.rglob("*.*"))]
+    return last_made.exists() and all(
+        path.stat().st_mtime <= last_made.stat().st_mtime
+        for path in files
+        if path.is_file() and path.suffix != ".pyc"
+    )
+
+
 def build(directory: Path) -> Path:
     """Run the steps of the stage ``build``; gives back the environment that they make.
 

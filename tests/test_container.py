@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import yaml
-from image import ROOT, VENV, build, last, settings, stages
+from image import ROOT, VENV, build, is_made_of_this, last, settings, stages
 
 from forecast import Predictor
 from forecast.command import parse_settings
@@ -58,6 +58,11 @@ def test_nothing_runs_as_root_and_the_dashboard_is_for_this_machine_alone(compos
 def test_ray_s_object_store_fits_its_shared_memory(compose):
     gigabytes = {int(service["shm_size"].removesuffix("gb")) for service in compose["services"].values()}
     assert min(gigabytes) * 10**9 > int(settings("runtime")["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"])
+
+
+def test_haproxy_may_open_as_many_files_as_it_asks_for(compose):
+    # Two a connection, and some of its own.
+    assert all(service["ulimits"]["nofile"] > 10_500 for service in compose["services"].values())
 
 
 def test_the_tuning_service_runs_a_command_that_there_is(compose):
@@ -117,7 +122,7 @@ def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time_w
     tiny_checkpoint, tmp_path
 ):
     venv = MADE_BEFORE / "venv"
-    if not (venv / "bin" / "forecaster-haproxy").exists():
+    if not is_made_of_this(venv):
         venv = build(tmp_path / "image")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", PORT)) != 0, f"port {PORT} is taken: stop what listens there"
