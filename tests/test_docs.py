@@ -142,7 +142,7 @@ class Reader:
             return
         command = [sys.executable, "-c", block.text] if block.language == "python" else self.shell(block)
         done = subprocess.run(
-            command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=200
+            command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=400
         )
         expected = CURL_REFUSED if '"ok": false' in block.following else 0
         assert done.returncode == expected, f"{block.text}\n{done.stdout}\n{done.stderr}"
@@ -232,6 +232,7 @@ def readers(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "page",
     [
