@@ -15,8 +15,9 @@ from rich.table import Table
 
 from forecast.atomic import write_atomically
 from forecast.backtest import Backtest, Scores
+from forecast.describe import intervals_table
 from forecast.distribution import MAIN_LEVEL
-from forecast.evaluation import LEVELS, interval_bounds
+from forecast.evaluation import interval_bounds
 from forecast.page import Plot, Section, Text, grid_of, write_page
 from forecast.plots import REFERENCE, calibration_figure, forecast_figure, transform_figure
 
@@ -37,7 +38,7 @@ P_VALUES = "p values are each test's own: of twenty, one is below 0.05 by chance
 def print_backtest(done: Backtest, console: Console) -> None:
     """Folds, all rows, intervals and tests as tables."""
     console.print(_folds_table(done))
-    console.print(_intervals_table(done))
+    console.print(intervals_table(done.scores().evaluations))
     console.print(_comparisons_table(done))
     for line in (P_VALUES, *(found.text for found in _direction(done))):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -91,24 +92,6 @@ def _cells(scores: Scores, rows: int) -> list[str]:
 
 def _covered(intervals: Any) -> float:
     return next(float(interval.coverage) for interval in intervals if interval.level == MAIN_LEVEL)
-
-
-def _intervals_table(done: Backtest) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    titles = ("interval", "rows in it", "mean width", "persistence's", "mean width")
-    for title in titles:
-        table.add_column(title, justify="left" if title == "interval" else "right", no_wrap=True)
-    evaluations = done.scores().evaluations
-    for i, level in enumerate(LEVELS):
-        found = [evaluation.intervals[i] for evaluation in evaluations]
-        table.add_row(
-            f"{100 * level:g} %",
-            f"{100 * np.mean([interval.coverage for interval in found]):.1f} %",
-            f"{np.mean([interval.width for interval in found]):,.5g}",
-            f"{100 * found[0].persistence_coverage:.1f} %",
-            f"{found[0].persistence_width:,.5g}",
-        )
-    return table
 
 
 def _comparisons_table(done: Backtest) -> Table:
@@ -222,7 +205,7 @@ def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) ->
                     calibration_figure(actual, {"model": forecasts, **done.baselines}),
                     "Share of actual prices below each forecast quantile, of the model and of each baseline",
                 ),
-                grid_of(_intervals_table(done)),
+                grid_of(intervals_table(done.scores().evaluations)),
             ],
         ),
         Section(

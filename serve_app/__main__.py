@@ -53,7 +53,7 @@ def build_parser() -> Parser:
         "run",
         help="serve in the foreground, on a port of one's choice, until SIGINT or SIGTERM",
         description="Serve in the foreground, as `serve run serve_app:app` does, on a port of one's choice. SIGTERM "
-        "ends it as Ctrl-C does: requests under way are answered first.",
+        "ends it as Ctrl-C does: replicas first have time for the requests they have.",
         epilog=RUN_EXAMPLES,
     )
     add_options(command, RunOptions)

@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from types import FrameType
 
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
 
-from serve_app.deployment import build
+from serve_app.deployment import DRAIN_MARGIN_S, build
 from serve_app.options import DEFAULT_APP, RunOptions
+
+END_MARGIN_S = 15.0
+"""Seconds beyond those of the replicas until a process that was told to stop is ended."""
 
 
 def serve_until_stopped(options: RunOptions) -> None:
-    """Return after SIGINT or SIGTERM, when the requests under way have been answered.
+    """Return after SIGINT or SIGTERM, when replicas have had time for the requests they have; else be ended.
 
     Raises:
         ForecastError: when the checkpoint cannot be used or the cluster has not what is asked for.
     """
     application = build(options)
+    limit = options.request_timeout_s + DRAIN_MARGIN_S + END_MARGIN_S
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        # Nothing of Ray gives up on a cluster that is gone: then this process ends by the alarm.
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        signal.default_int_handler(signum, frame)
+
     with contextlib.suppress(KeyboardInterrupt):
         ray.init(namespace="serve")
-        # Ray has just replaced it by one that ends the process at once.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Ray has just put its own there, which ends the process at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
         try:
             serve.start(
                 proxy_location=ProxyLocation.EveryNode,

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from forecast.checkpoint import library_versions
 from forecast.command import option_name
-from forecast.describe import series_lines
+from forecast.describe import intervals_table, series_lines
 from forecast.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
 from forecast.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
 from forecast.series import Series
@@ -276,7 +276,9 @@ def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | 
         return [Text(f"Hyperparameter importance needs {FEW} finished trials or more.")]
     values = np.array([trial.values for trial in trials])
     if (np.ptp(values, axis=0) == 0).any() or all(trial.params == trials[0].params for trial in trials):
-        return [Text("The trials do not differ: nothing can be said of their hyperparameters.")]
+        return [
+            Text("All trials have the same objective or hyperparameters: nothing can be said of importance.")
+        ]
     try:
         with warnings.catch_warnings():
             # One says that smaller is taken for better, which is so here.
@@ -313,22 +315,11 @@ def _forecasts(found: Findings, rows: Any) -> list[Text | Plot | Grid]:
     dates = found.series.dates[found.prepared.target_rows("test", checkpoint.config.sequence_length)]
     tables: list[Text | Plot | Grid] = []
     if found.picked.test is not None and found.picked.test.intervals:
-        lines = [
-            [
-                f"{100 * at.level:g} %",
-                f"{100 * at.coverage:.1f} %",
-                f"{at.width:,.6g}",
-                f"{100 * at.persistence_coverage:.1f} %",
-                f"{at.persistence_width:,.6g}",
-            ]
-            for at in found.picked.test.intervals
-        ]
-        header = ["interval", "rows in it", "mean width", "persistence's", "mean width"]
         tables = [
             Text(
                 "Share of test rows in the intervals; persistence's have one width, that of all changes before."
             ),
-            Grid(header, lines),
+            grid_of(intervals_table([found.picked.test])),
             Plot(
                 calibration_figure(rows.actual, {"model": forecasts, "persistence": rows.baseline}),
                 "Share of prices below each forecast quantile, of the model and of persistence",
