@@ -18,10 +18,9 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything the project needs
 
-# What is imported is compiled then; to compile everything first takes a third of the set-up.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/pip check
 	@touch $@
 

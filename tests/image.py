@@ -85,9 +85,7 @@ def build(directory: Path) -> Path:
     venv, source = directory / "venv", directory / "src"
     shutil.rmtree(directory, ignore_errors=True)
     source.mkdir(parents=True)
-    # To pip, 0 means: do not compile. It is a third of the time, and Python does it when it imports.
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TORCH_INDEX": ""}
-    environment["PIP_NO_COMPILE"] = "0"
     environment |= {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
     for word, rest in stages()["build"].instructions:
         if word == "ENV":
