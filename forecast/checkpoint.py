@@ -309,7 +309,7 @@ def _from_original(content: dict[str, Any]) -> Checkpoint:
         "likelihood": "mse",
         "log_prices": False,
         "device": "auto",
-        "source": "yahoo",
+        "source": "auto",
     }
     return Checkpoint(
         model_state=state,
