@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from hypothesis import settings
 # a cluster that happens to run on the machine is not ours to use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
+# A shell without job control starts what it puts in the background with SIGINT ignored, and what it starts
+# inherits that: tests send that signal to servers, as Ctrl-C would.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SERVERS = ("test_docs", "test_serving", "test_serve_deploy", "test_container")

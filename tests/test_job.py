@@ -381,12 +381,12 @@ def test_a_full_disk_ends_the_search_in_its_own_words_and_loses_no_finished_tria
 
 
 def test_a_time_budget_ends_the_job_and_resume_completes_it(cluster, tmp_path):
-    first = jobs.run_job(options(tmp_path, num_samples=40, time_budget=8))
+    first = jobs.run_job(options(tmp_path, num_samples=400, time_budget=5))
     assert first.interrupted
     states = [trial.state for trial in study_of(tmp_path).trials]
     assert TrialState.RUNNING not in states
     complete = states.count(TrialState.COMPLETE)
-    assert complete < 40
+    assert complete < 400
     second = jobs.run_job(options(tmp_path, num_samples=complete + 3, resume=True))
     assert not second.interrupted
     assert second.summary["trials"]["COMPLETE"] == complete + 3
