@@ -185,7 +185,7 @@ class Reader:
     def stop(self, url):
         process = self.servers.pop(url)
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: `make` passes it on to nobody
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(40)
         # What stayed would answer in the place of the next one.
