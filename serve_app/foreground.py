@@ -7,6 +7,7 @@ process that answers nothing, and SIGTERM, which is how containers are stopped, 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from types import FrameType
 
@@ -14,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
 
+from forecast.errors import UsageError
 from serve_app.deployment import DRAIN_MARGIN_S, build
 from serve_app.options import DEFAULT_APP, RunOptions
 
@@ -24,7 +26,10 @@ END_MARGIN_S = 15.0
 def serve_until_stopped(options: RunOptions) -> None:
     """Return after SIGINT or SIGTERM, when replicas have had time for the requests they have; else be ended.
 
+    It starts a Ray of its own, unless ``RAY_ADDRESS`` names a cluster.
+
     Raises:
+        UsageError: when that cluster serves already: its host and port are taken, and its end is not ours to say.
         ForecastError: when the checkpoint cannot be used or the cluster has not what is asked for.
     """
     application = build(options)
@@ -36,10 +41,15 @@ def serve_until_stopped(options: RunOptions) -> None:
         signal.default_int_handler(signum, frame)
 
     with contextlib.suppress(KeyboardInterrupt):
-        ray.init(namespace="serve")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, namespace="serve")
         # Ray has just put its own there, which ends the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
+        if serve.status().proxies:
+            raise UsageError(
+                f"RAY_ADDRESS={address}: Ray Serve runs on that cluster already; use `serve deploy` there, or unset it"
+            )
         try:
             serve.start(
                 proxy_location=ProxyLocation.EveryNode,

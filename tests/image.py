@@ -55,8 +55,14 @@ def settings(name: str) -> dict[str, str]:
 
 
 def last(name: str, word: str) -> str:
-    """What the last instruction of this kind says in a stage."""
-    return [rest for found, rest in stages()[name].instructions if found == word][-1]
+    """What the last instruction of this kind says in a stage, or in those below it.
+
+    Raises:
+        KeyError: when none of them has one.
+    """
+    stage = stages()[name]
+    said = [rest for found, rest in stage.instructions if found == word]
+    return said[-1] if said else last(stage.base, word)
 
 
 def is_made_of_this(venv: Path) -> bool:

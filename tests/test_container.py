@@ -44,9 +44,7 @@ def test_it_serves_on_port_9010_with_the_models_mounted_read_only_where_the_orig
 
 
 def test_nothing_runs_as_root_and_the_dashboard_is_for_this_machine_alone(compose):
-    for name in ("serve", "runtime", "dashboard"):
-        users = [rest for word, rest in stages()[name].instructions if word == "USER"]
-        assert (users or ["1000:1000"])[-1] == "1000:1000"
+    assert {last(name, "USER") for name in ("serve", "runtime", "dashboard")} == {"1000:1000"}
     for service in compose["services"].values():
         assert service["user"] == "${UID:-1000}:${GID:-1000}"
         assert service["cap_drop"] == ["ALL"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_the_wheel_holds_the_three_packages_and_the_snapshot(tmp_path):
     for needed in ("forecast/data/BTC-USD.csv", "forecast/data/PROVENANCE.md", "forecast/py.typed"):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_source_distribution_holds_everything_of_the_checkout_that_is_no_business_of_git():
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    assert {name.split("/")[0] for name in listed.splitlines()} == included | {".gitignore", "pyproject.toml"}
 
 
 def test_the_public_api_is_what_a_notebook_needs():

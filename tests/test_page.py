@@ -229,6 +229,28 @@ def test_a_choice_of_a_model_that_cannot_be_had_is_told_and_taken_back(
         assert page.tab.input_value("#symbol") == "BTC-USD"
 
 
+def test_a_refusal_that_comes_after_the_next_choice_changes_nothing(
+    open_page, tiny_result, tiny_checkpoint, tmp_path
+):
+    for symbol in ("BTC-USD", "ETH-USD", "SOL-USD"):
+        config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
+        save_checkpoint(replace(tiny_result.checkpoint, config=config), tmp_path / f"{symbol}.pt")
+    with listening(tmp_path) as address:
+        page = open_page(address)
+        shown(page.tab)
+        held = []
+        page.tab.route("**/model?symbol=ETH-USD", lambda route: held.append(route))
+        page.tab.select_option("#symbol", "ETH-USD")
+        page.tab.select_option("#symbol", "SOL-USD")
+        page.tab.wait_for_function("() => document.querySelector('h1').textContent.includes('SOL-USD')")
+        shown(page.tab)
+        with page.tab.expect_response("**/model?symbol=ETH-USD"):
+            held[0].fulfill(status=503, body="busy")
+        page.tab.wait_for_timeout(200)
+        assert page.tab.input_value("#symbol") == "SOL-USD"
+        assert page.tab.is_hidden("#problem")
+
+
 def test_an_answer_that_comes_after_the_next_question_is_not_shown(open_page, address):
     page = open_page(address)
     shown(page.tab)
@@ -282,12 +304,14 @@ TEXTS = {
     "[1, 2]": [1, 2],
     "8,710.15\n12,809\n950.2": [8710.15, 12809, 950.2],
     "Adj Close\n1\n2": [1, 2],
+    "Date;Close\n2020-01-01;1,105.5\n2020-01-02;1,106": [1105.5, 1106],
     "date;close;open\n2020-01-02;2;9\n2020-01-01;1;9": [1, 2],
     "": [],
 }
 REFUSED = (
     *("[1, null]", "1 NaN", "infinity", '{"prices": [1]}', "1e999", "0x10", "[1,"),
     # One number or two, and before or after.
+    *("101,102,103\n104,105,106", "100,200,\n300,400", "1,105 1,106 1,107", "Date;Close\n2020-01-01;1,105"),
     *("8710,15\n8809,17", "8710,15", "Date,Close\n01/17/2020,2\n01/16/2020,1"),
     "Date,Close\n2020-01-01,8,710",
 )

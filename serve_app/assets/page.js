@@ -230,7 +230,13 @@ async function upload(file) {
 async function choose(symbol) {
   choice += 1;
   const mine = choice;
-  const found = await ask(`model?symbol=${encodeURIComponent(symbol)}`);
+  let found;
+  try {
+    found = await ask(`model?symbol=${encodeURIComponent(symbol)}`);
+  } catch (error) {
+    if (mine !== choice) return;
+    throw error;
+  }
   if (mine !== choice) return;
   model = found;
   byId("main").hidden = false;

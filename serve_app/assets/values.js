@@ -29,17 +29,28 @@ function parseValues(text, columns) {
   }
   if (columns.length > 1) return lines.map((line) => line.split(/[\s,;]+/).filter(Boolean).map(toNumber));
   const words = trimmed.split(/[\s;]+/).map((word) => word.replace(/^,+|,+$/g, "")).filter(Boolean);
-  return words.flatMap((word) => fromWord(word, words.length > 1));
+  const thousands = words.some(provesThousands);
+  return words.flatMap((word) => fromWord(word, words.length > 1, thousands));
+}
+
+// Whether commas stand between thousands, for they come before a point.
+const provesThousands = (word) => word.includes(".") && THOUSANDS.test(word);
+
+function ambiguous(word) {
+  return new ValuesError(
+    `“${word}” could be read in two ways; write decimals with a point, thousands without commas, and divide numbers by spaces`,
+  );
 }
 
 // One number, or several divided by commas alone.
-function fromWord(word, amongOthers) {
+function fromWord(word, amongOthers, thousands) {
   if (!word.includes(",")) return [toNumber(word)];
   const parts = word.split(",");
-  if (amongOthers && parts.length <= 3 && THOUSANDS.test(word)) return [toNumber(word.replaceAll(",", ""))];
-  if (parts.length === 2 && !word.includes(".")) {
-    throw new ValuesError(`“${word}” could be one number or two; write decimals with a point, and divide numbers by spaces`);
+  if (amongOthers && THOUSANDS.test(word)) {
+    if (thousands) return [toNumber(word.replaceAll(",", ""))];
+    throw ambiguous(word);
   }
+  if (parts.length === 2 && !word.includes(".")) throw ambiguous(word);
   return parts.map(toNumber);
 }
 
@@ -92,7 +103,13 @@ function fromTable(lines, columns) {
   });
   const dates = names.findIndex((name) => /^(date|datetime|time|timestamp)$/.test(name));
   if (dates >= 0) sortByDate(rows, dates);
-  const number = (text) => toNumber(THOUSANDS.test(text) ? text.replaceAll(",", "") : text);
+  // Where commas divide cells, one in a number has stood between quotes; elsewhere it may be a decimal comma.
+  const thousands = mark === "," || rows.some((row) => row.some(provesThousands));
+  const number = (text) => {
+    if (!THOUSANDS.test(text) || !text.includes(",")) return toNumber(text);
+    if (!thousands) throw ambiguous(text);
+    return toNumber(text.replaceAll(",", ""));
+  };
   const values = rows.map((row) => places.map((place) => number(row[place])));
   return columns.length > 1 ? values : values.map((row) => row[0]);
 }
