@@ -19,6 +19,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything the project needs
 
 $(READY): pyproject.toml
+	@echo "Setting up $(VENV): a minute or more, about 2.5 GB on the disk"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/pip check
@@ -35,6 +36,7 @@ run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES) $(ARGS)
 
 serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
+	@echo "When it is ready: http://localhost:8000 in a browser, or $(BIN)/python -m forecast infer --json | curl -s localhost:8000/predict -d @-"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app
 
 # Slow tests wait for clusters and servers part of their time: two processes of them share two cores well.

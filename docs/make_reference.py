@@ -64,7 +64,9 @@ def http() -> str:
     schemas = described["components"]["schemas"]
     parts = [
         "# HTTP",
-        "`GET /` is a page for people, `GET /docs` shows this interface, `GET /openapi.json` is it for machines.",
+        "`GET /` is a page for people, `GET /docs` shows this interface, `GET /openapi.json` is it for "
+        "machines. What is no route (404) or another method than a route's (405) is refused in the same form, with an "
+        "`ErrorAnswer`.",
     ]
     shown: set[str] = set()
     for path, methods in described["paths"].items():

@@ -205,6 +205,15 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             raise
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        print(
+            f"error: {error.name} is not installed in {sys.executable}; activate the environment of the project "
+            "(source .venv/bin/activate), or install it there",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -42,7 +42,8 @@ def serve_until_stopped(options: RunOptions) -> None:
 
     with contextlib.suppress(KeyboardInterrupt):
         address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, namespace="serve")
+        if not ray.is_initialized():  # else the application's building has asked the cluster for its GPUs
+            ray.init(address, namespace="serve")
         # Ray has just put its own there, which ends the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)

@@ -11,14 +11,16 @@ import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -247,6 +249,17 @@ def describe_routes(models: Models) -> FastAPI:
     @web.get("/healthz", summary="Tell readiness")
     async def healthz() -> HealthAnswer:
         return HealthAnswer()
+
+    @web.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        """What is no route gets the same form of answer as what is wrong with a body."""
+        loc, message = "path", f"there is no {request.url.path}; GET /docs shows what there is"
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            loc, message = "method", f"{request.url.path} does not take {request.method}; use {allowed}"
+        problem = Problem(loc=[loc], msg=message, type=HTTPStatus(error.status_code).name.lower())
+        body = ErrorAnswer(ok=False, detail=[problem]).model_dump()
+        return JSONResponse(body, error.status_code, error.headers)
 
     return web
 

@@ -174,7 +174,7 @@ class ModelAnswer(ModelLine):
     )
     widest_level: float = Field(description="level up to which it has intervals; 0 where it has none")
     trained_on: dict[str, Any] | None = Field(
-        description="source, first and last date, rows, hash of the prices"
+        description="source, first and last date, rows, hash of the prices, of which split says who used which"
     )
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
     metrics_validation: dict[str, float] | None

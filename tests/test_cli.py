@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 
@@ -133,6 +134,17 @@ def test_what_nobody_expected_is_one_line_too(capsys):
     )
     with pytest.raises(ZeroDivisionError):
         run(broken, ["--debug"])
+
+
+def test_another_python_than_the_environments_is_told_so(capsys):
+    def without_torch(_):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert run(without_torch, []) == 1
+    assert capsys.readouterr().err == (
+        f"error: torch is not installed in {sys.executable}; activate the environment of the project "
+        "(source .venv/bin/activate), or install it there\n"
+    )
 
 
 def test_infer_gives_intervals_of_the_levels_and_steps_that_are_asked_for(tiny_checkpoint, capsys):

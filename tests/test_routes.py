@@ -126,8 +126,19 @@ def test_health_and_documentation_answer(client):
     schema = client.get("/openapi.json").json()
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert [kind["properties"]["values"]["items"]["type"] for kind in body["anyOf"]] == ["number", "array"]
-    assert client.get("/predict").status_code == 405
-    assert client.get("/nowhere").status_code == 404
+
+
+def test_what_is_no_route_is_refused_in_the_form_of_every_refusal(client):
+    wrong_method, nowhere = client.get("/predict"), client.get("/nowhere")
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
+    assert (nowhere.status_code, client.get("/assets/nothing.js").status_code) == (404, 404)
+    for answer, loc, message in (
+        (wrong_method, "method", "/predict does not take GET; use POST"),
+        (nowhere, "path", "there is no /nowhere; GET /docs shows what there is"),
+    ):
+        (problem,) = answer.json()["detail"]
+        assert answer.json()["ok"] is False
+        assert (problem["loc"], problem["msg"]) == ([loc], message)
 
 
 def test_a_replica_asks_for_a_gpu_only_where_there_is_one():

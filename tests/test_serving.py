@@ -113,13 +113,30 @@ def test_an_answer_has_the_clients_request_id_or_one_of_its_own(server):
     assert len(httpx.get(f"{URL}/model").headers["x-request-id"]) >= 32
 
 
-def reload(server):
+def address_of(server):
     # The tests' own cluster runs on this machine too.
     (address,) = {
         found[1] for _, words in family(server.pid) if (found := re.search(r"--gcs-address=(\S+)", words))
     }
+    return address
+
+
+def test_a_second_server_on_the_same_cluster_is_refused_and_the_first_goes_on(server, tiny_checkpoint):
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app", "run", "--checkpoint", str(tiny_checkpoint), "--port", "8123"],
+        capture_output=True,
+        text=True,
+        env={**environment(), "RAY_ADDRESS": address_of(server), "RAY_AUTH_MODE": "token"},
+        timeout=100,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Ray Serve runs on that cluster already" in done.stderr.splitlines()[-1]
+    assert httpx.get(f"{URL}/healthz").status_code == 200
+
+
+def reload(server):
     return subprocess.run(
-        [sys.executable, "-m", "serve_app", "reload", "--address", address],
+        [sys.executable, "-m", "serve_app", "reload", "--address", address_of(server)],
         capture_output=True,
         text=True,
         env={**environment(), "RAY_ADDRESS": "", "RAY_AUTH_MODE": "token"},

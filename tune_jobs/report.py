@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -178,18 +180,32 @@ def strategy_line(options: TuneOptions) -> str:
     )
 
 
+NEXT = ("first", "read", "forecast", "serve", "look")
+"""What there is to do after a job, in the order in which it is told."""
+
+
 def next_commands(options: TuneOptions) -> dict[str, str]:
-    """What to do with a job's files, by what it does."""
+    """What to do with a job's files, by what it does; first of all, where need be, to activate the environment."""
+    scripts = Path(sys.prefix, "bin")
+    activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
+    first = {} if activated else {"first": f"source {shlex.quote(_short(scripts / 'activate'))}"}
     pick = shlex.quote(str(options.output_dir / PICK_FILE))
     study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
-    return {
+    return first | {
         "forecast": f"python -m forecast infer --checkpoint {pick}",
         "serve": f"serve run serve_app:app checkpoint={pick}",
         "look": f"optuna-dashboard {study}",
     }
 
 
+def _short(path: Path) -> str:
+    """The path, from here where it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def next_lines(options: TuneOptions) -> list[str]:
     """The report and the commands, a word before each."""
-    report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
-    return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]
+    lines = next_commands(options)
+    if options.report:
+        lines["read"] = str(options.output_dir / REPORT_FILE)
+    return [f"  {word:<9} {lines[word]}" for word in NEXT if word in lines]

@@ -55,7 +55,7 @@ function showCard() {
   const { symbol, feature, sequence_length: length, trained_on: data } = model;
   document.title = `${symbol} ${feature} forecaster`;
   byId("title").textContent = `${symbol} ${feature}`;
-  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, trained on ${data.first_date} to ${data.last_date}` : ""}.`;
+  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, made of the prices from ${data.first_date} to ${data.last_date}` : ""}.`;
 
   const part = model.metrics_test ? "test" : "validation";
   const metrics = model.metrics_test ?? model.metrics_validation ?? {};
