@@ -34,6 +34,8 @@ SERVE_LIMIT = 10_000
 health checks all the same."""
 DRAIN_MARGIN_S = 10.0
 """Seconds a replica that leaves has beyond the time limit of a request: Serve sends it new ones for the first five."""
+LOCAL = "local"
+"""Ray's word for a cluster that begins and ends with the process."""
 
 
 @serve.ingress()
@@ -178,13 +180,18 @@ def replica_gpus(asked: float | None, available: float) -> float:
     return asked
 
 
+def ray_address() -> str:
+    """The Ray cluster that ``RAY_ADDRESS`` names, else ``LOCAL``, one of the application's own."""
+    return os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 def cluster_gpus() -> float:
     """GPUs of the cluster the application will run on.
 
     That is the connected one, the one in ``RAY_ADDRESS``, or else the local one that ``serve run`` is about
     to start, which has this machine's.
     """
-    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") != "local":
+    if not ray.is_initialized() and ray_address() != LOCAL:
         ray.init(namespace="serve", log_to_driver=False)
     if ray.is_initialized():
         return float(ray.cluster_resources().get("GPU", 0.0))

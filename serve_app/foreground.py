@@ -7,7 +7,6 @@ process that answers nothing, and SIGTERM, which is how containers are stopped, 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from types import FrameType
 
@@ -16,7 +15,7 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 
 from forecast.errors import UsageError
-from serve_app.deployment import DRAIN_MARGIN_S, build
+from serve_app.deployment import DRAIN_MARGIN_S, build, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
 
 END_MARGIN_S = 15.0
@@ -41,15 +40,15 @@ def serve_until_stopped(options: RunOptions) -> None:
         signal.default_int_handler(signum, frame)
 
     with contextlib.suppress(KeyboardInterrupt):
-        address = os.environ.get("RAY_ADDRESS") or "local"
         if not ray.is_initialized():  # else the application's building has asked the cluster for its GPUs
-            ray.init(address, namespace="serve")
+            ray.init(ray_address(), namespace="serve")
         # Ray has just put its own there, which ends the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         if serve.status().proxies:
             raise UsageError(
-                f"RAY_ADDRESS={address}: Ray Serve runs on that cluster already; use `serve deploy` there, or unset it"
+                f"RAY_ADDRESS={ray_address()}: Ray Serve runs on that cluster already; use `serve deploy` there, or "
+                "unset it"
             )
         try:
             serve.start(

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -231,8 +231,7 @@ def describe_routes(models: Models) -> FastAPI:
         try:
             chosen = models.choose(symbol)
         except UnknownSymbol as error:
-            problem = Problem(loc=["query", "symbol"], msg=str(error), type="symbol")
-            return JSONResponse(ErrorAnswer(ok=False, detail=[problem]).model_dump(), 422)
+            return _refusal(422, Problem(loc=["query", "symbol"], msg=str(error), type="symbol"))
         return _describe(chosen, models)
 
     @web.get("/models", responses=_errors(401), summary="List the served models")
@@ -253,15 +252,20 @@ def describe_routes(models: Models) -> FastAPI:
     @web.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         """What is no route gets the same form of answer as what is wrong with a body."""
-        loc, message = "path", f"there is no {request.url.path}; GET /docs shows what there is"
-        if error.status_code == 405:
+        loc, message = "path", str(error.detail)
+        if error.status_code == 404:
+            message = f"there is no {request.url.path}; GET /docs shows what there is"
+        elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
             loc, message = "method", f"{request.url.path} does not take {request.method}; use {allowed}"
         problem = Problem(loc=[loc], msg=message, type=HTTPStatus(error.status_code).name.lower())
-        body = ErrorAnswer(ok=False, detail=[problem]).model_dump()
-        return JSONResponse(body, error.status_code, error.headers)
+        return _refusal(error.status_code, problem, error.headers)
 
     return web
+
+
+def _refusal(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorAnswer(ok=False, detail=[problem]).model_dump(), status, headers)
 
 
 class Assets(StaticFiles):

@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from forecast.page import Commands, Plot, Section, write_page
 from forecast.windows import prepare
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import next_commands, next_lines
+from tune_jobs.report import next_commands
 from tune_jobs.report_page import Findings, write_report
 from tune_jobs.selection import FrontPoint
 
@@ -143,10 +143,9 @@ def test_commands_for_a_shell_that_has_not_got_them_begin_with_the_environments_
     monkeypatch.setenv("PATH", f"/usr/bin:{scripts}")
     ready = next_commands(TuneOptions())
     monkeypatch.setenv("PATH", "/usr/bin")
-    assert next_commands(TuneOptions()) == {"first": f"source {scripts / 'activate'}"} | ready
+    assert next_commands(TuneOptions()) == {"activate": f"source {scripts / 'activate'}"} | ready
     monkeypatch.chdir(Path(sys.prefix).parent)
-    assert next_commands(TuneOptions())["first"] == f"source {Path(sys.prefix).name}/bin/activate"
-    assert next_lines(TuneOptions())[0].startswith("  first ")
+    assert next_commands(TuneOptions())["activate"] == f"source {Path(sys.prefix).name}/bin/activate"
 
 
 def test_text_from_elsewhere_is_shown_and_not_run(report, tmp_path):

@@ -180,18 +180,14 @@ def strategy_line(options: TuneOptions) -> str:
     )
 
 
-NEXT = ("first", "read", "forecast", "serve", "look")
-"""What there is to do after a job, in the order in which it is told."""
-
-
 def next_commands(options: TuneOptions) -> dict[str, str]:
-    """What to do with a job's files, by what it does; first of all, where need be, to activate the environment."""
+    """What to do with a job's files, by what it does; those that follow need the environment to be active."""
     scripts = Path(sys.prefix, "bin")
     activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
-    first = {} if activated else {"first": f"source {shlex.quote(_short(scripts / 'activate'))}"}
+    activate = {} if activated else {"activate": f"source {shlex.quote(_short(scripts / 'activate'))}"}
     pick = shlex.quote(str(options.output_dir / PICK_FILE))
     study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
-    return first | {
+    return activate | {
         "forecast": f"python -m forecast infer --checkpoint {pick}",
         "serve": f"serve run serve_app:app checkpoint={pick}",
         "look": f"optuna-dashboard {study}",
@@ -205,7 +201,5 @@ def _short(path: Path) -> str:
 
 def next_lines(options: TuneOptions) -> list[str]:
     """The report and the commands, a word before each."""
-    lines = next_commands(options)
-    if options.report:
-        lines["read"] = str(options.output_dir / REPORT_FILE)
-    return [f"  {word:<9} {lines[word]}" for word in NEXT if word in lines]
+    report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
+    return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]

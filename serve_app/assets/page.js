@@ -230,13 +230,9 @@ async function upload(file) {
 async function choose(symbol) {
   choice += 1;
   const mine = choice;
-  let found;
-  try {
-    found = await ask(`model?symbol=${encodeURIComponent(symbol)}`);
-  } catch (error) {
-    if (mine !== choice) return;
-    throw error;
-  }
+  const found = await ask(`model?symbol=${encodeURIComponent(symbol)}`).catch((error) => {
+    if (mine === choice) throw error;
+  });
   if (mine !== choice) return;
   model = found;
   byId("main").hidden = false;

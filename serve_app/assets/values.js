@@ -2,7 +2,7 @@
 "use strict";
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/;
-const THOUSANDS = /^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/;
+const THOUSANDS = /^[+-]?[1-9]\d{0,2}(,\d{3}){1,2}(\.\d+)?$/;
 
 class ValuesError extends Error {}
 
@@ -106,7 +106,7 @@ function fromTable(lines, columns) {
   // Where commas divide cells, one in a number has stood between quotes; elsewhere it may be a decimal comma.
   const thousands = mark === "," || rows.some((row) => row.some(provesThousands));
   const number = (text) => {
-    if (!THOUSANDS.test(text) || !text.includes(",")) return toNumber(text);
+    if (!THOUSANDS.test(text)) return toNumber(text);
     if (!thousands) throw ambiguous(text);
     return toNumber(text.replaceAll(",", ""));
   };
