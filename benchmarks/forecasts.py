@@ -18,14 +18,21 @@ import pandas as pd
 import torch
 
 from forecast import TrainConfig, load_checkpoint, load_series, train
-from forecast.backtest import FoldTask, clark_west, make_folds, on_models_scale, prepare_fold, run_task
-from forecast.backtest_settings import BacktestSettings
-from forecast.baselines import BASELINES
-from forecast.distribution import MAIN_LEVEL
-from forecast.evaluation import METRICS, Forecasts, Rows, coverage, evaluate_forecasts
-from forecast.series import Series
-from forecast.training import fit, forecast_part
-from forecast.windows import prepare
+from forecast.backtest.baselines import BASELINES
+from forecast.backtest.rolling import (
+    FoldTask,
+    clark_west,
+    make_folds,
+    on_models_scale,
+    prepare_fold,
+    run_task,
+)
+from forecast.backtest.settings import BacktestSettings
+from forecast.model.training import fit, forecast_part
+from forecast.model.windows import prepare
+from forecast.prices.series import Series
+from forecast.scores.distribution import MAIN_LEVEL
+from forecast.scores.metrics import METRICS, Forecasts, Rows, coverage, evaluate_forecasts
 
 ROWS = 2500
 """Ten years of trading days."""
@@ -180,7 +187,7 @@ def no_look_ahead(series: Series) -> bool:
     fold = make_folds(len(series), BacktestSettings(folds=2), config)[0]
     values = series.values.copy()
     values[fold.origin :] = np.random.default_rng(0).uniform(1, 1e6, len(values) - fold.origin)
-    other = replace(series, values=values)
+    other = replace(series, matrix=values[:, np.newaxis])
     states, firsts = [], []
     for prices in (series, other):
         checkpoint, _ = fit(prepare_fold(prices, config, fold), config, prices.provenance)
@@ -194,7 +201,7 @@ def no_look_ahead(series: Series) -> bool:
     return (
         same
         and states[0].normalization == states[1].normalization
-        and np.array_equal(states[0].errors, states[1].errors)
+        and np.array_equal(states[0].calibration_scores, states[1].calibration_scores)
         and firsts[0] == firsts[1]
     )
 

@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from forecast.config import ExperimentConfig, TrainConfig
-from forecast.evaluation import Evaluation, Forecasts, evaluate_forecasts
-from forecast.model import LSTMForecaster
-from forecast.series import Series
-from forecast.split import Part
-from forecast.windows import PreparedSeries, prepare
+from forecast.model.lstm import LSTMForecaster
+from forecast.model.split import Part
+from forecast.model.windows import PreparedSeries, prepare
+from forecast.prices.series import Series
+from forecast.scores.metrics import Evaluation, Forecasts, evaluate_forecasts
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SearchSpace, complete_params
 
@@ -73,7 +73,7 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
 
     def loader(part: Part, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
         windows = prepared.windows(part, config)
-        tensors = torch.from_numpy(windows.inputs), torch.from_numpy(windows.wanted)
+        tensors = torch.from_numpy(windows.inputs), torch.from_numpy(windows.targets)
         return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle)
 
     model = LSTMForecaster(
@@ -85,16 +85,16 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
     best_loss, best_state, stale = float("inf"), copy.deepcopy(model.state_dict()), 0
     for _ in range(int(params["max_epochs"])):
         model.train()
-        for inputs, wanted in training:
+        for inputs, targets in training:
             optimizer.zero_grad()
-            loss = loss_of(model(inputs)[:, 0], wanted)
+            loss = loss_of(model(inputs)[:, 0], targets)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
             optimizer.step()
         model.eval()
         with torch.no_grad():
             losses = [
-                loss_of(model(inputs)[:, 0], wanted).item() * len(wanted) for inputs, wanted in validation
+                loss_of(model(inputs)[:, 0], targets).item() * len(targets) for inputs, targets in validation
             ]
         if sum(losses) < best_loss:
             best_loss, best_state, stale = sum(losses), copy.deepcopy(model.state_dict()), 0

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
-from forecast.checkpoint import load_checkpoint
+from forecast.model.checkpoint import load_checkpoint
 
 
 class PredictRequest(BaseModel):
@@ -36,10 +36,10 @@ def build(path: str) -> FastAPI:
     # As fast as two for one process, and the only way for two of them on two cores.
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(path)
-    model = checkpoint.build_model().eval()
+    model = checkpoint.build_network()
     config = checkpoint.config
-    mean = float(checkpoint.normalization.mean)
-    std = float(checkpoint.normalization.std)
+    mean = float(checkpoint.normalization.feature.mean)
+    std = float(checkpoint.normalization.feature.std)
     web = FastAPI()
 
     @web.get("/healthz")

@@ -20,8 +20,8 @@ import psutil
 import torch
 
 from forecast import TrainConfig, load_series, save_checkpoint
-from forecast.checkpoint import Checkpoint
-from forecast.windows import prepare
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.windows import prepare
 from serve_app.flags import SERVE_FLAGS
 
 PORT = 8000
@@ -82,7 +82,7 @@ def make_checkpoint(
 
 
 def random_weights(hidden_size: int, num_layers: int, seed: int) -> dict[str, torch.Tensor]:
-    from forecast.model import LSTMForecaster
+    from forecast.model.lstm import LSTMForecaster
 
     torch.manual_seed(seed)
     return LSTMForecaster(hidden_size, num_layers, zero_head=False).state_dict()

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.served import Load, Server, make_checkpoint, original_server, serve_run, wrk
 from forecast import Predictor, load_series
-from forecast.networks import TOLERANCE, OnnxNetwork, TorchNetwork, disagreement, random_inputs
+from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
 from tune_jobs.space import SPACES
 
 CONNECTIONS = (1, 16, 64)
@@ -149,8 +149,8 @@ def agreement(windows: int) -> None:
                 Path(name) / "m.pt", hidden, layers, length, seed=seed, target=target
             )
             inputs = random_inputs(checkpoint, each, seed)
-            by_torch = TorchNetwork(checkpoint, torch.device("cpu"))
-            worst[hidden, layers, length] = disagreement(OnnxNetwork(checkpoint), by_torch, inputs)
+            by_torch = TorchEngine(checkpoint, torch.device("cpu"))
+            worst[hidden, layers, length] = disagreement(OnnxEngine(checkpoint), by_torch, inputs)
     largest = max(worst, key=lambda shape: worst[shape])
     print(
         f"{each * len(shapes):,} random windows over {len(shapes)} shapes: ONNX Runtime differs from torch by at most "

@@ -9,8 +9,8 @@ import time
 import torch
 
 from forecast import TrainConfig, load_series
-from forecast.training import Trainer
-from forecast.windows import prepare
+from forecast.model.training import Trainer
+from forecast.model.windows import prepare
 
 SHAPES = [(20, 32, 1, 64), (60, 64, 2, 64), (60, 128, 2, 64), (120, 256, 4, 128)]
 """Window, hidden size, layers, batch: the cheapest corner, two middles, the dearest corner."""

@@ -31,20 +31,20 @@ from optuna.trial import TrialState
 from benchmarks import original
 from forecast import load_series
 from forecast.config import ExperimentConfig
-from forecast.evaluation import Forecasts, Rows, evaluate_forecasts
-from forecast.series import Series
-from forecast.training import Trainer
-from forecast.windows import prepare
+from forecast.model.training import Trainer
+from forecast.model.windows import prepare
+from forecast.prices.series import Series
+from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.report import SUMMARY_FILE
-from tune_jobs.search import SearchSeconds, run_search
+from tune_jobs.runner import SearchSeconds, run_search
 from tune_jobs.searcher import SearchInput
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
-from tune_jobs.trial import LSTMTrial
+from tune_jobs.trial import TrainingTrial
 
 SEED = 42
 ALL_PARTS = (
@@ -171,7 +171,7 @@ class UntrainedModel(Trainer):
         self.best_loss, self.best_epoch = float(np.mean(self._best_outputs**2)), self.epoch
 
 
-class UntrainedTrial(LSTMTrial):
+class UntrainedTrial(TrainingTrial):
     """A trial that does not train."""
 
     def _new_trainer(self) -> Trainer:

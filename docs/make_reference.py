@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ WIDTH = os.terminal_size((102, 24))
 
 def commands() -> str:
     """Every command's ``--help``, and the options of the application."""
-    from forecast.cli import build_parser as forecast
+    from forecast.__main__ import build_parser as forecast
     from serve_app.__main__ import build_parser as serve
     from serve_app.options import ServeOptions
     from tune_jobs.backtest import build_parser as backtest
@@ -130,8 +129,8 @@ def kind(schema: dict[str, Any]) -> str:
 
 def files() -> str:
     """What a job leaves, what a checkpoint holds, and what is measured."""
-    from forecast import backtest_report
-    from forecast.checkpoint import SCHEMA_VERSION, Checkpoint
+    from forecast.model.checkpoint import SCHEMA_VERSION, Checkpoint
+    from forecast.pages import backtest
     from tune_jobs.report import FILES
 
     rows = [(f"`{name}`", meaning) for name, meaning in FILES.items()]
@@ -140,24 +139,20 @@ def files() -> str:
         "## A tuning job's `--output-dir`",
         table(("file", "what"), rows),
         "## A backtest's `--output-dir`",
-        table(("file", "what"), [(f"`{name}`", what) for name, what in backtest_report.FILES.items()]),
+        table(("file", "what"), [(f"`{name}`", what) for name, what in backtest.FILES.items()]),
         f"## A checkpoint, schema {SCHEMA_VERSION}",
-        "One file that `torch.load(weights_only=True)` reads. `feature_mean` and `feature_std` repeat what "
-        "`normalization` says, as in the original system.",
+        "One file that `torch.load(weights_only=True)` reads. `feature_mean` and `feature_std` repeat the feature's "
+        "`normalization`, as in the original system. Files of schemas 1 and 2 and of the original system load too.",
         table(
             ("field", "what"),
-            [(f"`{name}`", text) for name, text in attributes(Checkpoint) if name != "sha256"],
+            [
+                (f"`{name}`", field.description)
+                for name, field in Checkpoint.model_fields.items()
+                if not field.exclude
+            ],
         ),
     ]
     return page(parts)
-
-
-def attributes(cls: type) -> Iterable[tuple[str, str]]:
-    """A class's attributes and what its docstring says of each."""
-    text = textwrap.dedent((cls.__doc__ or "").partition("Attributes:\n")[2])
-    for entry in re.split(r"\n(?=\S)", text.strip()):
-        name, _, meaning = entry.partition(": ")
-        yield name, plain(" ".join(meaning.split()))
 
 
 def first_line(schema: dict[str, Any]) -> str:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from forecast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from forecast.config import DataConfig, TrainConfig
     from forecast.errors import ForecastError
-    from forecast.predictor import Predictor, predict_next_from_values
-    from forecast.series import Series
-    from forecast.source import load_series
-    from forecast.training import evaluate, train
+    from forecast.inference.predictor import Predictor, predict_next_from_values
+    from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from forecast.model.training import evaluate, train
+    from forecast.prices.series import Series
+    from forecast.prices.source import load_series
 
 __all__ = [
     "Checkpoint",
@@ -41,18 +41,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "model.checkpoint",
     "DataConfig": "config",
     "ForecastError": "errors",
-    "Predictor": "predictor",
-    "Series": "series",
+    "Predictor": "inference.predictor",
+    "Series": "prices.series",
     "TrainConfig": "config",
-    "evaluate": "training",
-    "load_checkpoint": "checkpoint",
-    "load_series": "source",
-    "predict_next_from_values": "predictor",
-    "save_checkpoint": "checkpoint",
-    "train": "training",
+    "evaluate": "model.training",
+    "load_checkpoint": "model.checkpoint",
+    "load_series": "prices.source",
+    "predict_next_from_values": "inference.predictor",
+    "save_checkpoint": "model.checkpoint",
+    "train": "model.training",
 }
 
 

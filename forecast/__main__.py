@@ -1,8 +1,52 @@
-"""``python -m forecast``: train one model, or forecast with a checkpoint."""
+"""``python -m forecast``: train one model, forecast with a checkpoint, or backtest a configuration."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from forecast.cli import main
-from forecast.command import run
+from forecast.cli import backtest, infer, train
+from forecast.cli.command import Parser, add_options, run
+from forecast.config import parse_settings
 
-sys.exit(run(main))
+
+def build_parser() -> Parser:
+    """The command line, derived from the settings classes."""
+    parser = Parser(
+        prog="python -m forecast",
+        description="Train an LSTM price forecaster, forecast with a trained one, or backtest one.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,infer,backtest}")
+    for name, help_text, settings, examples in (
+        ("train", "train one model and score it against persistence", train.TrainOptions, train.EXAMPLES),
+        ("infer", "forecast the next values of a window", infer.InferOptions, infer.EXAMPLES),
+        (
+            "backtest",
+            "train and score again and again, from origins that roll through the series",
+            backtest.BacktestOptions,
+            backtest.EXAMPLES,
+        ),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=examples,
+        )
+        add_options(command, settings)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; gives the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    command = given.pop("command")
+    if command == "train":
+        return train.train_command(parse_settings(train.TrainOptions, given), set(given))
+    if command == "backtest":
+        return backtest.run_backtest(parse_settings(backtest.BacktestOptions, given), set(given))
+    return infer.infer_command(parse_settings(infer.InferOptions, given))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

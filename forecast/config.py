@@ -1,19 +1,21 @@
 """The one place of every option of data, split, normalization and training.
 
-Each field is an option's only definition: type, default, unit, meaning and limits. Commands, tuning
-trials and checkpoints carry these objects; the command line (``forecast.command``) derives its options
-and its ``--help`` from them.
+Each field is an option's only definition: type, default, unit, meaning and limits. Commands, tuning trials and
+checkpoints carry these objects; the command line (``forecast.cli.command``) derives its options and its ``--help``
+from them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from forecast.errors import UsageError
 from forecast.names import plain_name, split_names
 
+Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
 
@@ -33,8 +35,8 @@ class DataConfig(Config):
     feature: str = Field("Close", min_length=1, description="column of prices to forecast")
     input_columns: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (),
-        description="further columns of the source that the model sees beside the feature, for example Volume; each "
-        "is cleaned and normalized like it",
+        description="further columns of the source that the model sees, for example Volume; each is cleaned and "
+        "normalized like the feature",
     )
     source: str = Field(
         "auto",
@@ -54,31 +56,33 @@ class DataConfig(Config):
     keep_non_positive: bool = Field(
         False,
         description="keep zero and negative prices (for series that really have them) instead of dropping "
-        "them as errors; needs --no-log-prices",
+        "them as errors; needs `log_prices=False`",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.start and self.end and self.start >= self.end:
             raise ValueError(
-                f"--start {self.start} is not before --end {self.end}; swap them or widen the range"
+                f"`start` {self.start} is not before `end` {self.end}; swap them or widen the range"
             )
         if self.keep_non_positive and self.log_prices:
             raise ValueError(
-                "--keep-non-positive cannot go with log prices, which need positive prices; "
-                "add --no-log-prices"
+                "`keep_non_positive` cannot go with log prices, which need positive prices; add `log_prices=False`"
             )
         seen = {plain_name(self.feature)}
         for name in self.input_columns:
             if plain_name(name) in seen:
-                raise ValueError(f"--input-columns: {name} is already an input; name each column once")
+                raise ValueError(f"`input_columns`: {name} is already an input; name each column once")
             seen.add(plain_name(name))
         return self
 
 
 class ExperimentConfig(DataConfig):
-    """What all models of one comparison share beside the data: target, likelihood and seed."""
+    """What all models of one comparison share: data, network, target, likelihood and seed."""
 
+    network: str = Field(
+        "lstm", min_length=1, description="kind of network: lstm, or one that an installed package adds"
+    )
     target: Target = Field(
         "residual",
         description="residual: predict the change from the window's last value, starting as persistence; "
@@ -86,7 +90,7 @@ class ExperimentConfig(DataConfig):
     )
     likelihood: Likelihood = Field(
         "mse",
-        description="mse: learn one number by its squared error, intervals come from the errors on validation rows; "
+        description="mse: learn one number by its squared error and take intervals from the errors on validation rows; "
         "student_t: learn the distribution of the next value",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
@@ -96,13 +100,11 @@ class TrainConfig(ExperimentConfig):
     """Everything that determines one trained model."""
 
     sequence_length: int = Field(
-        60, ge=2, le=5000, description="window length: past values a forecast sees, in rows"
+        60, ge=2, le=5000, description="window length: past values that a forecast sees, in rows"
     )
-    hidden_size: int = Field(64, ge=1, le=4096, description="width of each LSTM layer")
-    num_layers: int = Field(2, ge=1, le=16, description="number of LSTM layers")
-    dropout: float = Field(
-        0.2, ge=0, lt=1, description="dropout between LSTM layers (no effect with one layer)"
-    )
+    hidden_size: int = Field(64, ge=1, le=4096, description="width of each recurrent layer")
+    num_layers: int = Field(2, ge=1, le=16, description="number of recurrent layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout between layers (no effect with one layer)")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate")
     batch_size: int = Field(64, ge=1, description="windows per gradient step")
     max_epochs: int = Field(60, ge=1, le=1_000_000, description="most passes over the training windows")
@@ -117,3 +119,30 @@ class TrainConfig(ExperimentConfig):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA where there is one), cpu or cuda"
     )
+
+
+def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
+    """Validate ``given`` (field name to value, as text or as it is) into ``settings``.
+
+    Raises:
+        UsageError: on the first field that does not fit, naming the parameter, the value and the reason.
+    """
+    try:
+        return settings.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    parameter = f"`{first['loc'][0]}`"
+    if first["type"] == "extra_forbidden":
+        return f"{parameter}: no such option"
+    if len(first["loc"]) > 1:
+        parameter += f" (number {int(first['loc'][1]) + 1})"
+    if first["type"] == "missing":
+        return f"{parameter}: too few values"
+    return f"{parameter} {first['input']}: {message[0].lower()}{message[1:]}"

@@ -11,13 +11,16 @@
     ├── LevelError                the model has no interval of the level asked for     exit code 1, HTTP 422
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
-The command line turns them into exit codes (``forecast.command``) and the server into HTTP statuses
+The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
 (``serve_app``); nothing else catches them.
+
+A message names a parameter in backticks, with a value if need be: `start`, `source=yahoo`, `log_prices=False`.
+The command line spells them its own way: ``--start``, ``--source yahoo``, ``--no-log-prices``.
 """
 
 
 class ForecastError(Exception):
-    """Base of every error raised on purpose; the message is one line fit to be shown to a person."""
+    """Base of every error raised on purpose; the message is one line that a person can act on."""
 
     exit_code = 1
 
@@ -33,7 +36,7 @@ class DataError(ForecastError):
 
 
 class SourceUnavailable(DataError):
-    """A source did not give an answer (network, rate limit, garbage); another source may still do."""
+    """A source did not answer (network, rate limit, garbage); another source may."""
 
 
 class UnknownSymbol(DataError):

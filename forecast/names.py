@@ -1,4 +1,4 @@
-"""How names are told apart and taken apart."""
+"""How names are compared, and how lists of names are read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def plain_name(name: str) -> str:
-    """A column's name without what does not matter in it: case, spaces and underscores."""
+    """A column's name as it is compared: without case, spaces and underscores."""
     return name.lower().replace(" ", "").replace("_", "")
 
 
 def split_names(value: Any) -> Any:
-    """Names divided by commas, by spaces, or both, as one list; what is neither text nor a list stays as it is."""
+    """Names separated by commas, by spaces, or both, as one list; a value that is neither text nor a list, as it is."""
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         return value

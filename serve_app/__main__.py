@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forecast.command import Parser, add_options, parse_settings, run
+from forecast.cli.command import Parser, add_options, run
+from forecast.config import parse_settings
 from serve_app.flags import current_flags
 from serve_app.options import DEFAULT_APP, RunOptions
 

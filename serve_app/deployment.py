@@ -17,14 +17,14 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from forecast.checkpoint import load_checkpoint
-from forecast.command import parse_settings
+from forecast.config import parse_settings
 from forecast.errors import ForecastError, UsageError
-from forecast.model import DEFAULT_GPU_SHARE, device_for_share
+from forecast.model.checkpoint import load_checkpoint
+from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
+from serve_app.gateway import build_web_app
 from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Engines, Models, ReloadOutcome, checkpoint_files, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
-from serve_app.routes import build_web_app
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
 CHECKPOINT = "checkpoint"
@@ -110,7 +110,7 @@ def app(args: dict[str, Any]) -> Application:
             what is asked for. The Serve command prints it and exits with 1.
     """
     try:
-        return build(parse_settings(ServeOptions, args, spell=lambda name: f"option {name}"))
+        return build(parse_settings(ServeOptions, args))
     except ForecastError as error:
         raise click.ClickException(str(error)) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forecast.errors import CheckpointError, ForecastError, WindowError
-from forecast.model import multiply_adds
-from forecast.networks import Engine
-from forecast.predictor import Prediction, Predictor
+from forecast.inference.engines import EngineName
+from forecast.inference.prediction import Prediction
+from forecast.inference.predictor import Predictor
+from forecast.model.network import multiply_adds
 from serve_app.batching import Batcher, Window
 
 logger = logging.getLogger("ray.serve")
@@ -44,7 +44,7 @@ class Engines:
     """
 
     device: str = "cpu"
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     max_batch_size: int | None = None
     batch_wait_s: float | None = None
 
@@ -56,7 +56,7 @@ class ServedModel:
         predictor: the model.
         version: SHA-256 of its file, in hexadecimal.
         cost: multiply-adds a forecast.
-        common_fields: what all its answers have in common, as JSON without the braces.
+        common_fields: fields that all its answers have in common.
         prices: collects windows of which only the price is asked.
         predictions: collects windows of which intervals are asked too.
     """
@@ -77,17 +77,16 @@ class ServedModel:
             config.sequence_length,
         )
         self.version: str = self.predictor.checkpoint.sha256 or ""
-        fields = {
+        self.common_fields = {
             "checkpoint_path": self.predictor.path,
             "sequence_length": self.sequence_length,
             "symbol": self.symbol,
             "feature": self.feature,
         }
-        self.common_fields = json.dumps(fields)[1:-1]
-        on_gpu = self.predictor.network.device.type != "cpu"
+        on_gpu = self.predictor.engine.device.type != "cpu"
         size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
-        self.cost = multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
+        self.cost = multiply_adds(config)
         # One of its own: single windows do not wait for batch requests.
         thread = ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None
         wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0

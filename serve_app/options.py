@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from forecast.inference.engines import EngineName
 from forecast.names import split_names
-from forecast.networks import Engine
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
 CHECKPOINT_VARIABLE = "FORECAST_CHECKPOINT"
@@ -43,7 +43,7 @@ class ServeOptions(BaseModel):
         description="GPU share each replica asks for (unless given, a quarter where the cluster has GPUs, else "
         "none)",
     )
-    engine: Engine = Field(
+    engine: EngineName = Field(
         "auto",
         description="what runs the network: onnx (ONNX Runtime, CPU only), torch, or auto: onnx on a CPU where it "
         "agrees with torch",

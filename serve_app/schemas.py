@@ -1,8 +1,9 @@
-"""What goes over HTTP: requests, answers, and errors that say what, where and the remedy."""
+"""Requests and answers of the HTTP interface, and errors that say what is wrong, where, and the remedy."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +13,23 @@ MAX_HORIZON = 365
 MAX_LEVELS = 20
 """Most intervals of one request."""
 
+VALUES_REMEDY = (
+    "send past prices as numbers, without quotes, oldest first, at least the model's sequence_length"
+)
+ROWS_REMEDY = (
+    "send past days, oldest first, each a list of numbers: the model's columns in their order (GET /model)"
+)
+NO_JSON = "; NaN and Infinity are no JSON numbers"
+WINDOWS_REMEDY = "send at least one window, each a list as values of POST /predict"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Tells a client how to mend a field of a request."""
+
+    text: str
+
+
 Price = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Window = Annotated[list[Price], Field(min_length=1, fail_fast=True)]
 Row = Annotated[list[Price], Field(min_length=1, fail_fast=True)]
@@ -20,18 +38,29 @@ Level = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)]
 
 
 class Options(BaseModel):
-    """What may stand beside the prices. Fields that are not known here are ignored, as they always were."""
+    """Optional fields of a forecast request. Unknown fields are ignored, as in the original system."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
+    body_remedy: ClassVar[str]
+    """For a body that is not such an object."""
 
-    symbol: Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None = Field(
-        None, description="which model to use; needed only where several are served, see GET /models"
-    )
-    horizon: Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None = Field(
+    symbol: Annotated[
+        Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None,
+        Remedy("send a name in quotes, one of GET /models"),
+    ] = Field(None, description="which model to use; needed only where several are served, see GET /models")
+    horizon: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None,
+        Remedy(f"send a whole number from 1 to {MAX_HORIZON}, without quotes"),
+    ] = Field(
         None,
         description="steps to forecast, each from the forecasts before it; the answer then has predictions",
     )
-    levels: Annotated[list[Level], Field(min_length=1, max_length=MAX_LEVELS)] | None = Field(
+    levels: Annotated[
+        Annotated[list[Level], Field(min_length=1, max_length=MAX_LEVELS)] | None,
+        Remedy(
+            f"send 1 to {MAX_LEVELS} numbers between 0 and 1, without quotes, for example [0.9], or leave levels out"
+        ),
+    ] = Field(
         None,
         description="levels of central intervals, for example [0.5, 0.9]; the answer then has intervals",
     )
@@ -40,13 +69,14 @@ class Options(BaseModel):
 class PredictRequest(Options):
     """A window of past prices."""
 
+    body_remedy = 'send a JSON object, for example {"values": [120.5, 121.0]}' + NO_JSON
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"values": [120.5, 121.0, 122.3, 121.8, 123.1], "horizon": 3, "levels": [0.5, 0.9]}]
         }
     )
 
-    values: Window = Field(
+    values: Annotated[Window, Remedy(VALUES_REMEDY)] = Field(
         description="past prices, oldest first, at least the model's sequence_length; the last ones are used"
     )
 
@@ -54,11 +84,12 @@ class PredictRequest(Options):
 class BatchRequest(Options):
     """Many windows of past prices at once."""
 
+    body_remedy = 'send a JSON object, for example {"windows": [[120.5, 121.0], [98.1, 97.9]]}' + NO_JSON
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"windows": [[120.5, 121.0, 122.3], [98.1, 97.9, 98.4]]}]}
     )
 
-    windows: Annotated[list[Window], Field(min_length=1, fail_fast=True)] = Field(
+    windows: Annotated[list[Window], Field(min_length=1, fail_fast=True), Remedy(WINDOWS_REMEDY)] = Field(
         description="windows, each as values of POST /predict; they need not be equally long"
     )
 
@@ -66,7 +97,8 @@ class BatchRequest(Options):
 class PredictRowsRequest(Options):
     """A window for a model of several columns."""
 
-    values: RowWindow = Field(
+    body_remedy = PredictRequest.body_remedy
+    values: Annotated[RowWindow, Remedy(ROWS_REMEDY)] = Field(
         description="past days, oldest first, each a row of the model's columns in their order (GET /model has them)"
     )
 
@@ -74,7 +106,8 @@ class PredictRowsRequest(Options):
 class BatchRowsRequest(Options):
     """Many windows for a model of several columns."""
 
-    windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True)] = Field(
+    body_remedy = BatchRequest.body_remedy
+    windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True), Remedy(WINDOWS_REMEDY)] = Field(
         description="windows, each as values of POST /predict"
     )
 
@@ -88,7 +121,7 @@ class Interval(BaseModel):
 
 
 class ForecastAnswer(BaseModel):
-    """What every answer with forecasts has in common."""
+    """Fields that every answer with forecasts has in common."""
 
     ok: bool = Field(True, description="always true in an answer with status 200")
     checkpoint_path: str = Field(description="the checkpoint that is served")
@@ -210,39 +243,29 @@ class HealthAnswer(BaseModel):
 
 
 MAX_PROBLEMS = 10
-"""Most problems told of one request."""
-REMEDIES = {
-    "json_invalid": 'send JSON, for example {"values": [120.5, 121.0]}; NaN and Infinity are no JSON numbers',
-    "missing": "see GET /docs for what this route takes",
-    "list_type": "send a list",
-    "string_type": "send a name in quotes",
-    "int_type": "send a whole number, without quotes",
-    "greater_than": "a level is between 0 and 1, for example 0.9",
-    "less_than": "a level is between 0 and 1, for example 0.9",
-    "too_long": f"send at most {MAX_LEVELS} levels",
-    "greater_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
-    "less_than_equal": f"a horizon is between 1 and {MAX_HORIZON}",
-    "float_type": "send numbers, without quotes",
-    "finite_number": "every value must be a finite number",
-    "too_short": "send the model's sequence_length past prices, oldest first",
-    "model_type": 'send an object, for example {"values": [120.5, 121.0]}',
-}
+"""Most problems reported of one request."""
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
-    """The first things a validation error says, without the input: it can hold what JSON has no word for."""
+def problems_of(error: ValidationError, request: type[Options]) -> list[Problem]:
+    """The first problems of a validation error, without the input, which may hold values that JSON cannot.
+
+    Args:
+        error: of validating a body.
+        request: the form of the route's bodies.
+    """
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return [
         Problem(
             loc=["body", *item["loc"]],
-            msg=f"{item['msg'][0].lower()}{item['msg'][1:]}; {_remedy(item['loc'], item['type'])}",
+            msg=f"{item['msg'][0].lower()}{item['msg'][1:]}; {_remedy(item['loc'], request)}",
             type=item["type"],
         )
         for item in found[:MAX_PROBLEMS]
     ]
 
 
-def _remedy(where: tuple[int | str, ...], kind: str) -> str:
-    if kind == "too_short" and where[0] == "levels":
-        return "give a level, for example 0.9, or leave levels out"
-    return REMEDIES.get(kind, "see GET /docs")
+def _remedy(where: tuple[int | str, ...], request: type[Options]) -> str:
+    """That of the field at ``where``, or of the whole body."""
+    field = request.model_fields.get(str(where[0])) if where else None
+    found = [entry.text for entry in field.metadata if isinstance(entry, Remedy)] if field else []
+    return found[0] if found else request.body_remedy

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from forecast.errors import LevelError, WindowError
-from forecast.predictor import PATHS, Futures, Predictor, describe_intervals
+from forecast.inference.futures import PATHS
+from forecast.inference.prediction import describe_intervals
+from forecast.inference.predictor import Predictor
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import Models, ServedModel, UnknownSymbol
@@ -100,12 +102,11 @@ class ForecastService:
                 prices = [await model.prices.forecast(window)]
         except WindowError as error:
             return refuse(422, [Problem(loc=["body", "values"], msg=str(error), type="window")])
-        result = f'"prediction": {prices[0]!r}'
+        result: dict[str, Any] = {"prediction": prices[0]}
         if asked.horizon is not None:
-            result += f', "predictions": {prices!r}'
+            result["predictions"] = prices
         if bounds is not None:
-            intervals = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
-            result += f', "intervals": {json.dumps(intervals)}'
+            result["intervals"] = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
         return self._answer(model, result, [window])
 
     async def predict_batch(self, body: bytes) -> Answer:
@@ -122,12 +123,10 @@ class ForecastService:
             return refuse(422, [Problem(loc=["body", "windows", bad.index], msg=str(bad), type="window")])
         except WindowError as error:
             return refuse(422, [Problem(loc=["body", "windows"], msg=str(error), type="window")])
-        answers = prices if asked.horizon is not None else [steps[0] for steps in prices]
-        result = f'"predictions": {answers!r}'
+        steps = asked.horizon is not None
+        result: dict[str, Any] = {"predictions": prices if steps else [ahead[0] for ahead in prices]}
         if bounds is not None:
-            steps = asked.horizon is not None
-            intervals = [describe_intervals(window, levels, steps=steps) for window in bounds]
-            result += f', "intervals": {json.dumps(intervals)}'
+            result["intervals"] = [describe_intervals(window, levels, steps=steps) for window in bounds]
         return self._answer(model, result, windows)
 
     def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
@@ -151,7 +150,7 @@ class ForecastService:
                     asked = plain.model_validate_json(body)
             return asked, self.models.choose(asked.symbol)
         except ValidationError as error:
-            raise Refused(refuse(422, problems_of(error))) from None
+            raise Refused(refuse(422, problems_of(error, plain))) from None
         except UnknownSymbol as error:
             problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
             raise Refused(refuse(422, [problem])) from None
@@ -234,18 +233,18 @@ class ForecastService:
         """Bounds (1, horizon, levels, 2) from simulated futures, in a thread, ``at_a_time`` forecasts at a time."""
         loop = asyncio.get_running_loop()
         steps: list[Bounds] = []
-        futures = await loop.run_in_executor(self.models.threads, Futures, predictor, window, levels)
+        futures = await loop.run_in_executor(self.models.threads, predictor.futures, window, levels)
         while len(steps) < horizon:
             day = await loop.run_in_executor(self.models.threads, futures.advance, at_a_time)
             if day is not None:
                 steps.append(day)
         return np.stack(steps)[np.newaxis]
 
-    def _answer(self, model: ServedModel, result: str, windows: Sequence[Window]) -> Answer:
+    def _answer(self, model: ServedModel, result: dict[str, Any], windows: Sequence[Window]) -> Answer:
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
-        warnings = ""
+        answer = {"ok": True, **result, **model.common_fields}
         if outside:
             self.measurements.out_of_range[model.symbol] += len(outside)
             low, high = model.predictor.checkpoint.train_range or (0, 0)
@@ -253,11 +252,9 @@ class ForecastService:
             text = (
                 f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
             )
-            warnings = f', "warnings": {json.dumps([text])}'
-        # All numbers are finite, for which Python's notation is JSON's.
-        body = f'{{"ok": true, {result}, {model.common_fields}{warnings}}}'
+            answer["warnings"] = [text]
         version = (b"x-model-version", short_version(model.version).encode())
-        return Answer(200, body.encode(), (JSON, version))
+        return Answer(200, to_json(answer), (JSON, version))
 
 
 class Refused(Exception):

@@ -5,10 +5,10 @@ import contextlib
 
 from fastapi.testclient import TestClient
 
+from serve_app.gateway import build_web_app
 from serve_app.metrics import Measurements
 from serve_app.models import Engines, Models
 from serve_app.options import ServeOptions
-from serve_app.routes import build_web_app
 from serve_app.service import ForecastService
 
 LIMIT = 20_000

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecast import TrainConfig, load_checkpoint, save_checkpoint
-from forecast.backtest import FoldTask, backtest, make_folds, prepare_fold, run_task
-from forecast.backtest_settings import BacktestSettings
-from forecast.baselines import BASELINES
-from forecast.cli import main
-from forecast.command import run
+from forecast.__main__ import main
+from forecast.backtest.baselines import BASELINES
+from forecast.backtest.rolling import FoldTask, backtest, make_folds, prepare_fold, run_task
+from forecast.backtest.settings import BacktestSettings
+from forecast.cli.command import run
 from forecast.errors import DataError
-from forecast.evaluation import MASE
-from forecast.training import fit
+from forecast.model.training import fit
+from forecast.scores.metrics import MASE
 
 TINY = TrainConfig(
     source="snapshot",
@@ -59,7 +59,7 @@ def test_replacing_every_row_from_a_folds_origin_on_changes_nothing_before_it(sn
     values = snapshot.values.copy()
     values[fold.origin :] = np.random.default_rng(0).uniform(1, 1e6, len(values) - fold.origin)
     known, first_forecasts = [], []
-    for series in (snapshot, replace(snapshot, values=values)):
+    for series in (snapshot, replace(snapshot, matrix=values[:, np.newaxis])):
         prepared = prepare_fold(series, TINY, fold)
         checkpoint, _ = fit(prepared, TINY, series.provenance)
         known.append(checkpoint)
@@ -74,7 +74,7 @@ def test_replacing_every_row_from_a_folds_origin_on_changes_nothing_before_it(sn
         other.val_loss_best,
         other.metrics_validation,
     )
-    assert np.array_equal(one.errors, other.errors)
+    assert np.array_equal(one.calibration_scores, other.calibration_scores)
     # The first scored row is forecast from the rows before the origin alone, the baselines' too.
     assert first_forecasts[0] == first_forecasts[1]
 
@@ -88,7 +88,7 @@ def test_a_backtest_scores_every_seed_beside_every_baseline_on_the_same_rows(sna
     assert scores.mean["MAE"] == pytest.approx(
         np.mean([np.abs(done.model(seed).points - done.rows.actual).mean() for seed in range(2)])
     )
-    assert scores.spread["MAE"] > 0
+    assert scores.std["MAE"] > 0
     assert scores.mean[MASE] == pytest.approx(np.mean([done.scores(fold).mean[MASE] for fold in range(2)]))
     compared = {(found.baseline, found.test, found.metric) for found in done.comparisons()}
     assert ("persistence", "Clark-West", "MSE") in compared
@@ -99,18 +99,19 @@ def test_a_backtest_scores_every_seed_beside_every_baseline_on_the_same_rows(sna
 def test_garch_is_what_its_own_package_says_with_parameters_of_before_the_test_rows(snapshot):
     from arch import arch_model
 
-    from forecast.windows import prepare
+    from forecast.model.windows import prepare
 
     prepared = prepare(snapshot, TINY)
+    scaling = prepared.normalization.feature
     quantiles = BASELINES["GARCH"](prepared).quantiles
     first = prepared.split.validation_end
     logs = np.log(snapshot.values)
-    changes = np.diff(logs) / (prepared.normalization.change_std * prepared.normalization.std)
+    changes = np.diff(logs) / (scaling.change_std * scaling.std)
     model = arch_model(changes[: first - 1], mean="Constant", vol="GARCH", dist="t", rescale=False)
     fitted = model.fit(disp="off")
     ahead = fitted.forecast(horizon=1, reindex=False)
     mean, variance = float(ahead.mean.iloc[-1, 0]), float(ahead.variance.iloc[-1, 0])
-    unit = prepared.normalization.change_std * prepared.normalization.std
+    unit = scaling.change_std * scaling.std
     expected = np.exp(
         logs[first - 1]
         + unit
@@ -145,7 +146,9 @@ def test_the_command_leaves_rows_summary_and_a_page_that_needs_no_network(tmp_pa
 
 
 def test_a_search_that_has_seen_scored_rows_is_told_of(tmp_path, tiny_result, capsys):
-    checkpoint = replace(tiny_result.checkpoint, trial_number=3, configurations_tried=64, searched_rows=1584)
+    checkpoint = tiny_result.checkpoint.model_copy(
+        update={"trial_number": 3, "configurations_tried": 64, "searched_rows": 1584}
+    )
     save_checkpoint(checkpoint, tmp_path / "trial.pt")
     command = f"backtest --from-trial {tmp_path / 'trial.pt'} --folds 4 --seeds 1 --no-plot --baselines drift"
     assert main([*command.split(), "--output-dir", str(tmp_path / "out")]) == 0
@@ -165,13 +168,18 @@ def test_a_trial_trained_again_comes_out_the_same_to_the_bit(tmp_path, tiny_resu
     assert main(["train", "--from-trial", str(tiny_checkpoint), "--checkpoint", str(again)]) == 0
     assert "came out again exactly" in capsys.readouterr().out
     state = load_checkpoint(again).model_state
-    assert load_checkpoint(again).errors.tolist() == tiny_result.checkpoint.errors.tolist()
+    assert (
+        load_checkpoint(again).calibration_scores.tolist()
+        == tiny_result.checkpoint.calibration_scores.tolist()
+    )
     assert all(torch.equal(value, state[name]) for name, value in tiny_result.checkpoint.model_state.items())
 
 
 def test_a_trial_is_not_trained_again_on_other_data(tmp_path, tiny_result, capsys):
     provenance = {**tiny_result.checkpoint.provenance, "sha256": "0" * 64}
-    save_checkpoint(replace(tiny_result.checkpoint, provenance=provenance), tmp_path / "trial.pt")
+    save_checkpoint(
+        tiny_result.checkpoint.model_copy(update={"provenance": provenance}), tmp_path / "trial.pt"
+    )
     assert run(main, ["train", "--from-trial", str(tmp_path / "trial.pt")]) == 1
     assert "its numbers cannot be compared" in capsys.readouterr().err
 

@@ -9,8 +9,8 @@ import torch
 
 from forecast import Predictor, load_checkpoint, predict_next_from_values, save_checkpoint
 from forecast.atomic import write_atomically
-from forecast.checkpoint import SCHEMA_VERSION
 from forecast.errors import CheckpointError, WindowError
+from forecast.model.checkpoint import SCHEMA_VERSION
 
 
 def test_a_checkpoint_reads_back_as_it_was_written(tiny_result, tiny_checkpoint):
@@ -226,12 +226,10 @@ def test_values_that_do_not_fit_are_refused_by_name(tiny_checkpoint, values, mes
 
 
 def test_predict_next_from_values_sees_a_replaced_checkpoint(snapshot, tiny_result, tmp_path):
-    from dataclasses import replace
-
     path = tmp_path / "model.pt"
     values = snapshot.values[-20:].tolist()
     save_checkpoint(tiny_result.checkpoint, path)
     before = predict_next_from_values(values, path)
     state = {name: value + 0.1 for name, value in tiny_result.checkpoint.model_state.items()}
-    save_checkpoint(replace(tiny_result.checkpoint, model_state=state), path)
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), path)
     assert predict_next_from_values(values, path) != before

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from forecast import Predictor, load_checkpoint
-from forecast.cli import main
-from forecast.command import run
+from forecast.__main__ import main
+from forecast.cli.command import run
 
 WINDOW = [100.0 + row for row in range(25)]
 TRAIN = ["train", "--source", "snapshot", "--max-epochs", "1", "--hidden-size", "4", "--num-layers", "1"]
@@ -99,7 +99,7 @@ def test_a_window_file_with_text_in_it_names_the_item(tiny_checkpoint, tmp_path,
     arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--file", str(tmp_path / "prices.csv")]
     assert run(main, arguments) == 2
     assert (
-        "item 1 is 'Date', not a number; for a table of prices use --latest --source FILE"
+        "item 1 is 'Date', not a number; for a table of prices use --latest and --source"
         in capsys.readouterr().err
     )
 

@@ -8,10 +8,10 @@ import pytest
 from serving_here import serving
 
 from forecast import Predictor, TrainConfig, load_checkpoint, load_series, save_checkpoint, train
-from forecast.cli import main
-from forecast.command import run
+from forecast.__main__ import main
+from forecast.cli.command import run
 from forecast.errors import DataError, WindowError
-from forecast.training import evaluate
+from forecast.model.training import evaluate
 
 COLUMNS = ("Volume", "High")
 
@@ -75,12 +75,13 @@ def test_a_column_that_tells_of_the_next_change_is_learned_from(prices, model):
     checkpoint = load_checkpoint(model)
     assert checkpoint.metrics_test["MAE"] < 0.5 * checkpoint.persistence["test"]["MAE"]
     # Each column has statistics of its own, of training rows.
-    assert len(checkpoint.further) == 2
-    assert checkpoint.further[0].change_std != checkpoint.further[1].change_std
+    scalings = checkpoint.normalization.scalings
+    assert len(scalings) == 3
+    assert len({scaling.change_std for scaling in scalings}) == 3
 
 
 def test_a_series_without_the_columns_is_refused_by_name(prices, model):
-    with pytest.raises(DataError, match="the further columns Volume, High, the series has none"):
+    with pytest.raises(DataError, match="the input columns Volume, High, the series has none"):
         evaluate(load_checkpoint(model), load_series("ACME", source=str(prices)))
 
 

@@ -17,7 +17,7 @@ import yaml
 from image import ROOT, VENV, build, is_made_of_this, last, settings, stages
 
 from forecast import Predictor
-from forecast.command import parse_settings
+from forecast.config import parse_settings
 from serve_app.__main__ import build_parser
 from serve_app.options import RunOptions
 from tune_jobs.pareto import build_parser as tuning

@@ -1,16 +1,23 @@
 """Distributions: what they claim, how they are calibrated, and how they are scored."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from scipy import stats
 
 from forecast import TrainConfig
-from forecast.backtest import clark_west, diebold_mariano, long_run_variance
-from forecast.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
-from forecast.evaluation import (
+from forecast.backtest.significance import clark_west, diebold_mariano, long_run_variance
+from forecast.model.likelihood import calibration_scores, distribution, loss, stretch
+from forecast.model.normalization import Normalization, Scaling
+from forecast.model.split import split_rows
+from forecast.model.windows import VOLATILITY_DECAY, Encoding, PreparedSeries
+from forecast.scores.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
+from forecast.scores.metrics import (
     LEVELS,
     METRICS,
     Evaluation,
@@ -20,28 +27,24 @@ from forecast.evaluation import (
     evaluate_forecasts,
     probability_integral_transform,
 )
-from forecast.likelihood import distribution, loss, standard_errors, stretch
-from forecast.normalization import Normalization
-from forecast.split import split_rows
-from forecast.windows import SPREAD_DECAY, Encoding, PreparedSeries
 
 positive = st.floats(0.01, 100)
 
 
 @given(st.integers(0, 2**32 - 1), positive, st.floats(2.5, 50))
-def test_the_student_t_loss_is_the_mean_negative_log_density(seed, spread, df):
+def test_the_student_t_loss_is_the_mean_negative_log_density(seed, volatility, df):
     generator = np.random.default_rng(seed)
-    location, wanted = generator.normal(size=20), generator.normal(size=20)
+    location, targets = generator.normal(size=20), generator.normal(size=20)
     outputs = np.stack([location, generator.normal(0, 0.5, 20), np.full(20, np.log((df - 2) / 3))], axis=1)
-    spreads = np.full(20, spread)
-    learned = distribution("student_t", outputs, spreads, None)
-    expected = -stats.t.logpdf(wanted, learned.df, learned.location, learned.scale).mean()
-    found = loss("student_t", *(torch.from_numpy(values) for values in (outputs, spreads, wanted)))
+    volatilities = np.full(20, volatility)
+    learned = distribution("student_t", outputs, volatilities, None)
+    expected = -stats.t.logpdf(targets, learned.df, learned.location, learned.scale).mean()
+    found = loss("student_t", *(torch.from_numpy(values) for values in (outputs, volatilities, targets)))
     assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert learned.df == pytest.approx(df, rel=1e-5)
 
 
-def test_an_output_of_zero_is_persistence_with_the_spread_as_standard_deviation():
+def test_an_output_of_zero_is_persistence_with_the_volatility_as_standard_deviation():
     learned = distribution("student_t", np.zeros((2, 3), np.float32), np.array([1, 4], np.float32), None)
     assert learned.location.tolist() == [0, 0]
     assert learned.scale * np.sqrt(learned.df / (learned.df - 2)) == pytest.approx([1, 4])
@@ -81,33 +84,33 @@ def test_a_learned_interval_is_widened_to_hold_nine_tenths_of_the_validation_row
     seed, true
 ):
     generator = np.random.default_rng(seed)
-    outputs, spread = np.zeros((200, 3), np.float32), np.ones(200, np.float32)
-    wanted = generator.normal(0, true, 200).astype(np.float32)
-    errors = standard_errors("student_t", outputs, spread, wanted)
+    outputs, volatility = np.zeros((200, 3), np.float32), np.ones(200, np.float32)
+    targets = generator.normal(0, true, 200).astype(np.float32)
+    scores = calibration_scores("student_t", outputs, volatility, targets)
     lower, upper = (
-        distribution("student_t", outputs, spread, errors).quantiles(interval_probabilities([0.9])).T
+        distribution("student_t", outputs, volatility, scores).quantiles(interval_probabilities([0.9])).T
     )
-    assert ((lower - 1e-9 <= wanted) & (wanted <= upper + 1e-9)).mean() >= 0.9
-    assert stretch(errors) >= 1
+    assert ((lower - 1e-9 <= targets) & (targets <= upper + 1e-9)).mean() >= 0.9
+    assert stretch(scores) >= 1
     if true < 0.5:
-        assert stretch(errors) == 1
+        assert stretch(scores) == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60))
-def test_the_spread_is_the_exponentially_weighted_variance_begun_with_the_trainings(seed, length):
-    normalization = Normalization(mean=0.0, std=1.0, change_std=0.02, log=True)
+def test_the_volatility_is_the_exponentially_weighted_variance_begun_with_the_trainings(seed, length):
+    normalization = Normalization((Scaling(mean=0.0, std=1.0, change_std=0.02, log=True),))
     values = np.cumsum(np.random.default_rng(seed).standard_t(3, length) * 0.02)
     variance = 1.0
     for change in np.diff(values) / 0.02:
-        variance = SPREAD_DECAY * variance + (1 - SPREAD_DECAY) * change**2
+        variance = VOLATILITY_DECAY * variance + (1 - VOLATILITY_DECAY) * change**2
     window = values[np.newaxis, :, np.newaxis]
-    found = Encoding(normalization, "residual", "student_t").spread(window)
+    found = Encoding(normalization, "residual", "student_t").volatility(window)
     assert found == pytest.approx([np.sqrt(variance)], rel=1e-5)
-    assert Encoding(normalization, "level", "mse").spread(window) == pytest.approx(found * 0.02, rel=1e-5)
+    assert Encoding(normalization, "level", "mse").volatility(window) == pytest.approx(found * 0.02, rel=1e-5)
 
 
 def test_a_student_t_model_sees_each_change_and_its_size():
-    normalization = Normalization(mean=0.0, std=1.0, change_std=1.0, log=False)
+    normalization = Normalization((Scaling(mean=0.0, std=1.0, change_std=1.0, log=False),))
     window = np.array([[[0.0], [0.04], [-0.05]]])
     inputs = Encoding(normalization, "residual", "student_t").inputs(window)
     assert inputs[0] == pytest.approx(np.array([[0.04, 0.2], [-0.09, 0.3]]), rel=1e-3)
@@ -163,7 +166,7 @@ def test_the_integral_transform_is_uniform_for_a_calibrated_forecast_only():
 def test_an_evaluation_survives_being_plain_values():
     rows, forecasts = scored(np.random.default_rng(3), 1.0, rows=30)
     evaluation = evaluate_forecasts(rows, forecasts)
-    assert Evaluation.from_dict(evaluation.to_dict()) == evaluation
+    assert TypeAdapter(Evaluation).validate_python(asdict(evaluation)) == evaluation
     assert evaluation.model["MASE"] == pytest.approx(evaluation.model["MAE"] / 2)
 
 
@@ -227,16 +230,16 @@ def test_samples_are_drawn_without_the_stretch_that_quantiles_have():
 
 
 def test_validation_intervals_are_not_made_from_the_errors_they_are_scored_on():
-    from forecast.training import validation_forecasts
+    from forecast.model.training import validation_forecasts
 
     values = np.random.default_rng(0).normal(0, 0.01, (400, 1)).cumsum(axis=0)
     split = split_rows(400, 0.85, 0.15)
-    prepared = PreparedSeries(values, Normalization(0.0, 1.0, 0.01, True), split)
+    prepared = PreparedSeries(values, Normalization((Scaling(0.0, 1.0, 0.01, True),)), split)
     config = TrainConfig(sequence_length=10)
     windows = prepared.windows("validation", config)
     outputs = np.zeros((len(windows), 1), np.float32)
     before = validation_forecasts(outputs, windows, prepared.encoding(config))
-    windows.wanted[0] = 1e3
+    windows.targets[0] = 1e3
     after = validation_forecasts(outputs, windows, prepared.encoding(config))
     middle = len(windows) // 2
     assert np.array_equal(before.quantiles[:middle], after.quantiles[:middle])

@@ -30,8 +30,8 @@ from processes import family
 from ray.cluster_utils import Cluster
 
 from docs.make_reference import PAGES, REFERENCE
-from forecast.cache import store
-from forecast.snapshot import load
+from forecast.prices.cache import store
+from forecast.prices.snapshot import load
 from serve_app.flags import SERVE_FLAGS
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ exec {shutil.which("curl")} --fail-with-body "$@"
 COMMAND = re.compile(r"python -m (forecast|serve_app|tune_jobs\.\w+)\b([^|>&;')\n]*)")
 """One of this project's commands: its module, and what it is given."""
 PARSERS = {
-    "forecast": "forecast.cli",
+    "forecast": "forecast.__main__",
     "serve_app": "serve_app.__main__",
     "tune_jobs.pareto": "tune_jobs.pareto",
     "tune_jobs.backtest": "tune_jobs.backtest",

@@ -102,10 +102,10 @@ def test_of_several_symbols_the_one_asked_for_is_read(tmp_path):
     path = tmp_path / "prices.csv"
     path.write_text("Price,Close,Close\nTicker,AAA,BBB\nDate,,\n2024-01-01,1,2\n2024-01-02,3,4\n")
     assert load_series("BBB", source=str(path)).values.tolist() == [2, 4]
-    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with --symbol"):
+    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with `symbol`"):
         load_series("CCC", source=str(path))
     path.write_text(csv("2024-01-01,AAA,1", "2024-01-01,BBB,2", header="date,name,close"))
-    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with --symbol"):
+    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with `symbol`"):
         load_series("CCC", source=str(path))
 
 

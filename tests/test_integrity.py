@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast.integrity import check_integrity
+from forecast.prices.integrity import check_integrity
 
 FUTURE = dt.date(2100, 1, 1)
 rows = st.lists(
@@ -27,7 +27,9 @@ def daily(count, start="2024-01-01"):
 
 
 def check(dates, values, as_of=FUTURE, **options):
-    return check_integrity(dates, np.asarray(values, dtype=float), as_of=as_of, **options)
+    matrix = np.asarray(values, dtype=float).reshape(len(values), 1)
+    dates, matrix, report = check_integrity(dates, matrix, ["Close"], as_of=as_of, **options)
+    return dates, matrix[:, 0], report
 
 
 def found(report):

@@ -19,19 +19,21 @@ from rich.console import Console
 from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
 
 from forecast import Predictor, load_checkpoint
-from forecast.cli import main as command
+from forecast.__main__ import main as command
 from forecast.errors import StudyError, UsageError
-from forecast.windows import prepare
+from forecast.model.windows import prepare
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
-from tune_jobs.search import run_search
+from tune_jobs.prepare import Job, persistence_metrics
+from tune_jobs.runner import run_search
+from tune_jobs.search import search_and_pick
 from tune_jobs.searcher import Finished, SearchInput
-from tune_jobs.space import SearchSpace
+from tune_jobs.space import SPACES, SearchSpace
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
-from tune_jobs.trial import FIRST_RUNG, LSTMTrial
+from tune_jobs.trial import FIRST_RUNG, TrainingTrial
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +48,7 @@ TINY_SPACE = SearchSpace(
 
 @pytest.fixture(autouse=True)
 def _tiny_space(monkeypatch):
-    monkeypatch.setitem(jobs.SPACES, "small", TINY_SPACE)
+    monkeypatch.setitem(SPACES, "small", TINY_SPACE)
 
 
 def options(directory, **changes):
@@ -65,7 +67,7 @@ def options(directory, **changes):
 def finished(cluster, tmp_path_factory):
     directory = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(jobs.SPACES, "small", TINY_SPACE)
+        patch.setitem(SPACES, "small", TINY_SPACE)
         outcome = jobs.run_job(options(directory, report=True))
     return directory, outcome
 
@@ -231,9 +233,9 @@ def test_replacing_every_test_row_by_nan_changes_nothing_the_search_does_or_pick
             normalized[prepared.split.validation_end :] = np.nan
             prepared = replace(prepared, normalized=normalized)
         directory.mkdir()
-        persistence = jobs.persistence_metrics(prepared, "validation")
+        persistence = {"validation": persistence_metrics(prepared, "validation")}
         quiet = Console(quiet=True)
-        found = jobs.search_and_pick(snapshot.provenance, prepared, settings, persistence, quiet, quiet)
+        found = search_and_pick(Job(settings, snapshot, prepared, persistence, quiet, quiet))
         trials = [(trial.params, trial.values, trial.state) for trial in study_of(directory).trials]
         results.append((trials, found.picked.number, [point.number for point in found.front]))
     assert results[0] == results[1]
@@ -263,7 +265,7 @@ def test_a_trial_that_raises_is_a_failure_and_the_others_finish(cluster, tmp_pat
     assert "4096" in failed.user_attrs["reason"]
 
 
-class DyingTrial(LSTMTrial):
+class DyingTrial(TrainingTrial):
     """Its process dies at once where the width is 16, and in the second step, once, where it is 8."""
 
     def step(self):
@@ -300,7 +302,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_when_it_dies
     assert {mark.read_text() for mark in died} == {f"went on from epoch {FIRST_RUNG}"}
 
 
-class RecordingTrial(LSTMTrial):
+class RecordingTrial(TrainingTrial):
     """Writes down from which epoch each of its steps starts."""
 
     def step(self):

@@ -9,7 +9,7 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 from ray.serve.schema import ServeDeploySchema
 
-from forecast.command import parse_settings
+from forecast.config import parse_settings
 from forecast.version import installed_version
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.options import API_KEY_VARIABLE, ServeOptions

@@ -1,14 +1,12 @@
 """ONNX Runtime answers as torch does, whatever the search has picked."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecast.model import LSTMForecaster
-from forecast.networks import TOLERANCE, OnnxNetwork, TorchNetwork, disagreement, random_inputs
+from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
+from forecast.model.lstm import LSTMForecaster
 from tune_jobs.space import SPACES
 
 SPACE = SPACES["full"]
@@ -32,13 +30,14 @@ def test_onnx_runtime_and_torch_agree_on_every_shape_of_the_search_space(
 ):
     torch.manual_seed(seed)
     shape = {"hidden_size": hidden, "num_layers": layers, "sequence_length": length, "target": target}
-    model = replace(
-        checkpoint,
-        config=checkpoint.config.model_copy(update=shape),
-        model_state=LSTMForecaster(hidden, layers, zero_head=False).state_dict(),
+    model = checkpoint.model_copy(
+        update={
+            "config": checkpoint.config.model_copy(update=shape),
+            "model_state": LSTMForecaster(hidden, layers, zero_head=False).state_dict(),
+        }
     )
-    by_torch = TorchNetwork(model, torch.device("cpu"))
-    assert disagreement(OnnxNetwork(model), by_torch, random_inputs(model, 20, seed)) <= TOLERANCE
+    by_torch = TorchEngine(model, torch.device("cpu"))
+    assert disagreement(OnnxEngine(model), by_torch, random_inputs(model, 20, seed)) <= TOLERANCE
 
 
 def test_a_disagreement_is_relative_to_large_outputs_and_absolute_below_one(checkpoint):

@@ -8,10 +8,10 @@ from hypothesis.extra.numpy import arrays
 
 from forecast.config import TrainConfig
 from forecast.errors import DataError
-from forecast.evaluation import Forecasts, Rows, evaluate_forecasts
-from forecast.normalization import Normalization
-from forecast.split import MIN_TARGETS, required_rows, split_rows
-from forecast.windows import CHANGE_BOUND, Encoding, PreparedSeries
+from forecast.model.normalization import Normalization, Scaling
+from forecast.model.split import MIN_TARGETS, required_rows, split_rows
+from forecast.model.windows import CHANGE_BOUND, Encoding, PreparedSeries
+from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
 
 ratios = st.floats(0.05, 0.95)
 prices = arrays(np.float64, st.integers(10, 200), elements=st.floats(0.01, 1e6), unique=True)
@@ -47,9 +47,9 @@ def test_required_rows_is_the_fewest_that_give_each_part_its_targets(length, tra
 
 
 @given(values=prices, log=st.booleans())
-def test_normalization_round_trips_and_has_zero_mean_and_unit_spread(values, log):
+def test_normalization_round_trips_and_has_zero_mean_and_unit_deviation(values, log):
     try:
-        normalization = Normalization.fit(values, log=log)
+        normalization = Scaling.fit(values, log=log)
     except DataError:
         return  # almost equal prices are refused
     normalized = normalization.normalize(values)
@@ -61,13 +61,14 @@ def test_normalization_round_trips_and_has_zero_mean_and_unit_spread(values, log
 
 def test_normalization_refuses_prices_that_do_not_vary_and_names_the_value():
     with pytest.raises(DataError, match=r"do not vary \(first value 7\)"):
-        Normalization.fit(np.full(50, 7.0), log=True)
+        Scaling.fit(np.full(50, 7.0), log=True)
 
 
 def prepared(values, log=True):
     split = split_rows(len(values), 0.85, 0.15)
-    normalization = Normalization.fit(values[: split.train_end], log=log)
-    return PreparedSeries(normalization.normalize(values)[:, np.newaxis], normalization, split)
+    matrix = values[:, np.newaxis]
+    normalization = Normalization.fit(matrix[: split.train_end], ["Close"], log=log)
+    return PreparedSeries(normalization.normalize(matrix), normalization, split)
 
 
 def config(length, target="residual", likelihood="mse"):
@@ -84,7 +85,7 @@ def test_windows_end_one_row_before_their_target(walk):
     windows, rows = series.windows("validation", config(10, "level")), series.rows("validation", 10)
     first = series.split.train_end
     assert windows.inputs[0] == pytest.approx(series.normalized[first - 10 : first], rel=1e-6)
-    assert windows.wanted[0] == pytest.approx(series.normalized[first, 0], rel=1e-6)
+    assert windows.targets[0] == pytest.approx(series.normalized[first, 0], rel=1e-6)
     assert rows.actual[0] == pytest.approx(walk[first])
     assert rows.previous[0] == pytest.approx(walk[first - 1])
 
@@ -93,7 +94,7 @@ def test_windows_end_one_row_before_their_target(walk):
 def test_an_exact_output_decodes_to_the_actual_price(walk, target):
     series = prepared(walk)
     windows = series.windows("test", config(30, target))
-    decoded = Encoding(series.normalization, target).prices(windows.wanted, windows.last)
+    decoded = Encoding(series.normalization, target).prices(windows.targets, windows.last)
     assert decoded == pytest.approx(series.rows("test", 30).actual, rel=1e-5)
 
 
@@ -123,7 +124,7 @@ def test_statistics_and_inputs_ignore_every_row_after_training(walk):
     assert prepared(changed).normalization == prepared(walk).normalization
     before, after = (prepared(v).windows("train", config(20)) for v in (walk, changed))
     assert np.array_equal(before.inputs, after.inputs)
-    assert np.array_equal(before.wanted, after.wanted)
+    assert np.array_equal(before.targets, after.targets)
 
 
 def test_a_series_without_test_rows_cannot_give_test_windows(walk):

@@ -7,7 +7,6 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import httpx2 as httpx
 import pytest
@@ -192,9 +191,8 @@ def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, t
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": "ETH-USD"})
     save_checkpoint(tiny_result.checkpoint, tmp_path / "btc.pt")
     # As a file of the original system is: nothing is known of its prices.
-    bare = replace(
-        tiny_result.checkpoint, config=config, latest_window=None, provenance=None, metrics_test=None
-    )
+    unknown = {"latest_window": None, "provenance": None, "metrics_test": None}
+    bare = tiny_result.checkpoint.model_copy(update={"config": config, **unknown})
     save_checkpoint(bare, tmp_path / "eth.pt")
     with listening(tmp_path) as address:
         page = open_page(address)
@@ -218,7 +216,7 @@ def test_a_choice_of_a_model_that_cannot_be_had_is_told_and_taken_back(
 ):
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": "ETH-USD"})
     save_checkpoint(tiny_result.checkpoint, tmp_path / "btc.pt")
-    save_checkpoint(replace(tiny_result.checkpoint, config=config), tmp_path / "eth.pt")
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"config": config}), tmp_path / "eth.pt")
     with listening(tmp_path) as address:
         page = open_page(address)
         shown(page.tab)
@@ -234,7 +232,9 @@ def test_a_refusal_that_comes_after_the_next_choice_changes_nothing(
 ):
     for symbol in ("BTC-USD", "ETH-USD", "SOL-USD"):
         config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
-        save_checkpoint(replace(tiny_result.checkpoint, config=config), tmp_path / f"{symbol}.pt")
+        save_checkpoint(
+            tiny_result.checkpoint.model_copy(update={"config": config}), tmp_path / f"{symbol}.pt"
+        )
     with listening(tmp_path) as address:
         page = open_page(address)
         shown(page.tab)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecast.errors import UsageError
-from forecast.model import multiply_adds
+from forecast.model.lstm import lstm_multiply_adds
 from tune_jobs.placement import (
     GPU_PATIENCE,
     Demand,
@@ -17,7 +17,7 @@ from tune_jobs.placement import (
     SlotResources,
     read_growth,
 )
-from tune_jobs.search import startup_trials
+from tune_jobs.runner import startup_trials
 
 COSTLY, CHEAP = 100, 1
 
@@ -143,9 +143,9 @@ def test_a_trial_is_stranded_when_the_last_gpu_it_could_have_is_gone():
 
 def test_a_trial_that_no_single_node_can_hold_is_refused_though_all_together_could():
     cluster = Cluster(Node(2, 1), Node(2, 1))
-    with pytest.raises(UsageError, match=r"--cpus-per-trial 4: no node .* \(2 at most\)"):
+    with pytest.raises(UsageError, match=r"`cpus_per_trial` 4: no node .* \(2 at most\)"):
         cluster.placement(cpus_per_trial=4)
-    with pytest.raises(UsageError, match=r"--gpus-per-trial 2: no node .* \(1 at most\)"):
+    with pytest.raises(UsageError, match=r"`gpus_per_trial` 2: no node .* \(1 at most\)"):
         cluster.placement(gpus_per_trial=2)
     assert cluster.placement(gpus_per_trial=2, growth=Growth(Node(2, 1), ((Node(2, 2), 1),), 1)).uses_gpus
 
@@ -198,5 +198,5 @@ def test_the_sampler_waits_for_as_many_as_run_at_a_time_but_no_longer_than_a_qua
 
 
 def test_a_models_cost_is_that_of_its_gates():
-    assert multiply_adds(1, 32, 1) == 4 * 32 * 33
-    assert multiply_adds(60, 64, 2) == 60 * 4 * 64 * (65 + 128)
+    assert lstm_multiply_adds(1, 32, 1) == 4 * 32 * 33
+    assert lstm_multiply_adds(60, 64, 2) == 60 * 4 * 64 * (65 + 128)

@@ -1,7 +1,6 @@
 """``report.html`` in a real browser, without a network."""
 
 import datetime as dt
-import html
 import json
 import re
 import sys
@@ -11,15 +10,18 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 from browser import Watched
+from markupsafe import escape
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
-from forecast.page import Commands, Plot, Section, write_page
-from forecast.windows import prepare
+from forecast.model.windows import prepare
+from forecast.pages.page import Commands, Plot, Section, write_page
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import next_commands
+from tune_jobs.prepare import Job
 from tune_jobs.report_page import Findings, write_report
-from tune_jobs.selection import FrontPoint
+from tune_jobs.selection import ScoredPoint
+from tune_jobs.tables import next_commands
 
 SPACE = {
     "sequence_length": IntDistribution(20, 60, step=10),
@@ -64,7 +66,7 @@ def findings(tiny_result, snapshot, count=3, **options):
     options = TuneOptions(source="snapshot", **options)
     trials = trials_of(count)
     best = trials[-2]
-    picked = FrontPoint(
+    picked = ScoredPoint(
         best.number,
         dict(zip(options.objective_names, best.values, strict=True)),
         best.params,
@@ -72,14 +74,22 @@ def findings(tiny_result, snapshot, count=3, **options):
         Path("trial.pt"),
         tiny_result.test,
     )
-    return Findings(
+    quiet = Console(quiet=True)
+    job = Job(
+        options=options,
         series=replace(snapshot, provenance=replace(snapshot.provenance, fallback=RULE)),
         prepared=prepare(snapshot, tiny_result.checkpoint.config),
-        options=options,
+        persistence={
+            "validation": {name: 70.0 * (place + 2) for place, name in enumerate(options.objective_names)}
+        },
+        console=quiet,
+        errors=quiet,
+    )
+    return Findings(
+        job=job,
         trials=trials,
         front=[picked],
         picked=picked,
-        persistence={name: 70.0 * (place + 2) for place, name in enumerate(options.objective_names)},
         ended=["64 trials in 180 s; training took 93 % of 2 cores"],
     )
 
@@ -132,7 +142,7 @@ def test_it_says_what_the_terminal_says_and_what_was_done_to_the_data(report, ti
     assert "TrainingError: diverged" in text
     assert "partial last day" in text
     for command in next_commands(TuneOptions()).values():
-        assert html.escape(command) in text
+        assert str(escape(command)) in text
 
 
 def test_commands_for_a_shell_that_has_not_got_them_begin_with_the_environments_activation(
@@ -151,7 +161,7 @@ def test_commands_for_a_shell_that_has_not_got_them_begin_with_the_environments_
 def test_text_from_elsewhere_is_shown_and_not_run(report, tmp_path):
     text = report.read_text()
     assert RULE not in text
-    assert html.escape(RULE) in text
+    assert str(escape(RULE)) in text
     place = Plot(go.Figure(go.Scatter(name=RULE)), RULE)
     write_page(tmp_path / "page.html", RULE, [RULE], [Section(RULE, [place, Commands([RULE])])])
     assert "<script>alert" not in (tmp_path / "page.html").read_text()

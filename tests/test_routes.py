@@ -14,11 +14,11 @@ from serving_here import LIMIT, serving
 
 from forecast import Predictor
 from forecast.errors import UsageError
-from forecast.model import DEFAULT_GPU_SHARE, device_for_share
+from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.deployment import replica_gpus
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
+from serve_app.gateway import DRAIN_FACTOR
 from serve_app.options import ServeOptions
-from serve_app.routes import DRAIN_FACTOR
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_the_flags_command_prepares_a_shell_for_the_start_of_a_cluster():
 
 def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity(client, monkeypatch):
     model = client.service.models.choose(None)
-    monkeypatch.setattr(model.predictor, "network", lambda inputs: np.full((len(inputs), 1), 1e30))
+    monkeypatch.setattr(model.predictor, "engine", lambda inputs: np.full((len(inputs), 1), 1e30))
     answer = client.post("/predict", json={"values": GOOD})
     assert answer.status_code == 422
     assert "not a finite number" in answer.json()["detail"][0]["msg"]

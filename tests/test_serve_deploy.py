@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
@@ -139,7 +138,7 @@ def models(tiny_checkpoint, tiny_result, tmp_path_factory):
     shutil.copy(tiny_checkpoint, place / "artifacts" / "best_pareto_lstm.pt")
     state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
     state["regressor.bias"] += 0.5
-    save_checkpoint(replace(tiny_result.checkpoint, model_state=state), place / "other.pt")
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), place / "other.pt")
     return place
 
 

@@ -6,7 +6,6 @@ import logging
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ import torch
 from bodies import GOOD
 from serving_here import LIMIT, build, serving
 
-from forecast import Predictor, networks, save_checkpoint
+from forecast import Predictor, save_checkpoint
 from forecast.errors import CheckpointError, UsageError
-from forecast.training import build_model
+from forecast.inference import engines
+from forecast.model.network import build_network
 from serve_app.batching import Batcher
 from serve_app.models import Engines, Models
 
@@ -37,7 +37,7 @@ def another_model(tiny_result, path, symbol="BTC-USD", bias=0.5):
     state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
     state["regressor.bias"] += bias
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
-    save_checkpoint(replace(tiny_result.checkpoint, model_state=state, config=config), path)
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state, "config": config}), path)
     return path
 
 
@@ -331,8 +331,11 @@ def test_windows_that_arrive_together_are_forecast_together_and_one_bad_one_spoi
 def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path):
     size = {"sequence_length": 120, "hidden_size": 128, "num_layers": 3}
     config = tiny_result.checkpoint.config.model_copy(update=size)
-    state = build_model(config, channels=1).state_dict()
-    save_checkpoint(replace(tiny_result.checkpoint, config=config, model_state=state), tmp_path / "large.pt")
+    state = build_network(config).state_dict()
+    save_checkpoint(
+        tiny_result.checkpoint.model_copy(update={"config": config, "model_state": state}),
+        tmp_path / "large.pt",
+    )
     models = Models(Engines())
     asyncio.run(models.load(str(tmp_path / "large.pt")))
     model = models.choose(None)
@@ -353,10 +356,10 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path):
 
 
 def test_a_network_that_disagrees_with_torch_is_not_used(tiny_checkpoint, monkeypatch, caplog):
-    assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "onnx"
-    monkeypatch.setattr(networks, "disagreement", lambda *_: 2e-5)
+    assert Predictor(tiny_checkpoint, "cpu", "auto").engine.name == "onnx"
+    monkeypatch.setattr(engines, "disagreement", lambda *_: 2e-5)
     with caplog.at_level(logging.WARNING):
-        assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "torch"
+        assert Predictor(tiny_checkpoint, "cpu", "auto").engine.name == "torch"
     assert "differs from torch by 2.0e-05" in caplog.text
     with pytest.raises(UsageError, match="engine=onnx: ONNX Runtime differs from torch"):
         Predictor(tiny_checkpoint, "cpu", "onnx")
@@ -417,8 +420,8 @@ def test_whatever_onnx_runtime_raises_auto_falls_back_to_torch(tiny_checkpoint, 
     def broken(*_):
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(networks, "OnnxNetwork", broken)
-    assert Predictor(tiny_checkpoint, "cpu", "auto").network.engine == "torch"
+    monkeypatch.setattr(engines, "OnnxEngine", broken)
+    assert Predictor(tiny_checkpoint, "cpu", "auto").engine.name == "torch"
     assert "no kernel for this" in caplog.text
     with pytest.raises(UsageError, match="engine=onnx cannot run this model"):
         Predictor(tiny_checkpoint, "cpu", "onnx")
@@ -492,11 +495,11 @@ def test_a_batch_is_answered_with_each_windows_intervals(student_t):
 @pytest.mark.parametrize(
     ("levels", "where", "message"),
     [
-        ([0], ["body", "levels", 0], "a level is between 0 and 1"),
-        ([1], ["body", "levels", 0], "a level is between 0 and 1"),
+        ([0], ["body", "levels", 0], "numbers between 0 and 1"),
+        ([1], ["body", "levels", 0], "numbers between 0 and 1"),
         (["0.9"], ["body", "levels", 0], "without quotes"),
-        ([], ["body", "levels"], "give a level"),
-        ([0.5] * 21, ["body", "levels"], "send at most 20 levels"),
+        ([], ["body", "levels"], "leave levels out"),
+        ([0.5] * 21, ["body", "levels"], "send 1 to 20 numbers"),
         ([0.9999], ["body", "levels"], "too wide"),
     ],
 )
@@ -515,7 +518,9 @@ def test_simulated_futures_count_as_forecasts(client):
 
 
 def test_a_checkpoint_that_knows_nothing_of_its_errors_says_so(tiny_result, tmp_path):
-    save_checkpoint(replace(tiny_result.checkpoint, errors=None), tmp_path / "old.pt")
+    save_checkpoint(
+        tiny_result.checkpoint.model_copy(update={"calibration_scores": None}), tmp_path / "old.pt"
+    )
     with serving(tmp_path / "old.pt") as client:
         answer = client.post("/predict", json={"values": GOOD, "levels": [0.9]})
         assert predictions(client, values=GOOD)["prediction"] > 0
@@ -536,8 +541,10 @@ def test_simulated_intervals_of_a_stretched_model_grow_no_faster_than_those_of_a
     from forecast import load_checkpoint
 
     model = load_checkpoint(student_t)
-    save_checkpoint(replace(model, errors=np.full(100, 1.5)), tmp_path / "stretched.pt")
-    save_checkpoint(replace(model, errors=np.full(100, 0.5)), tmp_path / "not.pt")
+    save_checkpoint(
+        model.model_copy(update={"calibration_scores": np.full(100, 1.5)}), tmp_path / "stretched.pt"
+    )
+    save_checkpoint(model.model_copy(update={"calibration_scores": np.full(100, 0.5)}), tmp_path / "not.pt")
     widths = []
     for name in ("stretched.pt", "not.pt"):
         bounds = Predictor(tmp_path / name, "cpu").predict_intervals([GOOD], [0.8], 40)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
@@ -18,7 +17,7 @@ from bodies import BAD_BODIES
 from processes import family, replicas
 
 from forecast import Predictor, save_checkpoint
-from forecast.cli import main as forecast_main
+from forecast.__main__ import main as forecast_main
 from serve_app.flags import SERVE_FLAGS
 
 pytestmark = pytest.mark.slow
@@ -153,7 +152,7 @@ def test_a_changed_checkpoint_goes_live_by_reload_and_a_bad_one_is_refused(
     try:
         state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
         state["regressor.bias"] += 0.5
-        save_checkpoint(replace(tiny_result.checkpoint, model_state=state), tiny_checkpoint)
+        save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), tiny_checkpoint)
         done = reload(server)
         assert done.returncode == 0, done.stderr
         second = httpx.post(f"{URL}/predict", json=window).json()["prediction"]

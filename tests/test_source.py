@@ -11,10 +11,11 @@ import pytest
 import yfinance
 from yahoo_server import DAY, serving
 
-from forecast import cache, load_series, yahoo
+from forecast import load_series
 from forecast.config import DataConfig
 from forecast.errors import DataError, SourceUnavailable, UnknownSymbol, UsageError
-from forecast.table import Table
+from forecast.prices import cache, yahoo
+from forecast.prices.table import Table
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +179,7 @@ def test_auto_never_answers_with_another_symbols_prices(yahoo_at, closed_port):
     with serving() as server:
         yahoo_at(server.url)
         load_series("BTC-USD")
-        with pytest.raises(DataError, match=r"no cached copy or snapshot of 'ETH-USD'.*--source"):
+        with pytest.raises(DataError, match=r"no cached copy or snapshot of 'ETH-USD'.*`source`"):
             load_series("ETH-USD")
     # Even where a copy lies under another symbol's name.
     cache.cache_path("BTC-USD").rename(cache.cache_path("ETH-USD"))
@@ -254,9 +255,9 @@ def test_start_is_included_and_end_is_not():
         (
             {"start": "2020-01-01", "end": "2019-01-01"},
             UsageError,
-            "2020-01-01 is not before --end 2019-01-01",
+            "2020-01-01 is not before `end` 2019-01-01",
         ),
-        ({"start": "yesterday"}, UsageError, "--start yesterday"),
+        ({"start": "yesterday"}, UsageError, "`start` yesterday"),
         (
             {"start": "2030-01-01"},
             DataError,
@@ -277,7 +278,7 @@ def test_what_cannot_be_had_is_refused_with_what_can(arguments, error, message):
 
 
 def test_an_unknown_source_lists_the_known_ones():
-    with pytest.raises(UsageError, match="--source bloomberg: give auto, yahoo, snapshot, or the path"):
+    with pytest.raises(UsageError, match="`source` bloomberg: give auto, yahoo, snapshot, or the path"):
         load_series(source="bloomberg")
 
 

@@ -6,9 +6,10 @@ import torch
 
 from forecast import TrainConfig, evaluate, train
 from forecast.errors import DataError, TrainingError, UsageError
-from forecast.model import choose_device
-from forecast.training import Trainer, build_model, forward_in_batches
-from forecast.windows import prepare
+from forecast.model.device import choose_device
+from forecast.model.network import build_network, forward_in_batches
+from forecast.model.training import Trainer
+from forecast.model.windows import prepare
 
 SMALL = TrainConfig(
     source="snapshot", sequence_length=20, hidden_size=8, num_layers=2, max_epochs=6, batch_size=128
@@ -20,7 +21,7 @@ def equal_states(first, second):
 
 
 def test_untrained_residual_model_outputs_exactly_zero():
-    outputs = forward_in_batches(build_model(SMALL, channels=1), torch.randn(5, 19, 1))
+    outputs = forward_in_batches(build_network(SMALL), torch.randn(5, 19, 1))
     assert torch.equal(outputs, torch.zeros(5, 1))
 
 
@@ -64,14 +65,14 @@ def test_the_state_with_the_lowest_validation_loss_is_the_one_kept(snapshot):
     losses = []
     while not trainer.finished:
         trainer.advance(trainer.epoch + 1)
-        outputs = forward_in_batches(trainer.model, torch.from_numpy(windows.inputs)).numpy()
-        losses.append(float(np.mean((outputs[:, 0] - windows.wanted) ** 2)))
+        outputs = forward_in_batches(trainer.network, torch.from_numpy(windows.inputs)).numpy()
+        losses.append(float(np.mean((outputs[:, 0] - windows.targets) ** 2)))
     assert trainer.best_epoch == 1 + int(np.argmin(losses))
     assert trainer.best_loss == pytest.approx(min(losses), rel=1e-5)
-    best = build_model(SMALL, channels=1)
+    best = build_network(SMALL)
     best.load_state_dict(trainer.best_state())
     kept = forward_in_batches(best, torch.from_numpy(windows.inputs)).numpy()
-    assert float(np.mean((kept[:, 0] - windows.wanted) ** 2)) == pytest.approx(min(losses), rel=1e-5)
+    assert float(np.mean((kept[:, 0] - windows.targets) ** 2)) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_patience_stops_training_and_counts_from_the_best_epoch(snapshot):
@@ -85,8 +86,8 @@ def test_diverging_training_is_an_error_that_names_the_loss_and_the_remedy(snaps
     prepared = prepare(snapshot, SMALL)
     trainer = Trainer(prepared, SMALL)
     with torch.no_grad():
-        trainer.model.regressor.bias.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
+        trainer.network.regressor.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"validation loss is nan after epoch 1.*`learning_rate`"):
         trainer.advance()
 
 
@@ -115,7 +116,7 @@ def test_a_series_with_structure_is_forecast_far_better_than_persistence(snapsho
 
     rows = np.arange(len(snapshot))
     noise = np.random.default_rng(0).normal(0, 0.5, len(rows))
-    seasonal = replace(snapshot, values=100 + 10 * np.sin(2 * np.pi * rows / 14) + noise)
+    seasonal = replace(snapshot, matrix=(100 + 10 * np.sin(2 * np.pi * rows / 14) + noise)[:, np.newaxis])
     config = SMALL.model_copy(
         update={"max_epochs": 20, "num_layers": 1, "hidden_size": 32, "learning_rate": 5e-3, "batch_size": 64}
     )
@@ -129,11 +130,8 @@ def test_the_original_level_target_trains_too(snapshot):
 
 
 def test_too_few_rows_say_how_many_are_needed(snapshot):
-    from dataclasses import replace
-
-    short = replace(snapshot, dates=snapshot.dates[:60], values=snapshot.values[:60])
     with pytest.raises(DataError, match=r"60 rows are too few for windows of 20: \d+ rows are needed"):
-        train(short, SMALL)
+        train(snapshot.part(slice(60)), SMALL)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

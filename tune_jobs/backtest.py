@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from forecast.backtest_command import EXAMPLES, BacktestOptions, run_backtest
-from forecast.command import Parser, add_options, parse_settings, run
+from forecast.cli.backtest import EXAMPLES, BacktestOptions, run_backtest
+from forecast.cli.command import Parser, add_options, run
+from forecast.config import parse_settings
 from forecast.errors import UsageError
 from tune_jobs.options import TuneOptions
 
 if TYPE_CHECKING:
-    from forecast.backtest import FoldTask
-    from forecast.evaluation import Forecasts
-    from forecast.series import Series
+    from forecast.backtest.rolling import FoldTask
+    from forecast.prices.series import Series
+    from forecast.scores.metrics import Forecasts
 
 
 class ParallelBacktestOptions(BacktestOptions):
@@ -56,10 +57,10 @@ def _results(
     """The tasks' forecasts in their order, as they become ready."""
     import ray
 
-    from forecast.backtest import run_task
+    from forecast.backtest.rolling import run_task
 
     def on_worker(series: Series, task: FoldTask) -> Forecasts:
-        from forecast.model import device_for_share
+        from forecast.model.device import device_for_share
 
         if task.config.device == "auto":
             task = task.on(device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU")))
@@ -85,11 +86,11 @@ def _require_resources(demand: dict[str, float]) -> None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, option in (("CPU", "--threads"), ("GPU", "--gpus-per-training")):
+    for name, option in (("CPU", "threads"), ("GPU", "gpus_per_training")):
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if demand[name] > most:
             raise UsageError(
-                f"{option} {demand[name]:g}: no node has more than {most:g} {name}s; ask for less"
+                f"`{option}` {demand[name]:g}: no node has more than {most:g} {name}s; ask for less"
             )
 
 

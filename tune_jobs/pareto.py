@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from forecast.command import EXIT_INTERRUPTED, Parser, add_options, parse_settings, run
+from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
+from forecast.config import parse_settings
 from tune_jobs.options import TuneOptions
 
 EXAMPLES = """\

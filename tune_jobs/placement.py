@@ -12,7 +12,7 @@ import ray
 from ray import tune
 
 from forecast.errors import UsageError
-from forecast.model import DEFAULT_GPU_SHARE
+from forecast.model.device import DEFAULT_GPU_SHARE
 
 GPU_PATIENCE = 600.0
 """Seconds that an autoscaler has to bring the first GPU that trials wait for: no instance takes longer to boot."""
@@ -168,12 +168,12 @@ class Placement:
         self._asked_at, self._seen = clock(), ask_cluster()
         if not self._reach(self._core):
             raise UsageError(
-                f"--cpus-per-trial {cpus_per_trial:g}: no node of the cluster has so many "
+                f"`cpus_per_trial` {cpus_per_trial:g}: no node of the cluster has so many "
                 f"({max((node.cpus for node in self._seen), default=0):g} at most); ask for fewer"
             )
         if gpus_per_trial and not self._reach(self._share):
             raise UsageError(
-                f"--gpus-per-trial {gpus_per_trial:g}: no node of the cluster has so many beside the trial's "
+                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster has so many beside the trial's "
                 f"{cpus_per_trial:g} CPUs ({max((node.gpus for node in self._seen), default=0):g} at most); ask for "
                 "less, or 0"
             )

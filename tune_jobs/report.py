@@ -1,31 +1,39 @@
-"""What a job leaves behind: the table a person reads, the CSV and the summary for machines."""
+"""The third part of a job: the front scored on the test rows, and everything that the job leaves."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-import shlex
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.console import Console
 
-from forecast.atomic import write_atomically
-from forecast.distribution import MAIN_LEVEL
-from forecast.evaluation import METRICS
-from tune_jobs.options import TuneOptions
-from tune_jobs.selection import FrontPoint
+from forecast.atomic import write_atomically, write_json
+from forecast.model.checkpoint import library_versions, save_checkpoint
+from forecast.scores.metrics import METRICS
+from tune_jobs.prepare import Job, say
+from tune_jobs.report_page import Findings, write_report
+from tune_jobs.search import Found
+from tune_jobs.selection import ScoredPoint, score_on_test
 from tune_jobs.study import STUDY_FILE
+from tune_jobs.tables import (
+    PICK_FILE,
+    REPORT_FILE,
+    front_table,
+    next_lines,
+    score_lines,
+    search_lines,
+    strategy_line,
+)
 
 FRONT_FILE = "pareto_trials.csv"
-PICK_FILE = "best_pareto_lstm.pt"
 SUMMARY_FILE = "summary.json"
-REPORT_FILE = "report.html"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
     "without a network",
@@ -35,82 +43,70 @@ FILES = {
     STUDY_FILE: "the study; every trial, finished or failed with its reason",
     "checkpoints/trial_00007.pt": "one file per finished trial",
 }
-"""What a job leaves, and what each file is."""
-
-SHORT = {"validation": "val.", "test": "test"}
-WIDE = 100
-"""Columns of a terminal from which on a table has room for hyperparameters."""
+"""The files of a job, and what each holds."""
 
 
-def front_table(front: Sequence[FrontPoint], picked: FrontPoint, part: str, width: int) -> Table:
-    """The front as a table, the pick marked, persistence's row last.
+def report_job(job: Job, found: Found, total_seconds: float) -> dict[str, Any]:
+    """Score the front on the test rows, write the files and print the result; gives the summary.
 
-    Args:
-        front: points scored on the test rows.
-        picked: one of them.
-        part: rows the objectives were computed on.
-        width: columns of the terminal; hyperparameters are left out where there is no room.
+    Raises:
+        OSError: when the output directory cannot be written; everything written before is whole.
     """
-    title = f"Pareto front: {len(front)} of the finished trials, * is the pick"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
-    )
-    table.add_column("trial", justify="right", no_wrap=True)
-    shown, names = list(dict.fromkeys((part, "test"))), list(picked.objectives)
-    for rows in shown:
-        for name in names:
-            unit = " %" if name == "MAPE" else ""
-            table.add_column(f"{SHORT[rows]}\n{name}{unit}", justify="right", no_wrap=True)
-    table.add_column("test\nskill", justify="right", no_wrap=True)
-    wide = width >= WIDE
-    if wide:
-        table.add_column("window, hidden x layers,\nlearning rate", no_wrap=True)
-    for point in front:
-        test = _test(point)
-        scores = {"validation": point.objectives, "test": test.model}
-        params = point.params
-        model = (
-            f"{params['sequence_length']}, {params['hidden_size']} x {params['num_layers']}, "
-            f"{params['learning_rate']:.1e}"
-        )
-        table.add_row(
-            f"{point.number}{' *' if point is picked else '  '}",
-            *(_number(scores[rows][name]) for rows in shown for name in names),
-            _percent(test.skill["MAE"]),
-            *([model] if wide else []),
-            style="bold" if point is picked else None,
-        )
-    persistence = picked.checkpoint.persistence
-    table.add_section()
-    table.add_row(
-        "persistence",
-        *(_number(persistence[rows][name]) for rows in shown for name in names),
-        _percent(0.0),
-        *([""] if wide else []),
-    )
-    return table
+    options, output = job.options, job.options.output_dir
+    tried = found.states.get("COMPLETE", 0)
+    front = [score_on_test(point, job.prepared, tried) for point in found.front]
+    picked = next((point for point in front if found.picked and point.number == found.picked.number), None)
+    if picked:
+        write_front(front, output / FRONT_FILE)
+        save_checkpoint(picked.checkpoint, output / PICK_FILE)
+    summary = _summary(job, found, front, picked, total_seconds)
+    write_json(summary, output / SUMMARY_FILE)
+    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's is of another pick
+    if options.json_output:
+        print(json.dumps(summary, indent=2, allow_nan=False, default=str))
+    early = [_ended_early(found)] if found.stopped_by else []
+    for line in early:
+        say(job.errors, line, "yellow")
+    if picked:
+        _describe_result(job, front, picked, found)
+    if picked and options.report:
+        ended = [*search_lines(found.run), *early]
+        write_report(Findings(job, found.trials, front, picked, ended), output / REPORT_FILE)
+    return summary
 
 
-def _test(point: FrontPoint) -> Any:
-    if point.test is None:
-        raise ValueError(f"trial {point.number} is not scored on the test rows yet")
-    return point.test
+def _summary(
+    job: Job,
+    found: Found,
+    front: Sequence[ScoredPoint],
+    picked: ScoredPoint | None,
+    total_seconds: float,
+) -> dict[str, Any]:
+    options = job.options
+    return {
+        "study": options.study_name,
+        "trials": {"asked": options.num_samples, **found.states},
+        "stopped_by": found.stopped_by,
+        "objectives": options.objective_names,
+        "objectives_on": options.objectives_on,
+        "strategy": options.strategy,
+        "pick": describe_point(picked) if picked else None,
+        "front": [describe_point(point) for point in front],
+        "persistence": job.persistence,
+        "search": found.run,
+        "total_seconds": total_seconds,
+        "data": asdict(job.series.provenance),
+        "integrity": asdict(job.series.integrity),
+        "options": options.model_dump(mode="json"),
+        "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
+    }
 
 
-def _number(value: float) -> str:
-    # Six digits: points of a front often differ in the fourth.
-    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.2f}%"
-
-
-def write_front(front: Sequence[FrontPoint], path: Path) -> None:
+def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
     """Write the front as CSV: objectives, test metrics, persistence's and hyperparameters, a line a trial."""
     rows = []
     for point in front:
-        test = _test(point)
+        test = point.test
         rows.append(
             {
                 "trial_number": point.number,
@@ -132,9 +128,9 @@ def write_front(front: Sequence[FrontPoint], path: Path) -> None:
     write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def describe_point(point: FrontPoint) -> dict[str, Any]:
+def describe_point(point: ScoredPoint) -> dict[str, Any]:
     """A front point as plain values."""
-    test = _test(point)
+    test = point.test
     return {
         "trial_number": point.number,
         "objectives": point.objectives,
@@ -150,56 +146,22 @@ def describe_point(point: FrontPoint) -> dict[str, Any]:
     }
 
 
-def search_lines(run: dict[str, Any]) -> list[str]:
-    """What a run took, in plain words; nothing where it had no trial to run."""
-    if not run["trials"]:
-        return []
-    cores = run["core_seconds"] / run["wall_seconds"]
-    return [
-        f"{run['trials']} trials in {run['wall_seconds']:.0f} s; training took {100 * run['efficiency']:.0f} % of "
-        f"{cores:.3g} cores"
-    ]
-
-
-def score_lines(picked: FrontPoint) -> list[str]:
-    """The pick's intervals on test rows beside persistence's, where it has any."""
-    test = _test(picked)
-    return [
-        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
-        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
-        f"{at.persistence_width:,.6g})"
-        for at in test.intervals
-        if at.level == MAIN_LEVEL
-    ]
-
-
-def strategy_line(options: TuneOptions) -> str:
-    """How the pick was chosen."""
+def _ended_early(found: Found) -> str:
     return (
-        f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
+        f"stopped by {found.stopped_by} with {found.states.get('COMPLETE', 0)} trials finished and kept; continue "
+        "with the same command and --resume"
     )
 
 
-def next_commands(options: TuneOptions) -> dict[str, str]:
-    """What to do with a job's files, by what it does; those that follow need the environment to be active."""
-    scripts = Path(sys.prefix, "bin")
-    activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
-    activate = {} if activated else {"activate": f"source {shlex.quote(_short(scripts / 'activate'))}"}
-    pick = shlex.quote(str(options.output_dir / PICK_FILE))
-    study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
-    return activate | {
-        "forecast": f"python -m forecast infer --checkpoint {pick}",
-        "serve": f"serve run serve_app:app checkpoint={pick}",
-        "look": f"optuna-dashboard {study}",
-    }
-
-
-def _short(path: Path) -> str:
-    """The path, from here where it is below."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def next_lines(options: TuneOptions) -> list[str]:
-    """The report and the commands, a word before each."""
-    report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
-    return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]
+def _describe_result(job: Job, front: Sequence[ScoredPoint], picked: ScoredPoint, found: Found) -> None:
+    options, console = job.options, job.console
+    # A pipe or a file has no width: never cut a table there.
+    wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
+    wide.print(front_table(front, picked, options.objectives_on, wide.width))
+    lines = [
+        *search_lines(found.run),
+        *score_lines(picked),
+        f"Pick by {strategy_line(options)}: trial {picked.number}, kept as {options.output_dir / PICK_FILE}",
+        *next_lines(options),
+    ]
+    say(console, "\n".join(lines))

@@ -13,19 +13,19 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from forecast.checkpoint import library_versions
-from forecast.command import option_name
-from forecast.describe import intervals_table, series_lines
-from forecast.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
-from forecast.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
-from forecast.series import Series
-from forecast.training import forecast_part
-from forecast.windows import PreparedSeries
+from forecast.cli.command import option_name
+from forecast.model.checkpoint import library_versions
+from forecast.model.training import forecast_part
+from forecast.pages.describe import intervals_table, series_lines
+from forecast.pages.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
+from forecast.pages.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
+from forecast.scores.metrics import Rows, label
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import WIDE, front_table, next_commands, score_lines, strategy_line
-from tune_jobs.selection import FrontPoint
+from tune_jobs.prepare import Job
+from tune_jobs.selection import ScoredPoint
 from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
+from tune_jobs.tables import WIDE, front_table, next_commands, score_lines, strategy_line
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,26 +40,20 @@ SHOWN_PARAMS = ("sequence_length", "hidden_size", "num_layers", "dropout", "lear
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report is about.
+    """The contents of a report.
 
     Attributes:
-        series: the prices.
-        prepared: the same, normalized and split.
-        options: the job's.
+        job: the job.
         trials: every trial of the study.
-        front: points scored on the test rows.
+        front: points of the front.
         picked: one of them.
-        persistence: persistence's metrics on the rows of the objectives.
-        ended: how the job ended and what it took, in lines.
+        ended: how the job ended and how long it took, in lines.
     """
 
-    series: Series
-    prepared: PreparedSeries
-    options: TuneOptions
+    job: Job
     trials: Sequence[FrozenTrial]
-    front: Sequence[FrontPoint]
-    picked: FrontPoint
-    persistence: dict[str, float]
+    front: Sequence[ScoredPoint]
+    picked: ScoredPoint
     ended: Sequence[str]
 
 
@@ -69,12 +63,12 @@ def write_report(found: Findings, path: Path) -> None:
     Raises:
         OSError: when the place cannot be written; nothing at ``path`` has changed.
     """
-    series, options = found.series, found.options
+    series, options = found.job.series, found.job.options
     complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
-    rows = found.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
+    rows = found.job.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
     introduction = [
         f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'} finished; the pick by "
-        f"{strategy_line(options)}: trial {found.picked.number}. " + _beside_persistence(found.picked),
+        f"{strategy_line(options)}: trial {found.picked.number}. " + _against_persistence(found.picked),
         *score_lines(found.picked),
     ]
     marked = next(i for i, point in enumerate(found.front) if point is found.picked)
@@ -84,8 +78,7 @@ def write_report(found: Findings, path: Path) -> None:
             "The Pareto front",
             [
                 Text(
-                    "Trials than which no other is as good in every objective and better in one; the last row is "
-                    "persistence, which repeats the last price."
+                    "The trials that no other trial beats; the last row is persistence, which repeats the last price."
                 ),
                 table,
                 *_fronts(found, complete),
@@ -112,20 +105,18 @@ def write_report(found: Findings, path: Path) -> None:
     write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
 
 
-def _beside_persistence(picked: FrontPoint) -> str:
-    """The pick's test MAE beside persistence's, in a sentence."""
+def _against_persistence(picked: ScoredPoint) -> str:
+    """The pick's test MAE and persistence's, in a sentence."""
     test = picked.test
-    if test is None:
-        raise ValueError("the pick is not scored on the test rows yet")
     return (
-        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}, that of persistence, which repeats the "
-        f"last price, {test.persistence['MAE']:,.6g}."
+        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}; that of persistence, which repeats the "
+        f"last price, is {test.persistence['MAE']:,.6g}."
     )
 
 
 def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
     """The finished trials as a study of its own: the job's database is not asked for them again."""
-    names = found.options.objective_names
+    names = found.job.options.objective_names
     study = optuna.create_study(directions=["minimize"] * len(names))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -136,7 +127,7 @@ def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
 
 def _fronts(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot]:
     """The front among all finished trials, in as many dimensions as can be seen, and as parallel coordinates."""
-    names = found.options.objective_names
+    names = found.job.options.objective_names
     numbers = {point.number for point in found.front}
     plots = []
     if len(names) > 1:
@@ -158,7 +149,7 @@ def _front_figure(found: Findings, others: Sequence[FrozenTrial], names: Sequenc
         ("trial", "soft", 3, [trial.number for trial in others], [trial.values for trial in others]),
         ("front", "forecast", 5, [p.number for p in front], [list(p.objectives.values()) for p in front]),
         ("pick", "pick", 7, [found.picked.number], [list(found.picked.objectives.values())]),
-        ("persistence", "persistence", 6, [], [[found.persistence[name] for name in names]]),
+        ("persistence", "persistence", 6, [], [[found.job.to_beat[name] for name in names]]),
     )
     figure = go.Figure()
     for title, colour, size, labels, values in groups:
@@ -210,7 +201,7 @@ def _near_the_front(
 ) -> dict[str, Any]:
     """Axes that hold the front, persistence and the better half of the trials; zooming out shows the rest."""
     front = np.array([list(point.objectives.values())[: len(names)] for point in found.front])
-    seen = np.vstack([front, [found.persistence[name] for name in names]])
+    seen = np.vstack([front, [found.job.to_beat[name] for name in names]])
     low, high = seen.min(axis=0), seen.max(axis=0)
     if others:
         better = np.median(np.array(others)[:, : len(names)], axis=0)
@@ -227,7 +218,7 @@ def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
     """Each objective by the time its trial finished, the best so far, and persistence's."""
     from plotly.subplots import make_subplots
 
-    names = found.options.objective_names
+    names = found.job.options.objective_names
     ordered = sorted(trials, key=lambda trial: trial.datetime_complete or pd.Timestamp(0))
     ends = [trial.datetime_complete for trial in ordered]
     hover = [f"trial {trial.number}" for trial in ordered]
@@ -252,19 +243,17 @@ def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
         )
         figure.add_scatter(
             x=[ends[0], ends[-1]],
-            y=[found.persistence[name]] * 2,
+            y=[found.job.to_beat[name]] * 2,
             mode="lines",
             name="persistence",
             line={"dash": "dot", "width": 1.5},
             meta="persistence",
             **looks,
         )
-        top = max(float(np.quantile(values, 0.9)), found.persistence[name])
-        low = min(float(values.min()), found.persistence[name])
+        top = max(float(np.quantile(values, 0.9)), found.job.to_beat[name])
+        low = min(float(values.min()), found.job.to_beat[name])
         margin = 0.08 * max(top - low, 1e-9 * abs(top))
-        figure.update_yaxes(
-            title_text=f"{name} %" if name == "MAPE" else name, range=[low - margin, top + margin], row=i + 1
-        )
+        figure.update_yaxes(title_text=label(name), range=[low - margin, top + margin], row=i + 1)
     return figure
 
 
@@ -308,13 +297,13 @@ def _failures(trials: Sequence[FrozenTrial]) -> list[Text | Grid]:
     return [Text("Trials that failed:"), Grid(["trial", "reason"], rows, text_columns=[0, 1])]
 
 
-def _forecasts(found: Findings, rows: Any) -> list[Text | Plot | Grid]:
+def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     """The pick's forecasts, residuals and intervals on the test rows."""
     checkpoint = found.picked.checkpoint
-    forecasts = forecast_part(checkpoint, found.prepared, "test")
-    dates = found.series.dates[found.prepared.target_rows("test", checkpoint.config.sequence_length)]
+    forecasts = forecast_part(checkpoint, found.job.prepared, "test")
+    dates = found.job.series.dates[found.job.prepared.target_rows("test", checkpoint.config.sequence_length)]
     tables: list[Text | Plot | Grid] = []
-    if found.picked.test is not None and found.picked.test.intervals:
+    if found.picked.test.intervals:
         tables = [
             Text(
                 "Share of test rows in the intervals; persistence's have one width, that of all changes before."
@@ -333,7 +322,7 @@ def _forecasts(found: Findings, rows: Any) -> list[Text | Plot | Grid]:
     return [
         Text(
             "One day ahead, each forecast made from the days before it. The search has not seen these rows."
-            if found.options.objectives_on == "validation"
+            if found.job.options.objectives_on == "validation"
             else "One day ahead. The search has seen these rows: they are no estimate of new data."
         ),
         Plot(
@@ -351,7 +340,7 @@ def _forecasts(found: Findings, rows: Any) -> list[Text | Plot | Grid]:
 
 
 def _data(found: Findings) -> list[Text | Grid]:
-    where, report = found.series.provenance, found.series.integrity
+    where, report = found.job.series.provenance, found.job.series.integrity
     rules = [
         [rule.rule.replace("_", " "), str(rule.found), rule.action if rule.found else "", rule.detail]
         for rule in report.rules
@@ -366,7 +355,7 @@ def _data(found: Findings) -> list[Text | Grid]:
         ["SHA-256 of the rows", where.sha256],
     ]
     return [
-        *(Text(line.strip()) for line in series_lines(found.series, found.options)[-1:]),
+        *(Text(line.strip()) for line in series_lines(found.job.series, found.job.options)[-1:]),
         Grid(["origin", ""], origin, text_columns=[0, 1]),
         Text("Integrity: what each rule found, and what was done."),
         Grid(["rule", "found", "done", "detail"], rules, text_columns=[0, 2, 3]),

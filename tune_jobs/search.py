@@ -1,290 +1,218 @@
-"""The search: Ray Tune runs trials that an Optuna study suggests, until enough are finished."""
+"""The second part of a job: the study brought to its number of trials, and a point picked from its front."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
+import contextlib
 import time
-import uuid
-import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler
-from ray.tune.utils.object_cache import _ObjectCache
+from optuna.trial import FrozenTrial
+from rich.console import Console
 
+from forecast.prices.series import Provenance
 from tune_jobs import study as studies
-from tune_jobs.placement import Placement, SlotResources
-from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
+from tune_jobs.cluster import connected
+from tune_jobs.options import TuneOptions
+from tune_jobs.placement import Placement
+from tune_jobs.prepare import Job, say
+from tune_jobs.progress import SearchProgress
+from tune_jobs.runner import SearchSeconds, run_search
+from tune_jobs.searcher import SearchInput, put_back_running
+from tune_jobs.selection import FrontPoint, Preference, pareto_front, pick, pick_within_one_se
+from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
-from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
-from tune_jobs.trial import FIRST_RUNG, REDUCTION, LSTMTrial, Ticket
+from tune_jobs.stopping import Stop
 
-MIN_STARTUP = 10
-"""Finished trials below which the sampler draws at random, Optuna's own default."""
-BLOCKED_AFTER = 10.0
-"""Seconds after which a share of a GPU without a process is taken to wait for a core, and not just to start."""
-RETRIES = 2
-"""Times a trial whose worker died goes on from its last rung before it counts as failed."""
-
-
-class Rungs(AsyncHyperBandScheduler):
-    """Successive halving at the trials' rungs (ASHA, Li et al. 2020), on a cluster that may lose its GPUs."""
-
-    def __init__(
-        self, placement: Placement, longest_training: int, earlier: Iterable[Sequence[tuple[float, float]]]
-    ) -> None:
-        """Start with what ``earlier`` trials reported at their rungs: epochs and losses."""
-        super().__init__(
-            time_attr="epoch",
-            metric="val_loss_best",
-            mode="min",
-            grace_period=FIRST_RUNG,
-            reduction_factor=REDUCTION,
-            # Trials end by themselves: the scheduler only compares them at the rungs.
-            max_t=longest_training + 1,
-        )
-        self._placement = placement
-        self._blocked_since: float | None = None
-        # Ray has no public way to tell the scheduler of trials that it did not run.
-        (bracket,) = self._brackets
-        for number, rungs in enumerate(earlier):
-            losses = dict(rungs)
-            for epoch, rewards in bracket._rungs:
-                if epoch in losses:
-                    rewards[f"earlier {number}"] = -losses[epoch]
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """End a trial that waits for a GPU that will not come: the study takes it back, to run on a core."""
-        controller = tune_controller._tune_controller
-        if not isinstance(controller._actor_cache, SlotProcesses):
-            # Ray has no public way to say which processes are kept.
-            controller._actor_cache = SlotProcesses(
-                lambda: (
-                    self._placement.has_room()
-                    and not controller._search_alg.is_finished()
-                    and not self._gpu_is_blocked
-                )
-            )
-        live = list(tune_controller.get_live_trials())
-        for trial in live:
-            if trial.status == trial.PENDING and self._placement.is_stranded(trial.trial_id):
-                tune_controller.stop_trial(trial)
-        self._look_for_blocked_gpu(live)
-        return super().choose_trial_to_run(tune_controller)
-
-    @property
-    def _gpu_is_blocked(self) -> bool:
-        since = self._blocked_since
-        return since is not None and time.monotonic() - since >= BLOCKED_AFTER
-
-    def _look_for_blocked_gpu(self, live: Sequence[Any]) -> None:
-        """See whether a free share of a GPU waits for a core of its node, which trials without a share have taken.
-
-        Ray puts those on any node. Their processes are then not kept: the core goes to the share, which has asked
-        first, and the next trial without a share starts a process elsewhere.
-        """
-        on_gpus = [trial for trial in live if self._placement.has_share(trial.trial_id)]
-        running = sum(trial.status == trial.RUNNING for trial in on_gpus)
-        if running < min(len(on_gpus), self._placement.gpu_slots):
-            self._blocked_since = self._blocked_since or time.monotonic()
-        else:
-            self._blocked_since = None
-
-
-class SlotProcesses(_ObjectCache):
-    """Keeps the process of every trial that has ended while another trial for its slot may come.
-
-    Tune's own drops it when any other process is still starting. When no trial is to come, a process that is kept
-    would hold what a waiting one needs.
-    """
-
-    def __init__(self, more_to_come: Callable[[], bool]) -> None:
-        super().__init__()
-        self._more_to_come = more_to_come
-
-    def cache_object(self, key: Any, obj: Any) -> bool:
-        """Keep it."""
-        self._cached_objects[key].append(obj)
-        self._num_cached_objects += 1
-        return True
-
-    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
-        """Drop all, or none."""
-        if force_all or not self._more_to_come():
-            yield from super().flush_cached_objects(force_all=True)
+CHECKPOINT_DIR = "checkpoints"
+TUNE_STATE_DIR = ".tune_state"
 
 
 @dataclass(frozen=True)
-class SearchSeconds:
-    """Where a search's time went, in seconds.
+class Found:
+    """The result of a search; nothing in it is scored on the test rows yet.
 
     Attributes:
-        wall: from its start to its end.
-        cores: CPUs of the cluster, summed over that time.
-        asking: the driver's, for hyperparameters.
-        keeping: the driver's, for checkpoints and the study at each trial's end.
+        front: the Pareto front; empty when no trial finished.
+        picked: one point of the front; None when it is empty.
+        trials: every trial of the study.
+        stopped_by: why the search ended before its last trial; None when it did not.
+        run: this run's share: trials, seconds, workers, cores, efficiency.
     """
 
-    wall: float
-    cores: float
-    asking: float
-    keeping: float
+    front: list[FrontPoint]
+    picked: FrontPoint | None
+    trials: list[FrozenTrial]
+    stopped_by: str | None
+    run: dict[str, Any]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Number of trials by state, ``COMPLETE``, ``FAIL`` and so on."""
+        return dict(Counter(trial.state.name for trial in self.trials))
 
 
-def run_search(
-    search: SearchInput,
+def search_and_pick(job: Job) -> Found:
+    """Bring the study to its number of finished trials and pick from its front.
+
+    Nothing here reads a test row, unless the objectives are asked for on them.
+    """
+    options = job.options
+    output = options.output_dir.absolute()
+    database, checkpoints = output / studies.STUDY_FILE, output / CHECKPOINT_DIR
+    storage = studies.open_storage(database)
+    study = studies.open_study(
+        storage,
+        options.study_name,
+        path=database,
+        resume=options.resume,
+        objectives=options.objective_names,
+        basis=_basis(options, job.series.provenance),
+    )
+    with studies.study_errors(database):
+        put_back = put_back_running(study, checkpoints)
+        samples = studies.remaining(study, options.num_samples)
+    _describe_resume(job.console, options, study, put_back, samples)
+    kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
+    stop = Stop()
+    run = _run(job, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
+    with studies.study_errors(database):
+        front, problems = pareto_front(study, checkpoints)
+        trials = study.get_trials(deepcopy=False)
+        left = studies.remaining(study, options.num_samples)
+    if not left:
+        _remove(kept, options, output)
+    for problem in problems:
+        say(job.errors, f"warning: {problem}", "yellow")
+    studies.close_storage(storage, database)
+    picked = _pick(job, front) if front else None
+    return Found(front, picked, trials, stop.reason if left else None, run)
+
+
+def _run(
+    job: Job,
     study: optuna.Study,
     storage: optuna.storages.RDBStorage,
-    *,
     samples: int,
-    placement: Placement,
     states: StateStore,
-    checkpoint_dir: Path,
     stop: Stop,
-    on_finished: Callable[[Finished], None] = lambda finished: None,
-    on_event: Callable[[], None] = lambda: None,
-    trial_class: type[LSTMTrial] = LSTMTrial,
-) -> SearchSeconds:
-    """Run ``samples`` more trials of ``study`` on the connected cluster, and say where the time went.
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Run ``samples`` more trials on a cluster; gives this run's share in numbers."""
+    options, prepared = job.options, job.prepared
+    progress = SearchProgress(job.errors, samples, job.to_beat, quiet=options.quiet)
+    with connected(options.address) as cluster:
+        placement = Placement(
+            cpus_per_trial=options.cpus_per_trial,
+            gpus_per_trial=options.gpus_per_trial,
+            gpu_from=options.gpu_from * 1e6,
+            max_concurrent=options.max_concurrent,
+            may_grow=cluster.may_grow,
+            growth=cluster.growth,
+        )
+        states.check()
+        _describe_cluster(job.console, placement, samples, options)
+        if options.time_budget:
+            stop.deadline = time.monotonic() + options.time_budget
+        search = SearchInput(
+            prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
+            experiment=options,
+            provenance=asdict(job.series.provenance),
+            space=SPACES[options.space],
+            objectives=options.objective_names,
+            part=options.objectives_on,
+        )
+        with progress, studies.study_errors(options.output_dir.absolute() / studies.STUDY_FILE):
+            seconds = run_search(
+                search,
+                study,
+                storage,
+                samples=samples,
+                placement=placement,
+                states=states,
+                checkpoint_dir=checkpoints,
+                stop=stop,
+                on_finished=progress.finished,
+                on_event=progress.tick,
+            )
+    return _share(progress, seconds)
 
-    Ends early when ``stop`` says so; trials then still running are told FAIL as interrupted and their
-    parameters queued in the study, where the database still can be written.
 
-    Args:
-        search: the shared series, the experiment's settings and the search space.
-        study: the opened study.
-        storage: its storage.
-        samples: trials to finish, failures among them.
-        placement: what each trial asks for, and how many run at a time.
-        states: where trials keep their state while they run; every node must reach it.
-        checkpoint_dir: where each finished trial's checkpoint goes.
-        stop: asked after every event of Tune's loop.
-        on_finished: called at each trial's end.
-        on_event: called often, for progress.
-        trial_class: what runs; a benchmark's differs.
+def _share(progress: SearchProgress, seconds: SearchSeconds) -> dict[str, Any]:
+    return {
+        "trials": progress.done + progress.failed,
+        "wall_seconds": seconds.wall,
+        "core_seconds": seconds.cores,
+        "training_seconds": progress.seconds,
+        "efficiency": progress.seconds / seconds.cores,
+        "asking_seconds": seconds.asking,
+        "keeping_seconds": seconds.keeping,
+    }
 
-    Raises:
-        OSError: when the disk cannot be written; everything finished before is safe.
-        sqlalchemy.exc.SQLAlchemyError: when the database cannot be; likewise.
-        StudyError: when workers cannot start, or cannot keep their state; likewise.
-    """
-    _quiet_tune()
-    watch = TrialWatch(states, on_event)
-    ended = 0
 
-    def count(finished: Finished) -> None:
-        nonlocal ended
-        ended += 1
-        on_finished(finished)
+def _remove(states: StateStore, options: TuneOptions, output: Path) -> None:
+    """Delete the states of a study that is finished."""
+    states.remove()
+    if not options.storage_path:
+        with contextlib.suppress(OSError):  # another study of this directory has states there
+            (output / TUNE_STATE_DIR).rmdir()
 
-    searcher = StudySearch(
-        study=study,
-        storage=storage,
-        sampler=_sampler(search, study, samples, placement),
-        search=search,
-        placement=placement,
-        states=states,
-        watch=watch,
-        stop=stop,
-        checkpoint_dir=checkpoint_dir,
-        on_finished=count,
+
+def _pick(job: Job, front: list[FrontPoint]) -> FrontPoint:
+    options = job.options
+    preference = Preference(options.strategy, job.to_beat, options.weights)
+    if options.one_se:
+        return pick_within_one_se(front, preference, job.prepared, options.objectives_on)
+    return pick(front, preference)
+
+
+def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
+    """The settings that the metrics of a study's trials depend on, hyperparameters aside."""
+    shared = (
+        "symbol",
+        "feature",
+        "train_ratio",
+        "val_ratio_within_train",
+        "log_prices",
+        "network",
+        "target",
+        "likelihood",
     )
-    trainable = tune.with_parameters(
-        trial_class,
-        prepared=search.prepared,
-        experiment=search.experiment,
-        part=search.part,
-        states=states,
-    )
-    started, cores_before = time.perf_counter(), placement.core_seconds
-    with stop_on_signals(stop):
-        # Once, but for trials that were put back because their GPU is gone: these run in another round.
-        while ended < samples and not stop.now():
-            before = ended + searcher.put_back
-            tune.Tuner(
-                tune.with_resources(trainable, lambda config: SlotResources(config[Ticket.KEY].slot)),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=Rungs(
-                        placement,
-                        search.space.longest_training,
-                        [trial.user_attrs.get("rungs", []) for trial in studies.completed(study)],
-                    ),
-                    num_samples=samples - ended,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name=uuid.uuid4().hex[:8],
-                    storage_path=states.path,
-                    stop=StopWhenTold(stop, watch.end_steps),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    # How many to keep is the watch's: Tune would write the whole experiment's state each time.
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-                    callbacks=[watch],
-                    verbose=0,
-                ),
-            ).fit()
-            if ended + searcher.put_back == before:
-                break
-    placement.look()
-    seconds = SearchSeconds(
-        wall=time.perf_counter() - started,
-        cores=placement.core_seconds - cores_before,
-        asking=searcher.seconds.asking,
-        keeping=searcher.seconds.keeping,
-    )
-    try:
-        put_back_running(study, checkpoint_dir)
-    except studies.DATABASE_ERRORS:
-        if stop.failure is None:
-            raise
-    if stop.failure is not None:
-        raise stop.failure
-    return seconds
+    return {
+        "rows": f"{where.first_date} to {where.last_date} (sha256 {where.sha256[:12]})",
+        **{name: getattr(options, name) for name in shared},
+        "input_columns": list(options.input_columns),
+        "objectives_on": options.objectives_on,
+        "space": options.space,
+    }
 
 
-def _sampler(
-    search: SearchInput, study: optuna.Study, samples: int, placement: Placement
-) -> optuna.samplers.TPESampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            # One sampler state per start of the job: a resumed study must not repeat its first draws.
-            seed=search.experiment.seed + len(study.get_trials(deepcopy=False)),
-            multivariate=True,
-            group=True,
-            n_startup_trials=startup_trials(placement.reach, studies.ended(study) + samples),
+def _describe_resume(
+    console: Console, options: TuneOptions, study: optuna.Study, put_back: int, samples: int
+) -> None:
+    if not options.resume:
+        return
+    done = studies.ended(study)
+    if not done and not put_back:
+        say(console, "Nothing to resume in this directory: starting afresh.")
+    else:
+        say(
+            console,
+            f"Resuming: {done} of {options.num_samples} trials are finished, {put_back} that were running are queued "
+            f"again, {samples} to go.",
         )
 
 
-def startup_trials(at_a_time: int, samples: int) -> int:
-    """Trials to be finished before the sampler learns from them.
-
-    The first to finish of a hundred are the cheapest, not the best: it waits for as many as run at a time,
-    but no longer than a quarter of the job.
-    """
-    return max(MIN_STARTUP, min(at_a_time, samples // 4))
-
-
-def _quiet_tune() -> None:
-    """Leave to Tune what it does best: its tables are replaced by ours, its log files by the study.
-
-    Its handling of Ctrl-C is replaced by ours, which the study takes part in.
-    """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Tune's picture of the experiment is never read: the study is the state.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
-    # The searcher says how many trials are under way.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(sys.maxsize))
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # What it suspects to be training is the database on a slow disk.
-    warnings.filterwarnings("ignore", message="Define-by-run function")
+def _describe_cluster(console: Console, placement: Placement, samples: int, options: TuneOptions) -> None:
+    nodes = placement.nodes
+    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    shares = f", large models on {placement.gpu_slots} GPU shares" if placement.uses_gpus else ""
+    say(
+        console,
+        f"Searching with {samples} trials ({options.space} space) on {count}, {cpus:g} CPUs, {gpus:g} GPUs: "
+        f"{placement.limit} at a time{shares}",
+    )

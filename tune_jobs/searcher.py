@@ -11,19 +11,22 @@ from typing import Any
 
 import optuna
 import ray
+from pydantic import TypeAdapter
 from ray import tune
 from ray.tune.result import NODE_IP
 from ray.tune.search.optuna import OptunaSearch
 
-from forecast.checkpoint import Checkpoint, save_checkpoint
-from forecast.config import ExperimentConfig
+from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import StudyError
-from forecast.evaluation import Evaluation
-from forecast.split import Part
-from forecast.windows import PreparedSeries
+from forecast.model.checkpoint import Checkpoint, save_checkpoint
+from forecast.model.network import multiply_adds
+from forecast.model.split import Part
+from forecast.model.windows import PreparedSeries
+from forecast.scores.metrics import Evaluation
 from tune_jobs import study as studies
 from tune_jobs.placement import Placement
-from tune_jobs.space import SearchSpace, cost
+from tune_jobs.ray_internals import error_of, is_loss_of_node, optuna_trial, process_of
+from tune_jobs.space import SearchSpace
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import (
@@ -36,9 +39,6 @@ from tune_jobs.trial import (
     read_state,
     trial_config,
 )
-
-NODE_DIED = "its node has died"
-"""What Ray's text of an actor's death says where the whole node is gone."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TrialWatch(tune.Callback):
     def end_steps(self) -> None:
         """End the processes of steps under way."""
         for trial in self._trials:
-            if actor := trial.temporary_state.ray_actor:
+            if actor := process_of(trial):
                 ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,20 +102,11 @@ class TrialWatch(tune.Callback):
     def error_of(self, trial_id: str) -> ray.exceptions.RayError | None:
         """The error that ended a trial's step or process; None when there is none."""
         trial = self._find(trial_id)
-        # Tune's own ``get_pickled_error`` reads a copy of this file that may not be there yet.
-        path = trial.pickled_error_file if trial is not None else None
-        if path is None or not Path(path).exists():
-            return None
-        error: ray.exceptions.RayError = ray.cloudpickle.loads(Path(path).read_bytes())
-        return error
+        return error_of(trial) if trial is not None else None
 
     def lost_its_node(self, trial_id: str) -> bool:
-        """Whether what ended a trial was the end of the node it ran on, which is not the trial's failure."""
-        error = self.error_of(trial_id)
-        # Ray tells a drained node apart in its error's fields, and one that just died only in its text.
-        return isinstance(error, ray.exceptions.RayActorError) and (
-            error.preempted or NODE_DIED in str(error)
-        )
+        """Whether a trial ended because its node did, which is not the trial's failure."""
+        return is_loss_of_node(self.error_of(trial_id))
 
     def why_failed(self, trial_id: str) -> str:
         """What ended a trial that could not say so itself, in one line."""
@@ -204,16 +195,19 @@ class StudySearch(OptunaSearch):
         started = time.perf_counter()
         with self._stop_on_failure():
             params = super().suggest(trial_id) or {}
-            trial = self._ot_trials[trial_id]
-            slot = self._placement.place(trial_id, cost(params))
+            trial = optuna_trial(self, trial_id)
+            slot = self._placement.place(trial_id, multiply_adds(self._config(params)))
             ticket = Ticket(trial.number, slot, trial.user_attrs.get(studies.STATE))
             self.seconds.asking += time.perf_counter() - started
             return {**params, Ticket.KEY: ticket}
         return str(self.FINISHED)
 
+    def _config(self, params: dict[str, Any], threads: int = 1) -> TrainConfig:
+        return trial_config(self._search.experiment, params, threads=threads)
+
     def _remember_state(self, trial_id: str, state: str) -> bool:
         with self._stop_on_failure():
-            self._ot_trials[trial_id].set_user_attr(studies.STATE, state)
+            optuna_trial(self, trial_id).set_user_attr(studies.STATE, state)
             return True
         return False
 
@@ -239,7 +233,7 @@ class StudySearch(OptunaSearch):
             self._stop.failure, self._stop.reason = error, "failure"
 
     def _finish(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
-        trial = self._ot_trials[trial_id]
+        trial = optuna_trial(self, trial_id)
         saved = self._watch.last_saved(trial_id)
         values = studies.usable_objectives(result, self._search.objectives)
         if error and self._stop.now():
@@ -274,17 +268,17 @@ class StudySearch(OptunaSearch):
             StudyError: when a worker cannot start, or cannot save a trial's state.
         """
         error = self._watch.error_of(trial_id)
-        number = self._ot_trials[trial_id].number
+        number = optuna_trial(self, trial_id).number
         if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
             raise StudyError(
                 f"the worker of trial {number} could not start ({_reason(error)}); make every node's environment "
-                "the same as this one's, then continue with --resume"
+                "the same as this one's, then continue with `resume`"
             )
         # A step reports what it raises, but for a GPU's errors: what else a worker raises is of keeping its state.
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, GPU_ERRORS):
             raise StudyError(
                 f"trial {number} could not keep its state in {self._states.uri} ({_reason(error)}); free or mend "
-                "that place, or give --storage-path one that every node reaches, then continue with --resume"
+                "that place, or give `storage_path` one that every node reaches, then continue with `resume`"
             )
 
     def _keep_checkpoint(self, trial: optuna.Trial, saved: tune.Checkpoint) -> None:
@@ -293,12 +287,12 @@ class StudySearch(OptunaSearch):
             best = state["trainer"]
             checkpoint = Checkpoint.create(
                 model_state=best["best_state"],
-                config=trial_config(self._search.experiment, trial.params, threads=state["threads"]),
+                config=self._config(trial.params, state["threads"]),
                 prepared=self._search.prepared,
                 val_loss_best=best["best_loss"],
                 best_epoch=best["best_epoch"],
-                validation=Evaluation.from_dict(state["validation"]),
-                errors=state["errors"].numpy(),
+                validation=TypeAdapter(Evaluation).validate_python(state["validation"]),
+                calibration_scores=state["calibration_scores"].numpy(),
                 device=state["device"],
                 provenance=self._search.provenance,
                 trial_number=trial.number,

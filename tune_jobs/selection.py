@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from forecast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from forecast.errors import CheckpointError
-from forecast.evaluation import METRICS, Evaluation
-from forecast.split import Part
-from forecast.training import evaluate_part, forecast_part
-from forecast.windows import PreparedSeries
-from tune_jobs.options import Strategy
+from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from forecast.model.split import Part
+from forecast.model.training import evaluate_part, forecast_part
+from forecast.model.windows import PreparedSeries
+from forecast.scores.metrics import METRICS, Evaluation
+from tune_jobs.options import LEAST, WEIGHTED, metric_of
 from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import complete_params
 
 BOOTSTRAPS = 2000
-"""Resamples that a standard error is the spread of."""
+"""Resamples from which a standard error is computed."""
 BOOTSTRAP_SEED = 0
 
 
@@ -36,7 +36,6 @@ class FrontPoint:
         params: its hyperparameters.
         checkpoint: its model.
         path: the checkpoint's file.
-        test: its scores on the test rows; None until ``score_on_test``.
     """
 
     number: int
@@ -44,7 +43,6 @@ class FrontPoint:
     params: dict[str, Any]
     checkpoint: Checkpoint
     path: Path
-    test: Evaluation | None = None
 
     @property
     def size(self) -> int:
@@ -52,8 +50,15 @@ class FrontPoint:
         return sum(value.numel() for value in self.checkpoint.model_state.values())
 
 
+@dataclass(frozen=True)
+class ScoredPoint(FrontPoint):
+    """A point of the front that has been scored on the test rows, once the search was over."""
+
+    test: Evaluation
+
+
 def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontPoint], list[str]]:
-    """The front, best first objective first, and a line for each point whose checkpoint cannot be used."""
+    """The front, sorted by the first objective, and a line for each point whose checkpoint cannot be used."""
     points, problems = [], []
     for trial in study.best_trials:
         path = trial_checkpoint_path(checkpoint_dir, trial.number)
@@ -67,17 +72,17 @@ def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontP
     return sorted(points, key=lambda point: (*point.objectives.values(), point.number)), problems
 
 
-def score_on_test(point: FrontPoint, prepared: PreparedSeries, configurations_tried: int) -> FrontPoint:
+def score_on_test(point: FrontPoint, prepared: PreparedSeries, configurations_tried: int) -> ScoredPoint:
     """Score a point on the test rows and write the scores into its checkpoint."""
     test = evaluate_part(point.checkpoint, prepared, "test")
     checkpoint = point.checkpoint.with_test(test, prepared, configurations_tried)
     save_checkpoint(checkpoint, point.path)
-    return replace(point, checkpoint=checkpoint, test=test)
+    return ScoredPoint(point.number, point.objectives, point.params, checkpoint, point.path, test)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """What makes one point better than another.
+    """The order of points, best first.
 
     Attributes:
         strategy: ``min_*`` takes the least of that objective; ``weighted`` the least weighted sum of objectives, each
@@ -86,14 +91,14 @@ class Preference:
         weights: one per objective, in their order; equal unless given.
     """
 
-    strategy: Strategy
+    strategy: str
     persistence: dict[str, float]
     weights: Sequence[float] | None = None
 
     def cost(self, objectives: dict[str, float]) -> float:
-        """What is to be small."""
-        if self.strategy != "weighted":
-            return objectives[self.strategy.removeprefix("min_").upper()]
+        """The number that the strategy minimizes."""
+        if self.strategy != WEIGHTED:
+            return objectives[metric_of(self.strategy.removeprefix(LEAST))]
         weights = self.weights or [1.0] * len(objectives)
         return sum(
             weight * value / self.persistence[name]
@@ -106,7 +111,7 @@ def pick(front: Sequence[FrontPoint], preference: Preference) -> FrontPoint:
 
     Args:
         front: at least one point.
-        preference: what is better.
+        preference: the order of points.
     """
     return min(front, key=lambda point: (preference.cost(point.objectives), point.size, point.number))
 
@@ -122,7 +127,7 @@ def pick_within_one_se(
 
     Args:
         front: at least one point.
-        preference: what is better.
+        preference: the order of points.
         prepared: the series.
         part: rows the objectives were computed on.
     """

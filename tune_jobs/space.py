@@ -1,11 +1,9 @@
-"""What the search may choose: the original system's space, and a small one."""
+"""The search spaces: the original system's, and a small one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from forecast.model import multiply_adds
 
 if TYPE_CHECKING:  # a worker never samples: it starts sooner without
     import optuna
@@ -58,11 +56,6 @@ class SearchSpace:
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with the value that holds where the space does not sample one."""
     return {"dropout": 0.0, **params}
-
-
-def cost(params: dict[str, Any]) -> int:
-    """Multiply-adds a window of the model that ``params`` describe."""
-    return multiply_adds(params["sequence_length"], params["hidden_size"], params["num_layers"])
 
 
 SPACES = {

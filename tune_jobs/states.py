@@ -73,12 +73,12 @@ class StateStore:
         except (OSError, pyarrow.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise StudyError(
-                f"--storage-path {self.uri}: it cannot be written ({reason}); name a directory or bucket that is "
+                f"`storage_path` {self.uri}: it cannot be written ({reason}); name a directory or bucket that is "
                 "there and lets you write"
             ) from error
         if blind:
             raise StudyError(
-                f"{', '.join(blind)} cannot see {self.uri} of this machine; give --storage-path a directory (NFS) or "
+                f"{', '.join(blind)} cannot see {self.uri} of this machine; give `storage_path` a directory (NFS) or "
                 "bucket (s3://...) that every node reaches"
             )
 

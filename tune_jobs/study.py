@@ -28,6 +28,9 @@ RERUN_OF = "rerun_of"
 STATE = "state"
 """Attribute: the name of the last state a trial saved of itself, from which it can go on."""
 BASIS = "basis"
+"""Attribute of a study: the settings that its trials' metrics depend on."""
+NOT_RECORDED = {"network": "lstm", "likelihood": "mse", "input_columns": []}
+"""Settings that studies of earlier versions did not record, as they were in all of them."""
 JOB = "job"
 """Attribute of a study: a name no other study has, for what it keeps in places it shares with others."""
 
@@ -47,7 +50,7 @@ def study_errors(path: Path) -> Iterator[None]:
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
         raise StudyError(
             f"the study's database {path} cannot be used ({reason}); free the disk, close what locks it, or "
-            "choose another --output-dir"
+            "choose another `output_dir`"
         ) from error
 
 
@@ -94,9 +97,9 @@ def open_study(
         name: the study's name.
         path: the database's path, for messages.
         resume: whether a study that has trials may be continued.
-        objectives: names of what is minimized, in the order of a trial's values.
-        basis: what its trials' metrics depend on beside their hyperparameters (data, split, target ...);
-            kept with a new study and compared with a resumed one's.
+        objectives: names of the minimized metrics, in the order of a trial's values.
+        basis: the settings that its trials' metrics depend on, hyperparameters aside (data, split, target ...); kept
+            with a new study and compared with a resumed one's.
 
     Raises:
         StudyError: when a study of that name has other objectives or another basis, or has trials and
@@ -118,13 +121,13 @@ def open_study(
         if names != objectives:
             raise StudyError(
                 f"the study {name!r} in {path} has other objectives ({', '.join(names)}) than "
-                f"{', '.join(objectives)}; use the same --objectives, or choose another --study-name or --output-dir"
+                f"{', '.join(objectives)}; use the same `objectives`, or choose another `study_name` or `output_dir`"
             )
         count = len(study.get_trials(deepcopy=False))
         if count and not resume:
             raise StudyError(
-                f"the study {name!r} in {path} has {count} trials already; continue it with --resume, or start "
-                "another with --output-dir or --study-name"
+                f"the study {name!r} in {path} has {count} trials already; continue it with `resume`, or start "
+                "another with `output_dir` or `study_name`"
             )
         _check_basis(study, basis, path)
         if JOB not in study.user_attrs:  # made before studies had one
@@ -137,12 +140,14 @@ def _new_job() -> str:
 
 
 def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None:
-    before = study.user_attrs.get(BASIS, {})
+    if BASIS not in study.user_attrs:
+        return
+    before = {**NOT_RECORDED, **study.user_attrs[BASIS]}
     for key, value in basis.items():
         if key in before and before[key] != value:
             raise StudyError(
                 f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, this job has {value}: "
-                "their metrics cannot be compared; use the same, or another --study-name or --output-dir"
+                "their metrics cannot be compared; use the same, or another `study_name` or `output_dir`"
             )
 
 

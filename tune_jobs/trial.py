@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +17,11 @@ from ray.tune.result import DONE
 
 from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import ForecastError
-from forecast.evaluation import METRICS
-from forecast.model import device_for_share
-from forecast.split import Part
-from forecast.training import Trainer
-from forecast.windows import PreparedSeries
+from forecast.model.device import device_for_share
+from forecast.model.split import Part
+from forecast.model.training import Trainer
+from forecast.model.windows import PreparedSeries
+from forecast.scores.metrics import METRICS
 from tune_jobs.placement import Slot
 from tune_jobs.space import complete_params
 from tune_jobs.states import StateStore
@@ -81,7 +81,7 @@ def trial_config(
     return TrainConfig(**shared, **complete_params(params), threads=threads, device=device)
 
 
-class LSTMTrial(tune.Trainable):
+class TrainingTrial(tune.Trainable):
     """Trains one configuration; its actor is reused for the next one.
 
     A step trains up to the next rung. Every result carries all metrics, so that a trial stopped at any rung has its
@@ -186,8 +186,8 @@ class LSTMTrial(tune.Trainable):
             return
         state = {
             "trainer": self._trainer.state_dict(),
-            "validation": self._trainer.evaluate().to_dict(),
-            "errors": torch.from_numpy(self._trainer.errors()),
+            "validation": asdict(self._trainer.evaluate()),
+            "calibration_scores": torch.from_numpy(self._trainer.calibration_scores()),
             "device": self._trainer.device.type,
             "threads": self._trainer.config.threads,
             "seconds": self._seconds,
@@ -203,7 +203,7 @@ class LSTMTrial(tune.Trainable):
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
-    """What ``LSTMTrial.save_checkpoint`` wrote, on the CPU; tensors are read when they are used."""
+    """What ``TrainingTrial.save_checkpoint`` wrote, on the CPU; tensors are read when they are used."""
     state: dict[str, Any] = torch.load(
         Path(directory) / STATE_FILE, weights_only=True, map_location="cpu", mmap=True
     )

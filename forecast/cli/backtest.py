@@ -1,0 +1,162 @@
+"""``python -m forecast backtest``; ``tune_jobs.backtest`` runs its folds on Ray."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from forecast.backtest.settings import BacktestSettings
+from forecast.config import TrainConfig
+from forecast.errors import UsageError
+
+if TYPE_CHECKING:
+    from forecast.backtest.rolling import RunTasks
+    from forecast.model.checkpoint import Checkpoint
+    from forecast.prices.series import Series
+
+
+class BacktestOptions(BacktestSettings, TrainConfig):
+    """The command."""
+
+    from_trial: Path | None = Field(
+        None,
+        description="checkpoint whose configuration and rows to take; no other option of the model may be given",
+    )
+    output_dir: Path = Field(
+        Path("backtest"), description="directory of backtest.csv, backtest.json and backtest.html"
+    )
+    plot: bool = Field(True, description="write backtest.html, a page of plots")
+    quiet: bool = Field(False, description="print only warnings and errors")
+    json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
+
+
+EXAMPLES = """\
+examples:
+  python -m forecast backtest --likelihood student_t --folds 5 --seeds 3
+  python -m forecast backtest --from-trial artifacts/best_pareto_lstm.pt
+  python -m forecast backtest --source prices.csv --symbol ACME --fold-rows 60 --window sliding
+"""
+
+
+def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None = None) -> int:
+    """Backtest, print and write; gives back the exit code.
+
+    Args:
+        options: the command's.
+        given: fields of ``options`` that were given by name.
+        run: where trainings run; here, one after the other, unless given.
+    """
+    from pydantic_core import to_jsonable_python
+    from rich.console import Console
+
+    from forecast.atomic import require_writable, write_json
+    from forecast.backtest.rolling import backtest, make_folds, run_here
+    from forecast.cli.progress import live_progress
+    from forecast.pages.backtest import (
+        PAGE_FILE,
+        ROWS_FILE,
+        SUMMARY_FILE,
+        print_backtest,
+        summarize,
+        write_plots,
+        write_rows,
+    )
+    from forecast.pages.describe import series_lines
+
+    config, series, checkpoint = _subject(options, given)
+    settings = BacktestSettings(**{name: getattr(options, name) for name in BacktestSettings.model_fields})
+    folds = make_folds(len(series), settings, config)
+    require_writable(options.output_dir.absolute())
+    silent = options.quiet or options.json_output
+    console = Console(quiet=silent) if sys.stdout.isatty() else Console(quiet=silent, width=130)
+    tried = checkpoint.configurations_tried if checkpoint else 1
+    notes = [_tried_line(tried), *_seen_lines(checkpoint, series, folds[0].origin)]
+    if not silent:
+        # How its rows would be split is not how a backtest splits them.
+        print(*series_lines(series, config)[:-1], sep="\n")
+        print(
+            f"{len(folds)} folds of {folds[0].end - folds[0].origin} rows from {series.dates[folds[0].origin]} on, "
+            f"{settings.window} window, {settings.seeds} trainings each"
+        )
+
+    with live_progress("trainings", len(folds) * settings.seeds, quiet=silent) as show:
+        done = backtest(series, config, settings, run=run or run_here, on_done=lambda: show(""))
+    summary: dict[str, Any] = {
+        **summarize(done),
+        "configurations_tried": tried,
+        "notes": notes,
+        "config": config.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "data": to_jsonable_python(series.provenance),
+    }
+    write_rows(done, options.output_dir / ROWS_FILE)
+    write_json(summary, options.output_dir / SUMMARY_FILE)
+    if options.plot:
+        scored = f"{series.dates[folds[0].origin]} to {series.dates[-1]}"
+        title = f"{series.symbol} {series.feature}: {len(folds)} folds, {scored}"
+        write_plots(done, title, notes, options.output_dir / PAGE_FILE)
+    if options.json_output:
+        print(json.dumps(summary, allow_nan=False, default=str))
+    elif not options.quiet:
+        print_backtest(done, console)
+        files = [ROWS_FILE, SUMMARY_FILE, *([PAGE_FILE] if options.plot else [])]
+        print(*notes, f"Written to {options.output_dir}: {', '.join(files)}", sep="\n")
+    return 0
+
+
+def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Series, Checkpoint | None]:
+    """The configuration, the rows, and the checkpoint that they come from, if any."""
+    from forecast.model.checkpoint import load_checkpoint
+    from forecast.model.reproduce import series_of
+    from forecast.prices.source import series_from_config
+
+    if "train_ratio" in given:
+        raise UsageError(
+            "`train_ratio` is not for a backtest, whose folds split the rows; use `folds` and `fold_rows`"
+        )
+    if options.from_trial is None:
+        config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
+        return config, series_from_config(options), None
+    require_only_from_trial(given, {"device", "source", "threads", "seed"})
+    checkpoint = load_checkpoint(options.from_trial)
+    changes: dict[str, Any] = {
+        name: getattr(options, name) for name in ("device", "threads", "seed") if name in given
+    }
+    source = options.source if "source" in given else None
+    return checkpoint.config.model_copy(update=changes), series_of(checkpoint, source), checkpoint
+
+
+def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
+    """Refuse options of the model or its data together with `from_trial`, which brings them.
+
+    Raises:
+        UsageError: naming the first such option.
+    """
+    for name in TrainConfig.model_fields:
+        if name in given and name not in allowed:
+            raise UsageError(
+                f"`{name}` cannot go with `from_trial`, which brings its own; leave one of them out"
+            )
+
+
+def _tried_line(tried: int | None) -> str:
+    if tried is None:
+        return (
+            "Configurations tried before this one: not known (the checkpoint is not on a tuning job's front)"
+        )
+    return f"Configurations tried before these numbers: {tried}"
+
+
+def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:
+    """Say when the search that chose the configuration has seen rows that folds are scored on."""
+    seen = checkpoint.searched_rows if checkpoint else None
+    if seen is None or seen <= first_origin:
+        return []
+    return [
+        f"The search that chose this configuration knew all rows up to {series.dates[seen - 1]}: only rows after that "
+        "are new to it"
+    ]

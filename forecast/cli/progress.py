@@ -1,0 +1,35 @@
+"""A live line on a terminal while something long runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+@contextmanager
+def live_progress(unit: str, total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, which goes when the work is done; nothing where that is not a terminal.
+
+    Args:
+        unit: of the work, in the plural: ``epochs``.
+        total: how many.
+        quiet: show nothing.
+
+    Yields:
+        A function to call after each unit, with a remark.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.description}"),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    with bar:
+        yield lambda remark: bar.update(task, advance=1, description=f", {remark}" if remark else "")

@@ -1,0 +1,113 @@
+"""``python -m forecast train``: train one model and score it against persistence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from forecast.cli.backtest import require_only_from_trial
+from forecast.config import TrainConfig
+
+if TYPE_CHECKING:
+    from forecast.model.training import Trainer
+
+EXAMPLES = """\
+examples:
+  python -m forecast train
+  python -m forecast train --source prices.csv --symbol ACME --sequence-length 30 --checkpoint acme.pt
+  python -m forecast train --from-trial artifacts/checkpoints/trial_00007.pt
+"""
+
+
+class TrainOptions(TrainConfig):
+    """The command."""
+
+    checkpoint: Path = Field(Path("model.pt"), description="file to write")
+    from_trial: Path | None = Field(
+        None,
+        description="checkpoint of a tuning job to train again, on its rows and with its options, up to its best "
+        "epoch; no other option of the model may be given",
+    )
+    quiet: bool = Field(False, description="print only warnings and errors")
+    json_output: bool = Field(False, alias="json", description="print the result as JSON")
+
+
+def train_command(options: TrainOptions, given: set[str]) -> int:
+    """Train, score on validation and test, write the checkpoint.
+
+    Args:
+        options: the command's.
+        given: fields of ``options`` that were given by name.
+    """
+    from pydantic_core import to_jsonable_python
+    from rich.console import Console
+
+    from forecast.atomic import require_writable
+    from forecast.cli.progress import live_progress
+    from forecast.model.checkpoint import load_checkpoint, save_checkpoint
+    from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
+    from forecast.model.split import require_rows
+    from forecast.model.training import train
+    from forecast.pages.describe import evaluations_table, series_lines
+    from forecast.prices.source import say_on_stderr, series_from_config
+
+    trial = None
+    if options.from_trial is not None:
+        require_only_from_trial(given, {"device", "source"})
+        trial = load_checkpoint(options.from_trial)
+        changes = {"device": options.device} if "device" in given else {}
+        config = trial.config.model_copy(update=changes)
+        series = series_of(trial, options.source if "source" in given else None, notify=say_on_stderr)
+    else:
+        config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
+        series = series_from_config(options, notify=say_on_stderr)
+    require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+    require_writable(options.checkpoint.absolute().parent)
+    silent = options.quiet or options.json_output
+    if not silent:
+        print(*series_lines(series, config), sep="\n")
+    # A trial's later epochs were no better, or it was stopped before them.
+    until = trial.best_epoch if trial else None
+    with live_progress("epochs", until or config.max_epochs, quiet=silent) as show:
+        result = train(
+            series, config, until_epoch=until, on_epoch=lambda trainer: show(_progress_of(trainer))
+        )
+    trained = again_of(trial, result.checkpoint) if trial else result.checkpoint
+    save_checkpoint(trained, options.checkpoint)
+    same = same_metrics(trial, trained) if trial else None
+    if trial:
+        for line in differing_versions(trial, trained):
+            say_on_stderr(f"may change the last digits: {line}")
+    if options.json_output:
+        print(
+            json.dumps(
+                {
+                    "checkpoint": str(options.checkpoint),
+                    "validation": to_jsonable_python(result.validation),
+                    "test": to_jsonable_python(result.test),
+                    "epochs": result.epochs,
+                    "best_epoch": result.checkpoint.best_epoch,
+                    "trial_reproduced": same,
+                    "val_loss_best": result.checkpoint.val_loss_best,
+                    "seconds": result.seconds,
+                    "data": to_jsonable_python(series.provenance),
+                    "integrity": to_jsonable_python(series.integrity),
+                }
+            )
+        )
+    elif not options.quiet:
+        print(f"{result.epochs} epochs in {result.seconds:.1f} s, best epoch {result.checkpoint.best_epoch}")
+        Console().print(evaluations_table({"validation": result.validation, "test": result.test}))
+        if trial:
+            print(
+                f"The trial's validation metrics {'came out again exactly' if same else 'came out differently'}"
+            )
+        print(f"Written to {options.checkpoint}")
+    return 0
+
+
+def _progress_of(trainer: Trainer) -> str:
+    return f"validation loss {trainer.best_loss:.5f} (best, epoch {trainer.best_epoch})"

@@ -1,0 +1,162 @@
+"""Engines run a checkpoint's network: torch, or ONNX Runtime where it is faster.
+
+Both take model inputs (n, length, channels), float32, and give outputs (n, outputs), float32. On one thread of a CPU
+and for one window at a time ONNX Runtime needs a tenth to three quarters of torch's time; the smaller the network, the
+less.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forecast.errors import UsageError
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.network import forward_in_batches, onnx_graph
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+EngineName = Literal["auto", "onnx", "torch"]
+
+TOLERANCE = 1e-5
+"""Largest difference from torch, relative to the larger of the output and one, at which ONNX Runtime is used."""
+CHECKED_WINDOWS = 64
+"""Windows on which ONNX Runtime is compared with torch before it is used."""
+
+
+class Engine(Protocol):
+    """A network with its weights, ready to compute.
+
+    Attributes:
+        name: ``torch`` or ``onnx``.
+        device: where it runs.
+    """
+
+    name: str
+    device: torch.device
+
+    def __call__(self, inputs: Array) -> Array:
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
+        ...
+
+
+class TorchEngine:
+    """The network as it was trained, on a CPU or a GPU."""
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.device = device
+        self._network = checkpoint.build_network().to(device)
+
+    def __call__(self, inputs: Array) -> Array:
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
+        on_device = torch.from_numpy(inputs).to(self.device)
+        outputs: Array = forward_in_batches(self._network, on_device).cpu().numpy()
+        return outputs
+
+
+class OnnxEngine:
+    """The same network in ONNX Runtime, on one thread of a CPU.
+
+    Raises:
+        UsageError: when onnx or onnxruntime is not installed, or only torch runs this network.
+    """
+
+    name = "onnx"
+    device = torch.device("cpu")
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        try:
+            import onnxruntime
+
+            graph = onnx_graph(checkpoint.config, checkpoint.model_state).SerializeToString()
+        except ImportError as error:
+            raise UsageError(
+                f"engine=onnx: {error.name} is not installed; install it (pip install onnx onnxruntime), or use "
+                "engine=torch"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        # More threads are slower for networks of this size, and replicas share the machine.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # Its pool of freed memory only grows, to the size of the largest batch so far.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, inputs: Array) -> Array:
+        """Outputs (n, outputs) for inputs (n, length, channels)."""
+        outputs: Array = self._session.run(None, {"inputs": inputs})[0]
+        return outputs
+
+
+def build_engine(checkpoint: Checkpoint, device: torch.device, engine: EngineName) -> Engine:
+    """The fastest engine on ``device`` that answers as torch does.
+
+    Args:
+        checkpoint: the model.
+        device: where it is to run.
+        engine: ``auto`` is ONNX Runtime on a CPU, where it is installed and agrees with torch, else torch, with a
+            warning in the log that says why.
+
+    Raises:
+        UsageError: when ``onnx`` is asked for by name and is not installed, disagrees, or is to run on a GPU.
+    """
+    by_torch = TorchEngine(checkpoint, device)
+    if engine == "torch" or (engine == "auto" and device.type != "cpu"):
+        return by_torch
+    try:
+        return _agreeing_onnx(checkpoint, device, by_torch)
+    except UsageError as error:
+        if engine == "onnx":
+            raise
+        logger.warning("forecasting with torch, which is slower: %s", error)
+        return by_torch
+
+
+def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: TorchEngine) -> OnnxEngine:
+    """ONNX Runtime, once it has answered as torch does.
+
+    Raises:
+        UsageError: when it cannot run on ``device`` or cannot run this model, or disagrees.
+    """
+    if device.type != "cpu":
+        raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch there")
+    inputs = random_inputs(checkpoint, CHECKED_WINDOWS)
+    try:
+        by_onnx = OnnxEngine(checkpoint)
+        difference = disagreement(by_onnx, by_torch, inputs)
+    except UsageError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no common type
+        raise UsageError(f"engine=onnx cannot run this model ({error}); use engine=torch") from error
+    if not difference <= TOLERANCE:
+        raise UsageError(
+            f"engine=onnx: ONNX Runtime differs from torch by {difference:.1e} for this model, more than "
+            f"{TOLERANCE:.0e}; use engine=torch"
+        )
+    return by_onnx
+
+
+def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> Array:
+    """Model inputs (count, length, channels) of random walks in and beyond the training range, the same each time."""
+    encoding = checkpoint.encoding
+    scales = encoding.normalization.change_stds
+    shape = (count, checkpoint.config.sequence_length, len(scales))
+    changes = np.random.default_rng(seed).standard_t(3, shape) * scales
+    walks = np.random.default_rng(seed + 1).normal(0, 2, (count, 1, 1)) + np.cumsum(changes, axis=1)
+    return encoding.inputs(walks)
+
+
+def disagreement(one: Engine, other: Engine, inputs: Array) -> float:
+    """Largest difference between two engines' outputs, relative to the larger of the output and one.
+
+    One is about the unit of outputs: a standard deviation of the training's changes, or of its prices.
+    """
+    ours, theirs = one(inputs), other(inputs)
+    return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs)), initial=0.0))

@@ -1,0 +1,110 @@
+"""A model's answer for windows: prices, and the distribution around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.errors import LevelError, WindowError
+from forecast.model.windows import Encoding
+from forecast.scores.distribution import Distribution, interval_probabilities
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's forecasts of the next price of each of n windows.
+
+    Attributes:
+        prices: point forecasts, shape (n,).
+        distribution: in units of the model's output; None where the model has none.
+        last: each window's normalized last value, shape (n,).
+        encoding: of the model.
+    """
+
+    prices: Array
+    distribution: Distribution | None
+    last: Array
+    encoding: Encoding
+
+    def intervals(self, levels: Sequence[float]) -> Array:
+        """Lower and upper bounds of central intervals, shape (n, levels, 2), price units.
+
+        Raises:
+            LevelError: when the model has none, or none as wide.
+            WindowError: when a bound is not a finite number.
+        """
+        quantiles = self._distribution(levels).quantiles(interval_probabilities(levels))
+        bounds = self.encoding.prices(quantiles, self.last)
+        return require_finite(np.stack(np.split(bounds, 2, axis=1), axis=-1))
+
+    @property
+    def stretch(self) -> float:
+        """The distribution's; see ``Distribution``."""
+        return self._distribution(()).stretch
+
+    def sample(self, generator: np.random.Generator) -> Array:
+        """One draw of each window's next price, (n,), without the distribution's stretch."""
+        return self.encoding.prices(self._distribution(()).sample(generator), self.last)
+
+    def split(self) -> list[Prediction]:
+        """One prediction for each window."""
+        each = self.distribution.split() if self.distribution else [None] * len(self.prices)
+        return [
+            Prediction(self.prices[i : i + 1], one, self.last[i : i + 1], self.encoding)
+            for i, one in enumerate(each)
+        ]
+
+    def _distribution(self, levels: Sequence[float]) -> Distribution:
+        found = self.distribution
+        require_levels(found.widest_level if found else 0.0, levels)
+        return cast(Distribution, found)
+
+
+def require_levels(widest: float, levels: Sequence[float]) -> None:
+    """Make sure that a model with intervals up to the level ``widest``, 0 for none, has those of ``levels``.
+
+    Raises:
+        LevelError: when it has not, or a level is not between zero and one.
+    """
+    if not widest:
+        raise LevelError(
+            "this checkpoint has no intervals: it was made before there were any; train or tune it again"
+        )
+    for level in levels:
+        if not 0 < level < 1:
+            raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
+        if level > widest:
+            raise LevelError(
+                f"level {level} is too wide: this model has intervals up to {widest:.4g}; ask for less"
+            )
+
+
+def require_finite(prices: Array) -> Array:
+    """The prices themselves.
+
+    Raises:
+        WindowError: when one of them is not a finite number.
+    """
+    if not np.isfinite(prices).all():
+        raise WindowError(
+            "the forecast for these values is not a finite number: they lie too far outside the training "
+            "range; check their scale"
+        )
+    return prices
+
+
+def describe_intervals(bounds: Array, levels: Sequence[float], *, steps: bool) -> list[dict[str, Any]]:
+    """Intervals (horizon, levels, 2) of one window as plain values: ``level``, ``lower`` and ``upper``.
+
+    Where ``steps`` are asked for, bounds are lists of one a step, else the first step's numbers.
+    """
+    return [
+        {"level": level, "lower": lower if steps else lower[0], "upper": upper if steps else upper[0]}
+        for level, (lower, upper) in zip(levels, bounds.transpose(1, 2, 0).tolist(), strict=True)
+    ]

@@ -1,0 +1,268 @@
+"""Forecasts from a checkpoint: loaded once, any number of windows at a time."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forecast.errors import WindowError
+from forecast.inference.engines import Engine, EngineName, build_engine
+from forecast.inference.futures import Futures
+from forecast.inference.prediction import Prediction, require_finite, require_levels
+from forecast.model.checkpoint import load_checkpoint
+from forecast.model.device import choose_device
+from forecast.model.likelihood import distribution, point_forecasts, widest_level
+from forecast.model.windows import plain_window
+
+Array = NDArray[np.float64]
+
+
+class Predictor:
+    """A checkpoint ready to forecast.
+
+    Windows are (n, length) for a model of one column; for one with ``input_columns``, (n, length, columns), the feature
+    first.
+
+    Attributes:
+        path: the checkpoint's path, as given.
+        checkpoint: its content.
+        engine: runs its network; ``engine.name`` and ``engine.device`` say how and where.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "auto", engine: EngineName = "torch"
+    ) -> None:
+        """Load ``path`` and put its network on a device.
+
+        Args:
+            path: the checkpoint's file.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            engine: ``torch``, ``onnx``, or ``auto`` for the faster one of those that can be used.
+
+        Raises:
+            CheckpointError: when the file is missing or not a usable checkpoint.
+            UsageError: when the device or the engine cannot be used.
+        """
+        self.path = os.fspath(path)
+        self.checkpoint = load_checkpoint(path)
+        self.engine: Engine = build_engine(self.checkpoint, choose_device(device), engine)
+        self._encoding = self.checkpoint.encoding
+
+    @property
+    def sequence_length(self) -> int:
+        """Past values that a forecast needs."""
+        return self.checkpoint.config.sequence_length
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the model sees of each day, the feature that it forecasts first."""
+        return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
+
+    def require_levels(self, levels: Sequence[float]) -> None:
+        """Make sure that the model has intervals of these levels.
+
+        Raises:
+            LevelError: when it does not.
+        """
+        require_levels(self.widest_level, levels)
+
+    @property
+    def widest_level(self) -> float:
+        """Level up to which it has intervals; 0 where it has none."""
+        return widest_level(self.checkpoint.config.likelihood, self.checkpoint.calibration_scores)
+
+    def typical_window(self) -> list[Any]:
+        """A window whose values lie in the middle of those of its training."""
+        middle = self._encoding.normalization.denormalize(np.zeros((self.sequence_length, len(self.columns))))
+        return plain_window(middle)
+
+    def predict(self, windows: ArrayLike) -> Array:
+        """Next prices (n,) for windows, oldest value first, length >= ``sequence_length``.
+
+        Only the last ``sequence_length`` values of each window are used.
+
+        Raises:
+            WindowError: when a window is too short or of another shape, or a value is not a finite number or, for a
+                model of log prices, not positive; names the first such value.
+        """
+        return self._predict(self.check(windows))
+
+    def _predict(self, values: Array) -> Array:
+        # A window that overflows on the way is refused by its result.
+        with np.errstate(all="ignore"):
+            normalized = self._encoding.normalization.normalize(values)
+            outputs = self.engine(self._encoding.inputs(normalized))
+            return require_finite(self._encoding.prices(point_forecasts(outputs), normalized[:, -1, 0]))
+
+    def forecast(self, windows: ArrayLike) -> Prediction:
+        """Next prices and how sure the model is of them; windows and errors as ``predict``."""
+        return self._forecast(self.check(windows))
+
+    def _forecast(self, values: Array) -> Prediction:
+        with np.errstate(all="ignore"):
+            normalized = self._encoding.normalization.normalize(values)
+            outputs = self.engine(self._encoding.inputs(normalized))
+            last = normalized[:, -1, 0]
+            return Prediction(
+                prices=require_finite(self._encoding.prices(point_forecasts(outputs), last)),
+                distribution=distribution(
+                    self._encoding.likelihood,
+                    outputs,
+                    self._encoding.volatility(normalized),
+                    self.checkpoint.calibration_scores,
+                ),
+                last=last,
+                encoding=self._encoding,
+            )
+
+    def predict_steps(self, windows: ArrayLike, horizon: int) -> Array:
+        """The next ``horizon`` prices, shape (n, horizon).
+
+        The next step takes each step's forecast for a price (the recursive strategy; Ben Taieb et al. 2012), and so
+        builds on its errors.
+
+        Raises:
+            WindowError: as ``predict``; also when a step's forecast leaves the range of numbers, or a model with input
+                columns, which it does not forecast, is asked for more than one step.
+        """
+        self.require_horizon(horizon)
+        values = self.check(windows)
+        steps = np.empty((len(values), horizon))
+        for step in range(horizon):
+            if step:
+                values = np.concatenate([values[:, 1:], steps[:, step - 1, np.newaxis, np.newaxis]], axis=1)
+            steps[:, step] = self._predict(values)
+        return steps
+
+    def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:
+        """Central intervals of the next ``horizon`` prices, shape (n, horizon, levels, 2), lower bound first.
+
+        For one step they are the model's own; for more they are read from simulated futures.
+
+        Raises:
+            WindowError: as ``predict_steps``.
+            LevelError: when the model has no intervals of these levels.
+        """
+        if horizon == 1:
+            return self.forecast(windows).intervals(levels)[:, np.newaxis]
+        bounds = []
+        for window in np.asarray(windows, dtype=np.float64):
+            futures = self.futures(window, levels)
+            bounds.append(np.stack([futures.step() for _ in range(horizon)]))
+        return np.stack(bounds)
+
+    def futures(self, window: Sequence[Any] | Array, levels: Sequence[float]) -> Futures:
+        """Simulated futures of one window, from which intervals of many steps are read.
+
+        Raises:
+            WindowError: as ``predict_steps``.
+            LevelError: when the model has no intervals of these levels.
+        """
+        self.require_horizon(2)
+        self.require_levels(levels)
+        return Futures(self._forecast, self.check([window]), levels, self._encoding.normalization.feature)
+
+    def require_horizon(self, horizon: int) -> None:
+        """Make sure that the model can forecast so many steps.
+
+        Raises:
+            WindowError: when it would need forecasts of its input columns.
+        """
+        if horizon > 1 and len(self.columns) > 1:
+            raise WindowError(
+                f"a horizon of {horizon} would need forecasts of {', '.join(self.columns[1:])} too, which this model "
+                "does not make; ask for one step"
+            )
+
+    def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
+        """Whether any price of one window that the model looks at is beyond those of its training.
+
+        False for checkpoints of the original system, which do not know their training range.
+        """
+        window: Any = values[-self.sequence_length :]
+        if len(self.columns) > 1:
+            window = [row[0] for row in window]
+        low, high = self.checkpoint.train_range or (-math.inf, math.inf)
+        return bool(min(window) < low or max(window) > high)
+
+    def predict_next(self, values: Sequence[float] | Sequence[Sequence[float]]) -> float:
+        """The next price after ``values``, oldest first; see ``predict``."""
+        return float(self.predict([values])[0])
+
+    def check(self, windows: ArrayLike) -> Array:
+        """The part of windows that the model looks at, (n, ``sequence_length``, columns).
+
+        Raises:
+            WindowError: as ``predict``.
+        """
+        try:
+            values = np.asarray(windows, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise WindowError("windows must be rows of equally many numbers") from None
+        if values.ndim == 2 and len(self.columns) == 1:
+            values = values[:, :, np.newaxis]
+        elif values.ndim != 3 or len(self.columns) == 1 or values.shape[2] != len(self.columns):
+            raise WindowError(f"{_expected_form(self.columns)}, oldest first; got {_form_of(values)}")
+        length = self.sequence_length
+        if values.shape[1] < length:
+            raise WindowError(
+                f"{values.shape[1]} values are too few: this model needs at least {length}, oldest first"
+            )
+        values = values[:, -length:]
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            raise WindowError(f"{_first(values, wrong)}: every value must be a finite number")
+        if self._encoding.normalization.feature.log and (wrong := values <= 0).any():
+            raise WindowError(f"{_first(values, wrong)}: this model needs positive prices")
+        return values
+
+
+def _expected_form(columns: Sequence[str]) -> str:
+    if len(columns) == 1:
+        return f"this model takes plain numbers ({columns[0]})"
+    return f"this model takes each day as a row of {len(columns)} values ({', '.join(columns)})"
+
+
+def _form_of(values: Array) -> str:
+    if values.ndim == 2:
+        return "plain numbers"
+    return f"rows of {values.shape[2]}" if values.ndim == 3 else f"an array of shape {values.shape}"
+
+
+def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
+    window, day, column = (int(index) for index in np.argwhere(wrong)[0])
+    where = f"number {values.shape[1] - day} from the end"
+    if values.shape[2] > 1:
+        where += f", column {column + 1}"
+    if len(values) > 1:
+        where += f" of window {window}"
+    return f"value {values[window, day, column]} ({where})"
+
+
+def predict_next_from_values(
+    values: Sequence[float], checkpoint_path: str | os.PathLike[str], device: str = "auto"
+) -> float:
+    """The next price after ``values`` by the checkpoint at ``checkpoint_path``, as in the original system.
+
+    The checkpoint is loaded once and reused until its file changes.
+
+    Raises:
+        CheckpointError: when the file is missing or not a usable checkpoint.
+        WindowError: when the values do not fit the model.
+    """
+    path = Path(checkpoint_path)
+    stamp = path.stat() if path.exists() else None
+    changed = (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino) if stamp else None
+    return _cached_predictor(os.fspath(path), changed, device).predict_next(values)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_predictor(path: str, changed: tuple[int, int, int] | None, device: str) -> Predictor:
+    return Predictor(path, device)

@@ -1,0 +1,1 @@
+"""From a clean series to a checkpoint: split, normalization, windows, network, training."""

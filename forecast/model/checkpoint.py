@@ -1,0 +1,349 @@
+"""One trained model as one file, safe to load and honest about where it came from.
+
+The file is a dictionary that ``torch.load(weights_only=True)`` reads: plain values and tensors, no code. Its keys are
+the fields of ``Checkpoint``, and with ``feature_mean`` and ``feature_std`` those of the original system, whose files
+load too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import io
+import os
+import pickle
+import platform
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from torch import Tensor, nn
+
+from forecast.atomic import write_atomically
+from forecast.config import TrainConfig
+from forecast.errors import CheckpointError, UsageError
+from forecast.model.lstm import lstm_size
+from forecast.model.network import build_network
+from forecast.model.normalization import Normalization
+from forecast.model.windows import Encoding, PreparedSeries
+from forecast.scores.metrics import Evaluation
+
+SCHEMA_VERSION = 3
+HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
+
+Scores = Annotated[
+    NDArray[np.float64],
+    BeforeValidator(lambda value: value.numpy() if isinstance(value, Tensor) else value),
+    PlainSerializer(torch.from_numpy),
+]
+"""Numbers (n,) that a file holds as a tensor."""
+
+
+class Checkpoint(BaseModel):
+    """A trained model with everything needed to use it and to judge it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    model_state: dict[str, Tensor] = Field(
+        description="weights by name, on the CPU; `lstm.*` and `regressor.*` for an LSTM"
+    )
+    config: Annotated[TrainConfig, PlainSerializer(lambda config: config.model_dump(mode="json"))] = Field(
+        description="every option it was trained with"
+    )
+    normalization: Normalization = Field(
+        description="the scaling of each column, fitted on its training rows, the feature's first"
+    )
+    val_loss_best: float = Field(description="lowest validation loss, in units of the model's output")
+    calibration_scores: Scores | None = Field(
+        default=None,
+        description="`forecast.model.likelihood.calibration_scores` on the validation rows, ascending; none in files "
+        "from before there were intervals",
+    )
+    metrics_test: dict[str, float] | None = Field(
+        default=None, description="metrics by name on the test rows; none while the test rows are untouched"
+    )
+    metrics_validation: dict[str, float] | None = Field(
+        default=None, description="the same on the validation rows; none in files of the original system"
+    )
+    persistence: dict[str, dict[str, float]] = Field(
+        default={}, description="persistence's metrics by part (`validation`, `test`) and name"
+    )
+    intervals: dict[str, list[dict[str, float]]] = Field(
+        default={},
+        description="coverage and width of the intervals of each level by part, the fields of "
+        "`forecast.scores.metrics.Coverage`",
+    )
+    trial_number: int | None = Field(
+        default=None, description="number of its trial in the study; none when trained alone"
+    )
+    trial_params: dict[str, Any] = Field(
+        default={}, description="hyperparameters that the search chose; empty when trained alone"
+    )
+    split: dict[str, Any] = Field(
+        default={},
+        description="row counts of train, validation and test; empty in files of the original system",
+    )
+    provenance: dict[str, Any] | None = Field(
+        default=None, description="where the prices came from; none in files of the original system"
+    )
+    versions: dict[str, str] | None = Field(
+        default=None, description="library versions at training, and the kind of device it ran on"
+    )
+    created: str | None = Field(default=None, description="UTC time of training, ISO 8601")
+    best_epoch: int | None = Field(default=None, description="epoch of `model_state`")
+    configurations_tried: int | None = Field(
+        default=None,
+        description="configurations that were trained before this one was chosen; none where nobody counted",
+    )
+    searched_rows: int | None = Field(
+        default=None,
+        description="rows that the search which chose the configuration knew; none when trained alone",
+    )
+    train_range: tuple[float, float] | None = Field(
+        default=None, description="least and largest training price; none in files of the original system"
+    )
+    latest_window: list[Any] | None = Field(
+        default=None,
+        description="last `sequence_length` values of the series it was scored on, in price units, as `POST /predict` "
+        "takes them; none while the test rows are untouched",
+    )
+    schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
+    sha256: str | None = Field(
+        default=None,
+        exclude=True,
+        description="of the file it was loaded from, in hexadecimal; not in the file",
+    )
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        model_state: dict[str, Tensor],
+        config: TrainConfig,
+        prepared: PreparedSeries,
+        val_loss_best: float,
+        best_epoch: int,
+        validation: Evaluation,
+        calibration_scores: NDArray[np.float64],
+        device: str,
+        provenance: dict[str, Any],
+        trial_number: int | None = None,
+        trial_params: dict[str, Any] | None = None,
+        searched_rows: int | None = None,
+    ) -> Checkpoint:
+        """A checkpoint of a model just trained, without test metrics."""
+        return cls(
+            model_state=model_state,
+            config=config,
+            normalization=prepared.normalization,
+            val_loss_best=val_loss_best,
+            calibration_scores=calibration_scores,
+            metrics_validation=validation.model,
+            persistence={"validation": validation.persistence},
+            intervals={"validation": _described(validation)},
+            trial_number=trial_number,
+            trial_params=trial_params or {},
+            searched_rows=searched_rows,
+            split=dataclasses.asdict(prepared.split),
+            provenance=provenance,
+            versions={**library_versions(), "device": device},
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            best_epoch=best_epoch,
+            train_range=prepared.train_range,
+        )
+
+    def with_test(
+        self, test: Evaluation, prepared: PreparedSeries, configurations_tried: int | None = None
+    ) -> Checkpoint:
+        """The same checkpoint with its and persistence's scores on the test rows of ``prepared``."""
+        return self.model_copy(
+            update={
+                "metrics_test": test.model,
+                "persistence": {**self.persistence, "test": test.persistence},
+                "intervals": {**self.intervals, "test": _described(test)},
+                "configurations_tried": configurations_tried,
+                "latest_window": prepared.latest_window(self.config.sequence_length),
+            }
+        )
+
+    @property
+    def encoding(self) -> Encoding:
+        """How prices become inputs of this model and its outputs become prices."""
+        return Encoding(self.normalization, self.config.target, self.config.likelihood)
+
+    def build_network(self) -> nn.Module:
+        """The network with these weights, on the CPU, in eval mode.
+
+        Raises:
+            RuntimeError: when the weights do not fit the configuration.
+            UsageError: when the network's kind is not known here.
+        """
+        network = build_network(self.config)
+        network.load_state_dict(self.model_state)
+        return network.eval()
+
+
+def _described(evaluation: Evaluation) -> list[dict[str, float]]:
+    return [dataclasses.asdict(interval) for interval in evaluation.intervals]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that can change a result."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one, whole.
+
+    Raises:
+        OSError: when the place cannot be written or the disk is full; nothing at ``path`` has changed.
+    """
+    feature = checkpoint.normalization.feature
+    content = {
+        **checkpoint.model_dump(),
+        "feature_mean": feature.mean,
+        "feature_std": feature.std,
+        "schema_version": SCHEMA_VERSION,
+    }
+    write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, of this system or of the original one.
+
+    Raises:
+        CheckpointError: when the file is missing, truncated, holds code, is newer than this version, lacks a key, or
+            its weights do not fit its configuration or are not finite.
+    """
+    content, sha256 = _read(Path(path))
+    version = content.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this version reads; "
+            "upgrade this package"
+        )
+    missing = [key for key in ("model_state", "config", "feature_mean", "feature_std") if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path} is not a forecaster checkpoint (no {', '.join(missing)}); {HOW_TO_MAKE_ONE}"
+        )
+    try:
+        checkpoint = Checkpoint.model_validate({**_upgraded(content, version), "sha256": sha256})
+        _check_weights(checkpoint)
+    except UsageError as error:
+        raise CheckpointError(
+            f"{path} cannot be used here ({error}), or install the package that adds it"
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise CheckpointError(f"{path} is not a usable checkpoint ({reason}); {HOW_TO_MAKE_ONE}") from error
+    return checkpoint
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A file's content, and the hash of exactly these bytes: the file may be replaced while it is read."""
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is not a file; give a checkpoint's path, for example artifacts/best_pareto_lstm.pt"
+        )
+    try:
+        data = path.read_bytes()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch names the class or function that it will not load; any other error means that this is no checkpoint.
+        if re.search(r"Unsupported (global|class)|GLOBAL ", str(error)):
+            raise CheckpointError(
+                f"{path} holds more than plain values and tensors, which could run code, and is refused; "
+                f"{HOW_TO_MAKE_ONE}"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except Exception as error:  # torch.load passes on the errors of its zip and pickle readers
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a forecaster checkpoint; {HOW_TO_MAKE_ONE}")
+    return content, hashlib.sha256(data).hexdigest()
+
+
+def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """The content of a file of any schema version as the newest one has it; ``schema_version`` stays the file's."""
+    if version == 0:
+        content = _from_original(content)
+    if version < 3:
+        content = dict(content)
+        scalings = [content["normalization"], *content.pop("further", ())]
+        content["normalization"] = {"scalings": scalings}
+        content["calibration_scores"] = content.pop("errors", None)
+        # Models of schema 1 are those of mean squared error: it had no word for a likelihood.
+        content["config"] = {"likelihood": "mse", **content["config"]}
+    return content
+
+
+def _from_original(content: dict[str, Any]) -> dict[str, Any]:
+    """A file of the original system as schema 1 has it: normalized price levels in and out, no logarithm.
+
+    Its configuration has options that are unknown here (paths, for example), which are left out. The network's size is
+    read from the weights, which cannot be wrong about it.
+    """
+    params = dict(content.get("trial_params") or {})
+    found = {**dict(content["config"]), **params}
+    if "sequence_length" not in found:
+        raise KeyError("sequence_length in its config")
+    known = {name: found[name] for name in TrainConfig.model_fields if name in found}
+    hidden_size, num_layers = lstm_size(content["model_state"])
+    known |= {
+        "network": "lstm",
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "target": "level",
+        "likelihood": "mse",
+        "log_prices": False,
+        "device": "auto",
+        "source": "auto",
+    }
+    mean, std = float(content["feature_mean"]), float(content["feature_std"])
+    return {
+        "model_state": content["model_state"],
+        "config": known,
+        "normalization": {"mean": mean, "std": std, "change_std": 1.0, "log": False},
+        "val_loss_best": float(content.get("val_loss_best", float("nan"))),
+        "metrics_test": content.get("metrics_test"),
+        "trial_number": content.get("trial_number"),
+        "trial_params": params,
+        "schema_version": 0,
+    }
+
+
+def _check_weights(checkpoint: Checkpoint) -> None:
+    checkpoint.build_network()
+    kinds = {str(value.dtype).removeprefix("torch.") for value in checkpoint.model_state.values()}
+    if kinds != {"float32"}:
+        raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")
+    if not all(bool(torch.isfinite(value).all()) for value in checkpoint.model_state.values()):
+        raise ValueError("its weights are not finite numbers")
+    scalings, columns = checkpoint.normalization.scalings, checkpoint.config.input_columns
+    if len(scalings) != 1 + len(columns):
+        raise ValueError(f"it has {len(scalings)} scalings for its feature and the columns {columns}")
+    for scaling in scalings:
+        if not (np.isfinite(scaling.mean) and scaling.std > 0 and scaling.change_std > 0):
+            raise ValueError(f"its normalization is impossible: mean {scaling.mean}, std {scaling.std}")
+    scores = checkpoint.calibration_scores
+    if scores is not None and not (scores.ndim == 1 and len(scores) and np.isfinite(scores).all()):
+        raise ValueError("its calibration scores are not finite numbers")
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{' '.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"no {error.args[0]}"
+    return str(error).strip().splitlines()[0]

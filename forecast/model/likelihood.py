@@ -1,0 +1,142 @@
+"""What a network's outputs mean, and what training minimizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from forecast.config import Likelihood
+from forecast.scores.distribution import (
+    MAIN_LEVEL,
+    Conformal,
+    Distribution,
+    StudentT,
+    interval_probabilities,
+)
+
+OUTPUTS: dict[Likelihood, int] = {"mse": 1, "student_t": 3}
+"""Numbers that a network gives for each window."""
+
+LEAST_DF = 2.0
+"""Below it a Student-t distribution has no variance."""
+FIRST_DF = 5.0
+"""Degrees of freedom of an output of zero: daily changes of prices have about three to six."""
+LARGEST_DF_OUTPUT = 5.0
+"""Output at which degrees of freedom stop growing, at some 450."""
+FIRST_SCALE = math.sqrt((FIRST_DF - 2) / FIRST_DF)
+"""Scale of an output of zero, in units of the volatility: its standard deviation is then the volatility."""
+
+
+def student_t_parameters(outputs: Tensor, volatility: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Location, scale and degrees of freedom, each (n,), from outputs (n, 3) and the volatility (n,).
+
+    An output of zero is a location of zero and a standard deviation that equals the volatility.
+    """
+    location, scale, df = outputs.unbind(-1)
+    # Far beyond, a Student-t distribution is a normal one, and the loss a difference of large numbers.
+    df = df.clamp(max=LARGEST_DF_OUTPUT)
+    return location, FIRST_SCALE * volatility * scale.exp(), LEAST_DF + (FIRST_DF - LEAST_DF) * df.exp()
+
+
+def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss over n windows: squared error, or the Student-t distribution's negative log-likelihood.
+
+    Args:
+        likelihood: which of them.
+        outputs: shape (n, outputs).
+        volatility: of the windows, shape (n,).
+        targets: exact outputs, shape (n,).
+    """
+    if likelihood == "mse":
+        return nn.functional.mse_loss(outputs[:, 0], targets)
+    location, scale, df = student_t_parameters(outputs, volatility)
+    standard = (targets - location) / scale
+    half = (df + 1) / 2
+    log_density = (
+        torch.lgamma(half)
+        - torch.lgamma(df / 2)
+        - 0.5 * torch.log(math.pi * df)
+        - torch.log(scale)
+        - half * torch.log1p(standard.square() / df)
+    )
+    return -log_density.mean()
+
+
+def point_forecasts(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Point forecasts (n,) from outputs (n, outputs): the mean for ``mse``, the median for ``student_t``."""
+    return outputs[:, 0]
+
+
+def distribution(
+    likelihood: Likelihood,
+    outputs: NDArray[np.float32],
+    volatility: NDArray[np.float32],
+    scores: NDArray[np.float64] | None,
+) -> Distribution | None:
+    """The forecast distributions of n windows.
+
+    Args:
+        likelihood: of the model.
+        outputs: shape (n, outputs).
+        volatility: of the windows, shape (n,).
+        scores: its ``calibration_scores`` on validation rows; without them ``student_t`` is as it was learned.
+
+    Returns:
+        None for ``mse`` without calibration scores.
+    """
+    if likelihood == "student_t":
+        learned = _student_t(outputs, volatility)
+        return learned if scores is None else replace(learned, stretch=stretch(scores))
+    if scores is None:
+        return None
+    return Conformal(outputs[:, 0].astype(np.float64), volatility.astype(np.float64), scores)
+
+
+def widest_level(likelihood: Likelihood, scores: NDArray[np.float64] | None) -> float:
+    """Level up to which a model has intervals; 0 where it has none."""
+    nothing = np.zeros((0, OUTPUTS[likelihood]), np.float32)
+    empty = distribution(likelihood, nothing, nothing[:, 0], scores)
+    return empty.widest_level if empty else 0.0
+
+
+def calibration_scores(
+    likelihood: Likelihood,
+    outputs: NDArray[np.float32],
+    volatility: NDArray[np.float32],
+    targets: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Errors on rows that the model was not trained on, from which intervals are calibrated; shape (n,), ascending.
+
+    For ``mse``: actual minus forecast, in units of the volatility. For ``student_t``: the absolute error in units of
+    half the width of the interval of ``MAIN_LEVEL``; above one, the row lies outside the interval.
+    """
+    if likelihood == "mse":
+        return np.sort((targets - outputs[:, 0]).astype(np.float64) / volatility)
+    learned = _student_t(outputs, volatility)
+    half_width = learned.quantiles(interval_probabilities([MAIN_LEVEL]))[:, 1] - learned.location
+    return np.sort(np.abs(targets - learned.location) / half_width)
+
+
+def stretch(scores: NDArray[np.float64]) -> float:
+    """The factor, never below one, by which a learned Student-t distribution is too narrow.
+
+    The split conformal quantile of the ``calibration_scores`` (Vovk et al. 2005; with the learned interval's half width
+    as the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of
+    rows exchangeable with those of the scores. A distribution that was learned too wide is left alone: a model fits its
+    own training rows too well, not too badly.
+    """
+    rank = math.ceil(round((len(scores) + 1) * MAIN_LEVEL, 9))
+    return max(1.0, float(scores[min(rank, len(scores)) - 1]))
+
+
+def _student_t(outputs: NDArray[np.float32], volatility: NDArray[np.float32]) -> StudentT:
+    parameters = student_t_parameters(
+        torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(volatility.astype(np.float64))
+    )
+    location, scale, df = (value.numpy() for value in parameters)
+    return StudentT(location, scale, df)

@@ -1,0 +1,351 @@
+"""Training: a likelihood's loss, Adam, clipped gradients, early stopping, the best validation state kept.
+
+One loop, in ``Trainer.advance``, that can be run to the end or in pieces; pieces give the same weights as one run, to
+the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from forecast.config import TrainConfig
+from forecast.errors import DataError, TrainingError
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.device import choose_device, threads
+from forecast.model.likelihood import OUTPUTS, calibration_scores, distribution, loss, point_forecasts
+from forecast.model.network import build_network, forward_in_batches
+from forecast.model.split import Part, require_rows, split_rows
+from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
+from forecast.prices.series import Provenance, Series
+from forecast.scores.distribution import PROBABILITIES
+from forecast.scores.metrics import Evaluation, Forecasts, evaluate_forecasts
+
+Array = NDArray[np.float64]
+Outputs = NDArray[np.float32]
+
+STAGES_PER_SEED = 1_000_003
+"""Distance between the generator seeds of neighbouring ``seed`` options; more than there are epochs."""
+
+
+class Trainer:
+    """Trains one model on a prepared series.
+
+    Attributes:
+        epoch: epochs done.
+        best_epoch: the epoch whose validation loss was lowest, 0 before the first.
+        best_loss: that loss, in units of the model's output: mean squared error, or negative log-likelihood.
+        stale_epochs: epochs since ``best_epoch``.
+    """
+
+    def __init__(self, prepared: PreparedSeries, config: TrainConfig) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        self._prepared = prepared
+        self._encoding = prepared.encoding(config)
+        self._validation = prepared.windows("validation", config)
+        self._validation_tensors = self._tensors(self._validation)
+        self._train_tensors = self._tensors(prepared.windows("train", config))
+
+        with self._seeded(0):
+            self.network = build_network(config).to(self.device)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+        self._best_state: dict[str, Tensor] = _copy_state(self.network)
+        self._best_outputs: Outputs = np.zeros(
+            (len(self._validation), OUTPUTS[config.likelihood]), np.float32
+        )
+        self._scored: tuple[int, Evaluation] | None = None
+
+    @property
+    def stale_epochs(self) -> int:
+        """Epochs since the best one."""
+        return self.epoch - self.best_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the epochs or the patience are used up."""
+        return self.epoch >= self.config.max_epochs or self.stale_epochs >= self.config.patience
+
+    def advance(self, until_epoch: int | None = None) -> None:
+        """Train until ``until_epoch`` epochs are done, or until finished.
+
+        Raises:
+            TrainingError: when a validation loss is not finite.
+        """
+        stop = self.config.max_epochs if until_epoch is None else until_epoch
+        with threads(self.config.threads):
+            while self.epoch < stop and not self.finished:
+                with self._seeded(self.epoch + 1):
+                    self._train_epoch()
+                self.epoch += 1
+                self._validate()
+
+    def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+        arrays = (windows.inputs, windows.volatility, windows.targets)
+        inputs, volatility, targets = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return inputs, volatility, targets
+
+    def _train_epoch(self) -> None:
+        self.network.train()
+        # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
+        order = torch.randperm(len(self._train_tensors[0])).to(self.device)
+        shuffled = (values[order].split(self.config.batch_size) for values in self._train_tensors)
+        parameters = list(self.network.parameters())
+        for inputs, volatility, targets in zip(*shuffled, strict=True):
+            batch_loss = loss(self.config.likelihood, self.network(inputs), volatility, targets)
+            self._optimizer.zero_grad(set_to_none=True)
+            batch_loss.backward()
+            nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
+            self._optimizer.step()
+
+    def _validate(self) -> None:
+        inputs, volatility, targets = self._validation_tensors
+        outputs = forward_in_batches(self.network, inputs)
+        validation_loss = float(loss(self.config.likelihood, outputs, volatility, targets))
+        if not math.isfinite(validation_loss):
+            raise TrainingError(
+                f"validation loss is {validation_loss} after epoch {self.epoch}: training diverged; "
+                f"lower `learning_rate` (now {self.config.learning_rate:g})"
+            )
+        if validation_loss < self.best_loss:
+            self.best_loss, self.best_epoch = validation_loss, self.epoch
+            self._best_state = _copy_state(self.network)
+            self._best_outputs = outputs.cpu().numpy()
+
+    def evaluate(self, part: Part = "validation") -> Evaluation:
+        """Scores of the best state so far on the rows of ``part``."""
+        rows = self._prepared.rows(part, self.config.sequence_length)
+        if part != "validation":
+            windows = self._prepared.windows(part, self.config)
+            best = build_network(self.config).to(self.device)
+            best.load_state_dict(self._best_state)
+            with threads(self.config.threads):
+                outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device)).cpu()
+            forecasts = price_forecasts(outputs.numpy(), windows, self._encoding, self.calibration_scores())
+            return evaluate_forecasts(rows, forecasts)
+        if self._scored is None or self._scored[0] != self.best_epoch:
+            forecasts = validation_forecasts(self._best_outputs, self._validation, self._encoding)
+            self._scored = self.best_epoch, evaluate_forecasts(rows, forecasts)
+        return self._scored[1]
+
+    def calibration_scores(self) -> Array:
+        """The best state's calibration scores on validation rows."""
+        rows = self._validation
+        return calibration_scores(self.config.likelihood, self._best_outputs, rows.volatility, rows.targets)
+
+    def best_state(self) -> dict[str, Tensor]:
+        """The weights with the lowest validation loss so far, on the CPU."""
+        return {name: value.cpu() for name, value in self._best_state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that another process needs to continue; plain values and tensors."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best_state": self._best_state,
+            "best_outputs": torch.from_numpy(self._best_outputs),
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the ``state_dict`` of a trainer with the same series and configuration.
+
+        Raises:
+            RuntimeError: when the state is of another series or configuration.
+        """
+        if state["best_outputs"].shape != self._best_outputs.shape:
+            raise RuntimeError("this state was saved by another version, or of another series")
+        self.network.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best_state = {name: value.to(self.device) for name, value in state["best_state"].items()}
+        self._best_outputs = state["best_outputs"].numpy()
+        self.best_loss = state["best_loss"]
+        self.best_epoch = state["best_epoch"]
+        self.epoch = state["epoch"]
+        self._scored = None
+
+    @contextmanager
+    def _seeded(self, stage: int) -> Iterator[None]:
+        """Draw everything random of one stage (0: weights, n: epoch n) from the seed and the stage alone.
+
+        So an epoch's batches and dropout do not depend on how training was cut into pieces, on the process it runs in,
+        or on other uses of torch's generators in that process.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.config.seed * STAGES_PER_SEED + stage)
+            yield
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of ``train``: the checkpoint, its scores on validation and test, epochs and seconds."""
+
+    checkpoint: Checkpoint
+    validation: Evaluation
+    test: Evaluation
+    epochs: int
+    seconds: float
+
+
+def train(
+    series: Series,
+    config: TrainConfig,
+    *,
+    until_epoch: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
+) -> TrainResult:
+    """Train one model on ``series``, score it on validation and test, and wrap it as a checkpoint.
+
+    Args:
+        series: clean prices; ``config.symbol`` and ``config.feature`` are taken from it.
+        config: every option of the training.
+        until_epoch: stop after this many epochs at the latest.
+        on_epoch: called after each epoch, for progress.
+
+    Raises:
+        DataError: when the series is too short for the window length or does not vary.
+        TrainingError: when training diverges.
+    """
+    config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
+    require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+    started = time.perf_counter()
+    prepared = prepare(series, config)
+    checkpoint, trainer = fit(prepared, config, series.provenance, until_epoch=until_epoch, on_epoch=on_epoch)
+    seconds = time.perf_counter() - started
+    test = evaluate_part(checkpoint, prepared, "test")
+    return TrainResult(checkpoint.with_test(test, prepared), trainer.evaluate(), test, trainer.epoch, seconds)
+
+
+def fit(
+    prepared: PreparedSeries,
+    config: TrainConfig,
+    provenance: Provenance,
+    *,
+    until_epoch: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
+) -> tuple[Checkpoint, Trainer]:
+    """Train one model without looking at the test rows; gives the checkpoint of its best state, and its trainer.
+
+    Args:
+        prepared: the series.
+        config: every option of the training.
+        provenance: where the series came from.
+        until_epoch: stop after this many epochs at the latest.
+        on_epoch: called after each epoch, for progress.
+
+    Raises:
+        TrainingError: when training diverges.
+    """
+    trainer = Trainer(prepared.without_test(), config)
+    while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
+        trainer.advance(trainer.epoch + 1)
+        if on_epoch:
+            on_epoch(trainer)
+    checkpoint = Checkpoint.create(
+        model_state=trainer.best_state(),
+        config=config,
+        prepared=prepared,
+        val_loss_best=trainer.best_loss,
+        best_epoch=trainer.best_epoch,
+        validation=trainer.evaluate(),
+        calibration_scores=trainer.calibration_scores(),
+        device=trainer.device.type,
+        provenance=asdict(provenance),
+    )
+    return checkpoint, trainer
+
+
+def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
+    """Score a checkpoint on one part of a prepared series, beside persistence on the same rows."""
+    rows = prepared.rows(part, checkpoint.config.sequence_length)
+    return evaluate_forecasts(rows, forecast_part(checkpoint, prepared, part))
+
+
+def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Forecasts:
+    """A checkpoint's forecasts of the target rows of one part of a prepared series.
+
+    Intervals are calibrated on the validation rows; on these rows themselves, each half is calibrated on the other.
+    """
+    windows = prepared.windows(part, checkpoint.config)
+    with threads(checkpoint.config.threads):
+        outputs = forward_in_batches(checkpoint.build_network(), torch.from_numpy(windows.inputs)).numpy()
+    if part == "validation":
+        return validation_forecasts(outputs, windows, checkpoint.encoding)
+    return price_forecasts(outputs, windows, checkpoint.encoding, checkpoint.calibration_scores)
+
+
+def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:
+    """Score a checkpoint on one part of ``series``, beside persistence on the same rows.
+
+    The series is split by the checkpoint's ratios and normalized by the checkpoint's statistics.
+
+    Raises:
+        DataError: when the series lacks a column that the model sees, or is too short.
+    """
+    config = checkpoint.config
+    require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+    if series.input_columns != config.input_columns:
+        raise DataError(
+            f"the model sees the input columns {_listed(config.input_columns)}, the series has "
+            f"{_listed(series.input_columns)}; load it with the same `input_columns`"
+        )
+    split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    normalization = checkpoint.normalization
+    prepared = PreparedSeries(normalization.normalize(series.matrix), normalization, split)
+    return evaluate_part(checkpoint, prepared, part)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def price_forecasts(
+    outputs: Outputs, windows: Windows, encoding: Encoding, scores: Array | None
+) -> Forecasts:
+    """Forecasts in price units from a model's outputs (n, outputs).
+
+    Args:
+        outputs: of the windows.
+        windows: the inputs that gave them.
+        encoding: of the model.
+        scores: its ``calibration_scores`` on validation rows.
+    """
+    found = distribution(encoding.likelihood, outputs, windows.volatility, scores)
+    return Forecasts(
+        points=encoding.prices(point_forecasts(outputs), windows.last),
+        quantiles=encoding.prices(found.quantiles(PROBABILITIES), windows.last) if found else None,
+    )
+
+
+def validation_forecasts(outputs: Outputs, windows: Windows, encoding: Encoding) -> Forecasts:
+    """Forecasts of the validation rows, calibrated so that no row's interval comes from its own error.
+
+    Each half of the rows takes the calibration scores of the other.
+    """
+    middle = len(windows) // 2
+    halves = []
+    for part, others in ((slice(middle), slice(middle, None)), (slice(middle, None), slice(middle))):
+        scores = calibration_scores(
+            encoding.likelihood, outputs[others], windows.volatility[others], windows.targets[others]
+        )
+        halves.append(price_forecasts(outputs[part], windows.part(part), encoding, scores))
+    return Forecasts.join(halves)
+
+
+def _copy_state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -1,0 +1,242 @@
+"""Windows: what a model sees, what it is asked for, and how its output becomes a price.
+
+Training, evaluation and serving encode and decode through the same functions of ``Encoding``, so a forecast means
+the same everywhere. Arrays of values have a last axis of columns: the feature first, then the input columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forecast.config import DataConfig, ExperimentConfig, Likelihood, Target, TrainConfig
+from forecast.model.normalization import Normalization
+from forecast.model.split import Part, Split, split_rows
+from forecast.prices.series import Series
+from forecast.scores.distribution import PROBABILITIES
+from forecast.scores.metrics import Rows
+
+Array = NDArray[np.float64]
+
+CHANGE_BOUND = 3.0
+"""Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
+VOLATILITY_DECAY = 0.94
+"""Weight of yesterday's variance in today's: RiskMetrics' for daily data (J.P. Morgan/Reuters 1996, section 5.3)."""
+EXACT_DIGITS = 12
+"""Significant digits of a price that survive normalizing and back, unless it is far below the others."""
+
+
+def channels(config: ExperimentConfig) -> int:
+    """Numbers that a network sees of each step: one for each column, and for ``student_t`` the size of the change."""
+    return 1 + len(config.input_columns) + (config.likelihood == "student_t")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Prices to model inputs and model outputs to prices, for one kind of target and likelihood.
+
+    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next one, all in
+    units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
+    are normalized prices (the original design). A ``student_t`` model also sees the size of the changes.
+    """
+
+    normalization: Normalization
+    target: Target
+    likelihood: Likelihood = "mse"
+
+    def inputs(self, normalized: Array) -> NDArray[np.float32]:
+        """Normalized windows (n, sequence_length, columns) to model inputs (n, length, channels).
+
+        For ``residual``, length is one less than ``sequence_length``.
+        """
+        changes = self._changes(normalized)
+        if self.target == "level":
+            seen = [normalized]
+            changes = np.concatenate([np.zeros_like(changes[:, :1]), changes], axis=1)
+        else:
+            # A few violent days would otherwise decide what is learned, and a calmer or wilder market than the
+            # training's would be answered with changes of its own size.
+            seen = [CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)]
+        if self.likelihood == "student_t":
+            seen.append(np.sqrt(np.abs(changes[..., :1])))
+        return np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
+
+    def volatility(self, normalized: Array) -> NDArray[np.float32]:
+        """The standard deviation to expect of the next output, (n,), from normalized windows.
+
+        An exponentially weighted mean of the window's squared changes that begins with the training's variance, so it
+        is never zero.
+        """
+        squares = np.square(self._changes(normalized)[..., 0])
+        ages = np.arange(squares.shape[1] - 1, -1, -1)
+        weights = (1 - VOLATILITY_DECAY) * VOLATILITY_DECAY**ages
+        variance = squares @ weights + VOLATILITY_DECAY ** squares.shape[1]
+        volatility: NDArray[np.float32] = (np.sqrt(variance) * self._output_scale).astype(np.float32)
+        return volatility
+
+    def _changes(self, normalized: Array) -> Array:
+        """One-step changes in units of each column's standard deviation in training."""
+        changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds
+        return changes
+
+    @property
+    def _output_scale(self) -> float:
+        """The training changes' standard deviation in units of the output."""
+        return self.normalization.feature.change_std if self.target == "level" else 1.0
+
+    def targets(self, normalized_last: Array, normalized_next: Array) -> NDArray[np.float32]:
+        """The output that would be exact, (n,), from the feature's values before and at the target rows."""
+        if self.target == "level":
+            return normalized_next.astype(np.float32)
+        change = (normalized_next - normalized_last) / self.normalization.feature.change_std
+        return change.astype(np.float32)
+
+    def prices(self, outputs: ArrayLike, normalized_last: Array) -> Array:
+        """Outputs (n,) or (n, k) to prices of that shape, given each window's normalized last value (n,)."""
+        values = np.asarray(outputs, dtype=np.float64)
+        if self.target == "residual":
+            last = normalized_last if values.ndim == 1 else normalized_last[:, np.newaxis]
+            values = last + values * self.normalization.feature.change_std
+        return self.normalization.feature.denormalize(values)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one part of a series, one per target row.
+
+    Attributes:
+        inputs: model inputs, shape (n, length, channels), float32.
+        volatility: standard deviation to expect of each output, shape (n,), float32.
+        targets: exact outputs, shape (n,), float32.
+        last: the feature's normalized value before each target row, shape (n,).
+    """
+
+    inputs: NDArray[np.float32]
+    volatility: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    last: Array
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, rows: slice) -> Windows:
+        """These windows alone."""
+        return Windows(self.inputs[rows], self.volatility[rows], self.targets[rows], self.last[rows])
+
+
+@dataclass(frozen=True)
+class PreparedSeries:
+    """A normalized series with its split: the one array that all models of an experiment share.
+
+    Attributes:
+        normalized: shape (n, columns), the feature first, or shorter after ``without_test``.
+        normalization: the scaling of each column.
+        split: its row borders.
+    """
+
+    normalized: Array
+    normalization: Normalization
+    split: Split
+
+    def without_test(self) -> PreparedSeries:
+        """The same series with its test rows cut off: what a search may see."""
+        return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
+
+    def encoding(self, config: ExperimentConfig) -> Encoding:
+        """How models of an experiment see this series."""
+        return Encoding(self.normalization, config.target, config.likelihood)
+
+    @cached_property
+    def train_prices(self) -> Array:
+        """The feature's training prices, shape (n,)."""
+        return self.normalization.feature.denormalize(self.normalized[: self.split.train_end, 0])
+
+    @property
+    def train_range(self) -> tuple[float, float]:
+        """Least and largest training price."""
+        return float(self.train_prices.min()), float(self.train_prices.max())
+
+    def latest_window(self, length: int) -> list[Any]:
+        """The last ``length`` rows in price units, oldest first, as ``plain_window`` gives them."""
+        window = self.normalization.denormalize(self.normalized[-length:])
+        # Normalizing and back has changed their last digits.
+        exact = [float(f"{value:.{EXACT_DIGITS}g}") for value in window.ravel()]
+        return plain_window(np.array(exact).reshape(window.shape))
+
+    def windows(self, part: Part, config: TrainConfig) -> Windows:
+        """Windows of every target row of ``part`` as a model of ``config`` sees them.
+
+        Raises:
+            IndexError: for test windows of a series ``without_test``.
+        """
+        length = config.sequence_length
+        rows = self.target_rows(part, length)
+        encoding = self.encoding(config)
+        # The view has the window's steps as its last axis.
+        history = np.lib.stride_tricks.sliding_window_view(self.normalized, length, axis=0)
+        seen = history[rows - length].swapaxes(1, 2)
+        last, following = self.normalized[rows - 1, 0], self.normalized[rows, 0]
+        return Windows(
+            inputs=encoding.inputs(seen),
+            volatility=encoding.volatility(seen),
+            targets=encoding.targets(last, following),
+            last=last,
+        )
+
+    def rows(self, part: Part, sequence_length: int) -> Rows:
+        """The actual prices of the target rows of ``part``, with persistence's forecasts of them.
+
+        Persistence's distribution is that of all changes before the part (of its own, for ``train``).
+
+        Raises:
+            IndexError: for test rows of a series ``without_test``.
+        """
+        targets = self.target_rows(part, sequence_length)
+        last = self.normalized[targets - 1, 0]
+        before = self.split.validation_end if part == "test" else self.split.train_end
+        changes = np.quantile(np.diff(self.normalized[:before, 0]), PROBABILITIES)
+        feature = self.normalization.feature
+        return Rows(
+            actual=feature.denormalize(self.normalized[targets, 0]),
+            previous=feature.denormalize(last),
+            persistence=feature.denormalize(last[:, np.newaxis] + changes),
+            naive_mae=float(np.abs(np.diff(self.train_prices)).mean()),
+        )
+
+    def target_rows(self, part: Part, sequence_length: int) -> NDArray[np.intp]:
+        """Row numbers of ``part`` that can be forecast from ``sequence_length`` rows before them.
+
+        Raises:
+            IndexError: for test rows of a series ``without_test``.
+        """
+        targets = self.split.targets(part, sequence_length)
+        if len(targets) and targets[-1] >= len(self.normalized):
+            raise IndexError(f"this series holds no {part} rows")
+        return np.arange(targets.start, targets.stop)
+
+
+def plain_window(rows: Array) -> list[Any]:
+    """A window (length, columns) as requests and answers write it: numbers, or lists of them for several columns."""
+    window: list[Any] = (rows[:, 0] if rows.shape[1] == 1 else rows).tolist()
+    return window
+
+
+def prepare(series: Series, config: DataConfig, split: Split | None = None) -> PreparedSeries:
+    """Split ``series`` and normalize it with statistics of its training rows alone.
+
+    Args:
+        series: clean prices.
+        config: ratios of the split, and whether prices are taken as logarithms.
+        split: the row borders to use instead of those of the ratios.
+
+    Raises:
+        DataError: when the series is too short to be split or a column's training values do not vary.
+    """
+    split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    matrix = series.matrix[: split.rows]
+    normalization = Normalization.fit(matrix[: split.train_end], series.columns, log=config.log_prices)
+    return PreparedSeries(normalization.normalize(matrix), normalization, split)

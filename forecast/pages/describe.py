@@ -1,0 +1,82 @@
+"""A series and intervals in plain words, the same in every command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from forecast.config import DataConfig
+from forecast.model.split import split_rows
+from forecast.prices.series import Series
+from forecast.scores.metrics import LEVELS, Evaluation, label
+
+
+def series_lines(series: Series, config: DataConfig) -> list[str]:
+    """Lines on where the prices came from, what was repaired and how they are split."""
+    where, dates = series.provenance, series.dates
+    split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    return [
+        f"{series.symbol} {series.feature} from {where.source}: {len(series)} rows, {where.first_date} to "
+        f"{where.last_date}",
+        *(f"  {line}" for line in series.integrity.lines()),
+        f"  train {split.train_end} rows to {dates[split.train_end - 1]}, validation "
+        f"{split.validation_end - split.train_end} to {dates[split.validation_end - 1]}, test "
+        f"{split.rows - split.validation_end} to {dates[-1]}",
+    ]
+
+
+def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Share of rows in the intervals of each level and their mean width, for the model and for persistence.
+
+    Args:
+        evaluations: of one model, or of several trainings of it on the same rows, over which the mean is taken.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title in ("interval", "rows in it", "mean width", "persistence's", "mean width"):
+        table.add_column(title, justify="left" if title == "interval" else "right", no_wrap=True)
+    for i, level in enumerate(LEVELS):
+        found = [evaluation.intervals[i] for evaluation in evaluations]
+        table.add_row(
+            f"{100 * level:g} %",
+            f"{100 * np.mean([interval.coverage for interval in found]):.1f} %",
+            f"{np.mean([interval.width for interval in found]):,.5g}",
+            f"{100 * found[0].persistence_coverage:.1f} %",
+            f"{found[0].persistence_width:,.5g}",
+        )
+    return table
+
+
+def evaluations_table(evaluations: dict[str, Evaluation]) -> Table:
+    """The model's scores and persistence's, a block of rows for each part."""
+    table = Table()
+    table.add_column("rows")
+    table.add_column("metric")
+    for column in ("model", "persistence", "skill"):
+        table.add_column(column, justify="right")
+    for part, evaluation in evaluations.items():
+        for index, (name, value) in enumerate(evaluation.model.items()):
+            skill = evaluation.skill[name]
+            table.add_row(
+                f"{part} ({evaluation.rows})" if index == 0 else "",
+                label(name),
+                f"{value:,.6g}",
+                f"{evaluation.persistence[name]:,.6g}",
+                "" if skill is None else f"{100 * skill:+.2f} %",
+            )
+        for interval in evaluation.intervals:
+            table.add_row(
+                "",
+                f"in {100 * interval.level:g} % interval",
+                f"{100 * interval.coverage:.1f} %",
+                f"{100 * interval.persistence_coverage:.1f} %",
+                "",
+            )
+        direction = evaluation.direction
+        if direction and direction.accuracy is not None:
+            ends = f"{100 * (direction.low or 0):.0f} to {100 * (direction.high or 0):.0f}"
+            table.add_row("", "direction right", f"{100 * direction.accuracy:.1f} % ({ends})", "", "")
+        table.add_section()
+    return table

@@ -1,0 +1,1 @@
+"""Prices in, a clean series out: sources, tables, integrity rules."""

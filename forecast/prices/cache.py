@@ -1,0 +1,72 @@
+"""A local copy of what Yahoo sent last, one Parquet file a symbol, for when Yahoo cannot be reached."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forecast.atomic import write_atomically
+from forecast.prices.table import Table
+
+DIRECTORY_VARIABLE = "FORECAST_CACHE_DIR"
+DATE_COLUMN = "__date__"
+
+
+def cache_path(symbol: str) -> Path:
+    """Where the copy of ``symbol`` is; ``FORECAST_CACHE_DIR`` overrides the user's cache directory."""
+    given = os.environ.get(DIRECTORY_VARIABLE)
+    directory = Path(given) if given else platformdirs.user_cache_path("pareto-price-forecaster")
+    return directory / f"{quote(symbol, safe='')}.parquet"
+
+
+def store(symbol: str, table: Table) -> str | None:
+    """Keep ``table`` as the copy of ``symbol``; gives back why not in one line, None when it is kept."""
+    content = pa.Table.from_pandas(table.columns.assign(**{DATE_COLUMN: table.dates}), preserve_index=False)
+    facts = {
+        "symbol": symbol,
+        "as_of": table.as_of.isoformat(),
+        "retrieved": table.retrieved.isoformat() if table.retrieved else "",
+        "sha256": _digest(symbol, table),
+    }
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **facts})
+    try:
+        write_atomically(cache_path(symbol), lambda stream: pq.write_table(content, stream))
+    except OSError as error:
+        return f"prices could not be kept in the cache at {cache_path(symbol)} ({error.strerror})"
+    return None
+
+
+def load(symbol: str) -> Table | None:
+    """The copy of ``symbol``; None when there is none, or it is damaged, or of another symbol."""
+    try:
+        content = pq.read_table(cache_path(symbol))
+        facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        frame = content.to_pandas()
+        table = Table(
+            dates=frame.pop(DATE_COLUMN).to_numpy().astype("datetime64[D]"),
+            columns=frame,
+            as_of=dt.date.fromisoformat(facts["as_of"]),
+            origin="the local cache",
+            retrieved=dt.date.fromisoformat(facts["retrieved"]) if facts["retrieved"] else None,
+        )
+        whole = facts["symbol"] == symbol and facts["sha256"] == _digest(symbol, table)
+    except Exception:  # damage shows in whatever the decoders stumble over, and a copy is never needed
+        return None
+    return table if whole else None
+
+
+def _digest(symbol: str, table: Table) -> str:
+    """SHA-256 of everything that is kept: Parquet itself reads many a flipped bit as another price."""
+    names = [str(name) for name in table.columns.columns]
+    digest = hashlib.sha256(repr((symbol, str(table.as_of), str(table.retrieved), names)).encode())
+    digest.update(table.dates.astype("datetime64[D]").astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(table.columns.to_numpy(dtype="<f8", na_value=np.nan)).tobytes())
+    return digest.hexdigest()

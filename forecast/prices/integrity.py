@@ -1,0 +1,145 @@
+"""Rules that make prices usable, and the report of what each rule found and did.
+
+Nothing is dropped without being counted, nothing is filled in, and no large move is ever treated as an
+error: real prices move by a third in a day.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+STALE_RUN = 5
+"""Identical consecutive values that make a stale run."""
+WEEKDAY_GAP = 5
+"""Longest gap, in calendar days, that holidays make in a series of weekdays."""
+WEEKEND_SHARE = 0.1
+"""Share of rows on weekends from which on a series trades every day (two sevenths if it really does)."""
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What one rule found and what was done about it."""
+
+    rule: str
+    found: int
+    action: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class IntegrityReport:
+    """The results of all rules, in the order they were applied, those that found nothing too."""
+
+    rows_in: int
+    rows_out: int
+    rules: tuple[RuleResult, ...]
+
+    def lines(self) -> list[str]:
+        """Plain words for a person: a line for each rule that found something."""
+        found = [rule for rule in self.rules if rule.found]
+        if not found:
+            return [f"{self.rows_in} rows read, nothing to repair"]
+        return [
+            f"{rule.rule.replace('_', ' ')}: {rule.found}, {rule.action}{f' ({rule.detail})' if rule.detail else ''}"
+            for rule in found
+        ]
+
+
+def check_integrity(
+    dates: NDArray[np.datetime64],
+    matrix: NDArray[np.float64],
+    columns: Sequence[str],
+    *,
+    as_of: dt.date,
+    keep_non_positive: bool = False,
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], IntegrityReport]:
+    """Apply every rule; applying them again to the result finds nothing more to drop.
+
+    Args:
+        dates: shape (n,), ``datetime64[D]``, in any order.
+        matrix: prices, shape (n, columns), the feature first; a row is usable when each of its values is.
+        columns: names of the columns.
+        as_of: the first day that was not complete when the prices were taken.
+        keep_non_positive: count zero and negative prices but keep them.
+
+    Returns:
+        Dates, strictly increasing; their rows of the matrix, finite; and the report. Empty when no row was usable.
+    """
+    rows_in = len(matrix)
+    rules = []
+
+    dates, matrix, rule = _usable("non_finite", dates, matrix, np.isfinite(matrix), columns, keep=False)
+    rules.append(rule)
+    dates, matrix, rule = _usable("non_positive", dates, matrix, matrix > 0, columns, keep=keep_non_positive)
+    rules.append(rule)
+
+    steps = np.diff(dates) / np.timedelta64(1, "D")
+    rules.append(RuleResult("unsorted", int((steps < 0).sum()), "steps back in time, rows sorted by date"))
+    order = np.argsort(dates, kind="stable")
+    dates, matrix = dates[order], matrix[order]
+
+    last_of_day = np.append(dates[1:] != dates[:-1], True)[: len(dates)]
+    repeated = ~last_of_day
+    changed = (matrix[:-1] != matrix[1:]).any(axis=1)
+    differing = int((repeated[:-1] & changed).sum())
+    detail = f"{differing} disagreed with the next" if repeated.any() else ""
+    rules.append(RuleResult("duplicate_dates", int(repeated.sum()), "rows dropped, the last kept", detail))
+    dates, matrix = dates[last_of_day], matrix[last_of_day]
+
+    complete = dates < np.datetime64(as_of)
+    rules.append(RuleResult("partial_last_day", int((~complete).sum()), "rows dropped"))
+    dates, matrix = dates[complete], matrix[complete]
+
+    rules.append(_holes(dates))
+    rules.append(_stale_runs(dates, matrix[:, 0]))
+    return dates, matrix, IntegrityReport(rows_in, len(matrix), tuple(rules))
+
+
+def _usable(
+    rule: str,
+    dates: NDArray[np.datetime64],
+    matrix: NDArray[np.float64],
+    good: NDArray[np.bool_],
+    columns: Sequence[str],
+    *,
+    keep: bool,
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], RuleResult]:
+    """Drop the rows with a value that is not good, unless they are kept; count them."""
+    rows = np.logical_and.reduce(good, axis=1)
+    bad = zip(columns, (~good).sum(axis=0), strict=True)
+    detail = ", ".join(f"{name} on {count}" for name, count in bad if count)
+    result = RuleResult(rule, int((~rows).sum()), "rows kept" if keep else "rows dropped", detail)
+    return (dates, matrix, result) if keep else (dates[rows], matrix[rows], result)
+
+
+def _holes(dates: NDArray[np.datetime64]) -> RuleResult:
+    if len(dates) < 3:
+        return RuleResult("holes", 0, "kept")
+    gaps = (np.diff(dates) / np.timedelta64(1, "D")).astype(int)
+    spacing = int(np.median(gaps))
+    weekend = np.isin((dates.astype("datetime64[D]").astype(int) + 3) % 7, (5, 6)).mean()
+    longest_usual = (1 if weekend > WEEKEND_SHARE else WEEKDAY_GAP) if spacing == 1 else 2 * spacing
+    holes = np.flatnonzero(gaps > longest_usual)
+    if not len(holes):
+        return RuleResult("holes", 0, "kept")
+    missing = int((gaps[holes] - 1).sum())
+    at = int(holes[np.argmax(gaps[holes])])
+    days = "1 day" if missing == 1 else f"{missing} days"
+    detail = f"{days} missing, the longest between {dates[at]} and {dates[at + 1]}"
+    return RuleResult("holes", len(holes), "kept, never filled in", detail)
+
+
+def _stale_runs(dates: NDArray[np.datetime64], values: NDArray[np.float64]) -> RuleResult:
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.array([], int)
+    lengths = np.diff(np.append(starts, len(values)))
+    runs = np.flatnonzero(lengths >= STALE_RUN)
+    if not len(runs):
+        return RuleResult("stale_runs", 0, "kept")
+    longest = int(runs[np.argmax(lengths[runs])])
+    detail = f"the longest of {lengths[longest]} rows from {dates[starts[longest]]}"
+    return RuleResult("stale_runs", len(runs), "kept", detail)

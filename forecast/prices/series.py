@@ -1,0 +1,81 @@
+"""A clean series of prices: what every later stage takes as its input."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.prices.integrity import IntegrityReport
+
+Dates = NDArray[np.datetime64]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a series came from; kept in every checkpoint and summary."""
+
+    source: str
+    """What the prices were read from: ``yahoo``, ``cache``, ``snapshot``, another source's name, or a file's path."""
+    requested: str
+    """The source that was asked for; differs from ``source`` after a fallback."""
+    first_date: str
+    last_date: str
+    rows: int
+    sha256: str
+    """Hash of the clean dates and values: equal hashes mean equal series."""
+    fallback: str | None = None
+    """Why the requested source was not used, in one line; None when it was."""
+    retrieved: str | None = None
+    """When the prices were taken from their origin, ISO date; None when that is not known."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Prices of one symbol, one row a day, oldest first, clean.
+
+    Attributes:
+        dates: shape (n,), ``datetime64[D]``, strictly increasing.
+        matrix: shape (n, columns), ``float64``, finite; the feature, in price units, is the first column.
+        columns: names of the columns.
+    """
+
+    dates: Dates
+    matrix: Values
+    columns: tuple[str, ...]
+    symbol: str
+    provenance: Provenance
+    integrity: IntegrityReport = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dates)
+
+    @property
+    def feature(self) -> str:
+        """Name of the column that is forecast."""
+        return self.columns[0]
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Names of the columns beyond the feature."""
+        return self.columns[1:]
+
+    @property
+    def values(self) -> Values:
+        """The feature, shape (n,), in price units."""
+        return self.matrix[:, 0]
+
+    def part(self, rows: slice) -> Series:
+        """The series of these rows alone; the provenance stays that of all rows."""
+        return replace(self, dates=self.dates[rows], matrix=self.matrix[rows])
+
+
+def hash_rows(dates: Dates, matrix: Values) -> str:
+    """SHA-256 over little-endian days since 1970 and float64 values (n, columns), the same on every platform."""
+    digest = hashlib.sha256()
+    digest.update(dates.astype("datetime64[D]").astype("<i8").tobytes())
+    digest.update(matrix.astype("<f8").tobytes())
+    return digest.hexdigest()

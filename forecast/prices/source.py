@@ -1,0 +1,202 @@
+"""Where prices come from: Yahoo, the local cache, the bundled snapshot, a file, or a source that a package adds."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from forecast.config import DataConfig, parse_settings
+from forecast.errors import DataError, UsageError
+from forecast.prices import cache, snapshot, yahoo
+from forecast.prices.files import READABLE, read_file
+from forecast.prices.integrity import check_integrity
+from forecast.prices.series import Provenance, Series, hash_rows
+from forecast.prices.table import Table
+from forecast.registry import Registry
+
+Notify = Callable[[str], None]
+
+
+def say_on_stderr(line: str) -> None:
+    """Print one line for a person, away from the output for machines."""
+    print(line, file=sys.stderr)
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked for.
+
+    Attributes:
+        symbol: whose prices.
+        notify: takes a line for a person.
+    """
+
+    symbol: str
+    notify: Notify
+
+
+Source = Callable[[Request], Table]
+"""Gives the whole history of a symbol.
+
+It raises SourceUnavailable when it gets no answer, and UnknownSymbol when it is sure that there are no such prices.
+"""
+
+
+def read_yahoo(request: Request) -> Table:
+    """Yahoo Finance; its answer is kept in the local cache."""
+    table = yahoo.fetch(request.symbol)
+    problem = cache.store(request.symbol, table)
+    if problem:
+        request.notify(problem)
+    return table
+
+
+def read_snapshot(request: Request) -> Table:
+    """The snapshot that is bundled with the package.
+
+    Raises:
+        DataError: when there is none of the symbol.
+    """
+    bundled = snapshot.load(request.symbol)
+    if bundled is None:
+        raise DataError(
+            f"there is no snapshot of {request.symbol!r}, only of {', '.join(snapshot.RETRIEVED)}; "
+            "use `source=yahoo` or a file"
+        )
+    return bundled
+
+
+def read_auto(request: Request) -> Table:
+    """Yahoo, else the cached copy, else the snapshot; a fallback is announced in one line and noted in the table.
+
+    Raises:
+        DataError: when there is none of the three.
+    """
+    symbol = request.symbol
+    try:
+        return replace(read_yahoo(request), source="yahoo")
+    except DataError as error:
+        reason = str(error)
+    for name, copy in (("cache", cache.load(symbol)), ("snapshot", snapshot.load(symbol))):
+        if copy is not None:
+            first, last = copy.dates.min(), copy.dates.max()
+            request.notify(f"{reason}; using {copy.origin} of {symbol} instead, {first} to {last}")
+            return replace(copy, source=name, fallback=reason)
+    raise DataError(
+        f"{reason}, and there is no cached copy or snapshot of {symbol!r}; check the network and the symbol, or give "
+        "a file as `source`"
+    )
+
+
+SOURCES: Registry[Source] = Registry(
+    "source", "forecast.sources", {"auto": read_auto, "yahoo": read_yahoo, "snapshot": read_snapshot}
+)
+"""Every source by name; any other ``source`` is a file's path."""
+
+
+def load_series(
+    symbol: str = DataConfig.model_fields["symbol"].default,
+    feature: str = DataConfig.model_fields["feature"].default,
+    source: str = DataConfig.model_fields["source"].default,
+    start: str | dt.date | None = None,
+    end: str | dt.date | None = None,
+    *,
+    input_columns: Sequence[str] = (),
+    keep_non_positive: bool = False,
+    notify: Notify | None = say_on_stderr,
+) -> Series:
+    """Prices of one feature of one symbol, clean, oldest first.
+
+    Args:
+        symbol: as Yahoo Finance spells it.
+        feature: the column of prices; case, spaces and underscores do not matter.
+        source: ``auto`` (Yahoo, else the local cache, else the bundled snapshot), ``yahoo``, ``snapshot``, or
+            the path of a ``.csv`` or ``.parquet`` file; see ``SOURCES``.
+        start: first day, ISO date; all history unless given.
+        end: day to stop before, ISO date.
+        input_columns: further columns to take along.
+        keep_non_positive: keep zero and negative prices instead of dropping them as errors.
+        notify: gets a line when ``auto`` had to fall back; None to say nothing.
+
+    Raises:
+        UsageError: when ``start`` is not before ``end``, or an argument is not what it should be.
+        DataError: when the prices cannot be had or hold nothing usable; the message names the remedy.
+    """
+    config = parse_settings(
+        DataConfig,
+        {
+            "symbol": symbol,
+            "feature": feature,
+            "source": source,
+            "start": start,
+            "end": end,
+            "input_columns": tuple(input_columns),
+            "keep_non_positive": keep_non_positive,
+            "log_prices": not keep_non_positive,
+        },
+    )
+    return series_from_config(config, notify=notify)
+
+
+def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
+    """Prices as ``config`` asks for them; see ``load_series``."""
+    table = _read(config, notify or _say_nothing)
+    columns = (config.feature, *config.input_columns)
+    # The rules see the whole history, so that a repair does not depend on the range that was asked for; the report
+    # is of the whole history too.
+    dates, matrix, report = check_integrity(
+        table.dates,
+        np.stack([table.values(name) for name in columns], axis=-1),
+        columns,
+        as_of=table.as_of,
+        keep_non_positive=config.keep_non_positive,
+    )
+    if not len(dates):
+        raise DataError(
+            f"{table.origin} has no usable {' and '.join(columns)} of {config.symbol} ({report.rows_in} rows, none of "
+            "them good); choose another `feature` or `source`"
+        )
+    asked_for = np.ones(len(dates), dtype=bool)
+    if config.start:
+        asked_for &= dates >= np.datetime64(config.start)
+    if config.end:
+        asked_for &= dates < np.datetime64(config.end)
+    if not asked_for.any():
+        limits = [f"from {config.start}"] if config.start else []
+        limits += [f"before {config.end}"] if config.end else []
+        raise DataError(
+            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, nothing {' and '.join(limits)}; "
+            "change `start` or `end`"
+        )
+    dates, matrix = dates[asked_for], matrix[asked_for]
+    provenance = Provenance(
+        source=table.source or config.source,
+        requested=config.source,
+        first_date=str(dates[0]),
+        last_date=str(dates[-1]),
+        rows=len(dates),
+        sha256=hash_rows(dates, matrix),
+        fallback=table.fallback,
+        retrieved=table.retrieved.isoformat() if table.retrieved else None,
+    )
+    return Series(dates, matrix, columns, config.symbol, provenance, report)
+
+
+def _read(config: DataConfig, notify: Notify) -> Table:
+    if config.source in SOURCES:
+        return SOURCES[config.source](Request(config.symbol, notify))
+    path = Path(config.source).expanduser()
+    if path.suffix.lower() not in READABLE and not path.exists():
+        raise UsageError(
+            f"`source` {config.source}: give {', '.join(SOURCES)}, or the path of a .csv or .parquet file"
+        )
+    return read_file(path, config.symbol)

@@ -1,0 +1,70 @@
+"""A table of prices as a source gave it: before a column is chosen and before any repair."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from forecast.errors import DataError
+from forecast.names import plain_name
+
+THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"
+"""Form of a number with commas between thousands."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Dates and columns of one symbol.
+
+    Attributes:
+        dates: shape (n,), ``datetime64[D]``, in the source's order.
+        columns: n rows, one column a feature, values as read.
+        as_of: the first day that was not complete when the prices were taken.
+        origin: what the table was read from, for messages.
+        retrieved: the day the prices were taken from their origin; None when that is not known.
+        source: name of the source that gave the table; None when it is the one that was asked for.
+        fallback: why the source that was asked for was not used, in one line; None when it was.
+    """
+
+    dates: NDArray[np.datetime64]
+    columns: pd.DataFrame
+    as_of: dt.date
+    origin: str
+    retrieved: dt.date | None = None
+    source: str | None = None
+    fallback: str | None = None
+
+    def values(self, feature: str) -> NDArray[np.float64]:
+        """The column ``feature`` as numbers, shape (n,); empty and null cells are NaN.
+
+        Case, spaces and underscores in the name do not matter.
+
+        Raises:
+            DataError: when there is no such column (lists those there are), or it holds text.
+        """
+        names = {plain_name(str(name)): name for name in self.columns.columns}
+        if feature in self.columns.columns:
+            names[plain_name(feature)] = feature
+        if plain_name(feature) not in names:
+            there = ", ".join(str(name) for name in self.columns.columns)
+            raise DataError(f"{self.origin} has no feature {feature!r}; choose one of: {there}")
+        column = self.columns[names[plain_name(feature)]]
+        if pd.api.types.is_numeric_dtype(column):
+            return column.to_numpy(dtype=np.float64, na_value=np.nan)
+        text = column.astype("string").str.strip()
+        # Commas go only where they can be nothing but thousands separators: 1234,567 is no such number.
+        text = text.mask(text.str.fullmatch(THOUSANDS).fillna(False), text.str.replace(",", ""))
+        empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-", "."])
+        numbers = pd.to_numeric(text.mask(empty), errors="coerce")
+        wrong = np.flatnonzero((numbers.isna() & ~empty).to_numpy())
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{self.origin} has {column.iloc[row]!r} in column {feature} on {self.dates[row]} (row {row + 1}), "
+                "which is not a number; correct the file or choose another `feature`"
+            )
+        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)

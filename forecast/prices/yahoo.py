@@ -1,0 +1,180 @@
+"""Daily prices from Yahoo Finance, through the yfinance client."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import re
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+
+from forecast.errors import SourceUnavailable, UnknownSymbol
+from forecast.prices.table import Table
+
+ATTEMPTS = 3
+"""Times Yahoo is asked before it counts as unreachable."""
+FIRST_WAIT = 0.5
+"""Seconds before the second attempt; doubled before each further one."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds one request may take."""
+TOTAL_TIMEOUT = 30.0
+"""Seconds after which Yahoo counts as unreachable whatever its client is doing."""
+NO_SUCH_SYMBOL = re.compile(r"no data found|not found|delisted|data doesn't exist", re.IGNORECASE)
+"""Yahoo's words for a symbol without prices; every other reason it gives is a failure of its own."""
+
+
+def fetch(symbol: str) -> Table:
+    """The whole daily history of ``symbol``, prices not adjusted for dividends.
+
+    Raises:
+        UnknownSymbol: when Yahoo answers that it has no prices under that symbol.
+        SourceUnavailable: when Yahoo does not answer, limits the rate, or answers with something else.
+    """
+    import yfinance
+
+    result: list[Table | BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(_fetch_with_retries(symbol))
+        except BaseException as error:
+            result.append(error)
+
+    # The client makes requests of its own (cookies, crumbs) with time limits we do not set: the thread
+    # bounds them all.
+    thread = threading.Thread(target=work, name="yahoo", daemon=True)
+    with _client_lock, _exceptions_shown(yfinance):
+        thread.start()
+        thread.join(TOTAL_TIMEOUT)
+    if not result:
+        raise SourceUnavailable(f"Yahoo Finance did not answer within {TOTAL_TIMEOUT:g} s")
+    if isinstance(result[0], BaseException):
+        raise result[0]
+    return result[0]
+
+
+_client_lock = threading.Lock()
+"""Held while the client's settings, which are those of the whole process, are ours."""
+
+
+@contextmanager
+def _exceptions_shown(yfinance: ModuleType) -> Iterator[None]:
+    """Failures of the client come as exceptions, not as log lines and an empty frame; undone afterwards."""
+    debug, log = yfinance.config.debug, logging.getLogger("yfinance")
+    hidden, level = debug.hide_exceptions, log.level
+    debug.hide_exceptions = False
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # The client's own use of pandas; nothing of it is ours or the user's to mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        debug.hide_exceptions = hidden
+        log.setLevel(level)
+
+
+def _fetch_with_retries(symbol: str) -> Table:
+    deadline = time.monotonic() + TOTAL_TIMEOUT
+    wait = FIRST_WAIT
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _fetch_once(symbol)
+        except SourceUnavailable:
+            if attempt == ATTEMPTS or time.monotonic() + wait > deadline:
+                raise
+            time.sleep(wait)
+            wait *= 2
+    raise AssertionError("every attempt returns or raises")
+
+
+def _fetch_once(symbol: str) -> Table:
+    from yfinance.exceptions import YFRateLimitError, YFTickerMissingError
+
+    try:
+        frame, meta = _history(symbol)
+    except YFTickerMissingError as error:
+        reason = str(error.rationale)
+        # The client calls every refusal a missing symbol, an outage of Yahoo's too; Yahoo's words differ.
+        if getattr(error, "yahoo_reason", None) and not NO_SUCH_SYMBOL.search(reason):
+            raise SourceUnavailable(f"Yahoo Finance could not be read (it answered: {reason})") from error
+        raise UnknownSymbol(
+            f"Yahoo Finance has no prices for {symbol!r} ({reason}); check the symbol's spelling"
+        ) from error
+    except YFRateLimitError as error:
+        raise SourceUnavailable("Yahoo Finance limits the rate of requests; try again later") from error
+    except Exception as error:  # whatever the client's network and parsing layers raise
+        raise SourceUnavailable(f"Yahoo Finance could not be read ({_short(error)})") from error
+    if frame.empty:
+        raise UnknownSymbol(f"Yahoo Finance has no prices for {symbol!r}; check the symbol's spelling")
+    days = pd.DatetimeIndex(frame.index).tz_localize(None).to_numpy().astype("datetime64[D]")
+    now = dt.datetime.now(dt.UTC)
+    return Table(
+        dates=days,
+        columns=frame.reset_index(drop=True),
+        as_of=first_incomplete_day(meta, now),
+        origin="Yahoo Finance",
+        retrieved=now.date(),
+    )
+
+
+def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    """Prices and the chart's metadata; raises what the client raises."""
+    import yfinance
+    from yfinance.exceptions import YFTzMissingError
+
+    # The client looks the time zone up through a memory without an expiry, which would give a second
+    # attempt the first one's bad answer.
+    yfinance.data.YfData.cache_get.cache_clear()
+    ticker = yfinance.Ticker(symbol)
+    try:
+        # Rows without a price are kept here, so that the integrity rules count them.
+        frame = ticker.history(
+            period="max",
+            interval="1d",
+            auto_adjust=False,
+            actions=False,
+            keepna=True,
+            timeout=REQUEST_TIMEOUT,
+        )
+    except YFTzMissingError:
+        # Says nothing of why. A short chart needs no time zone, and its failure carries Yahoo's reason.
+        ticker.history(period="5d", timeout=REQUEST_TIMEOUT)
+        raise ValueError(f"no time zone for {symbol!r}") from None
+    return frame, ticker.get_history_metadata() or {}
+
+
+def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
+    """The exchange's current day, or the next one once today's session has ended.
+
+    Args:
+        meta: the chart's metadata, with ``exchangeTimezoneName`` and ``currentTradingPeriod``.
+        now: an aware time.
+    """
+    try:
+        zone: dt.tzinfo = ZoneInfo(str(meta["exchangeTimezoneName"]))
+    except (KeyError, ValueError, OSError):
+        zone = dt.UTC
+    today = now.astimezone(zone).date()
+    try:
+        end = meta["currentTradingPeriod"]["regular"]["end"]
+        ended = dt.datetime.fromtimestamp(float(getattr(end, "timestamp", lambda: end)()), zone)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return today
+    return today + dt.timedelta(days=1) if ended.date() == today and now >= ended else today
+
+
+def _short(error: Exception) -> str:
+    """The gist of a client's error: curl's own words without their preamble, at most a line."""
+    text = " ".join(str(error).split())
+    curl = re.search(r"curl: \(\d+\) (.+?)(?:\. See https?:|$)", text)
+    return curl.group(1) if curl else f"{type(error).__name__}: {text[:160]}"

@@ -1,0 +1,74 @@
+"""Things that are known by name: the package's, and those that other packages add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from forecast.errors import UsageError
+
+Item = TypeVar("Item")
+
+
+class Registry(Mapping[str, Item], Generic[Item]):
+    """Items of one kind by name, in the order they were added.
+
+    An installed package adds an item with an entry point of the registry's group, which every process finds: commands,
+    Ray workers and replicas. ``add`` adds one in this process alone.
+    """
+
+    def __init__(self, kind: str, group: str, items: Mapping[str, Item]) -> None:
+        """Start with ``items``.
+
+        Args:
+            kind: what an item is, for messages: ``metric``.
+            group: entry points that add items: ``forecast.metrics``.
+            items: those of the package.
+        """
+        self._kind, self._group = kind, group
+        self._items = dict(items)
+        self._complete = False
+
+    def add(self, name: str, item: Item) -> None:
+        """Add an item; adding the same one again changes nothing.
+
+        Raises:
+            UsageError: when another item has that name.
+        """
+        if self._items.setdefault(name, item) is not item:
+            raise UsageError(f"there is a {self._kind} called {name!r} already; choose another name")
+
+    def find(self, name: str) -> Item:
+        """The item called ``name``.
+
+        Raises:
+            UsageError: when there is none; lists those there are.
+        """
+        try:
+            return self[name]
+        except KeyError:
+            raise UsageError(f"there is no {self._kind} {name!r}; choose one of: {', '.join(self)}") from None
+
+    def _all(self) -> dict[str, Item]:
+        # Only when somebody looks: reading what is installed takes some hundredths of a second.
+        if not self._complete:
+            for found in entry_points(group=self._group):
+                try:
+                    self.add(found.name, found.load())
+                except (ImportError, AttributeError) as error:
+                    raise UsageError(
+                        f"the {self._kind} {found.name!r} of an installed package cannot be loaded ({error}); fix or "
+                        f"uninstall {found.value.partition(':')[0]}"
+                    ) from error
+            self._complete = True
+        return self._items
+
+    def __getitem__(self, name: str) -> Item:
+        return self._items[name] if name in self._items else self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())

@@ -1,0 +1,294 @@
+"""Metrics of forecasts, always compared with persistence on the same rows.
+
+Persistence forecasts the last price, with the distribution of the changes seen before around it. A metric without it
+says nothing: a daily price is close to a random walk, on which persistence is hard to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.registry import Registry
+from forecast.scores.distribution import PROBABILITIES, interval_probabilities
+
+Array = NDArray[np.float64]
+
+MAPE_FLOOR = 1e-3
+"""Smallest |actual| that MAPE divides by, in price units."""
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Levels at which intervals are checked."""
+CONFIDENCE = 0.95
+"""Level of the confidence interval around a share of right directions."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """One model's forecasts of n rows, in price units.
+
+    Attributes:
+        points: point forecasts, shape (n,).
+        quantiles: at ``PROBABILITIES``, shape (n, 199); None for a model that gives points alone.
+    """
+
+    points: Array
+    quantiles: Array | None = None
+
+    @property
+    def required_quantiles(self) -> Array:
+        """The quantiles, shape (n, 199).
+
+        Raises:
+            ValueError: for forecasts without quantiles.
+        """
+        if self.quantiles is None:
+            raise ValueError("these forecasts have no quantiles")
+        return self.quantiles
+
+    @classmethod
+    def join(cls, parts: Sequence[Forecasts]) -> Forecasts:
+        """Forecasts of consecutive rows as one; it has quantiles if all parts have them."""
+        quantiles = [part.quantiles for part in parts if part.quantiles is not None]
+        return cls(
+            np.concatenate([part.points for part in parts]),
+            np.concatenate(quantiles) if len(quantiles) == len(parts) else None,
+        )
+
+
+def absolute_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """|actual - forecast| of each row, in price units."""
+    return np.abs(actual - forecasts.points)
+
+
+def squared_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """(actual - forecast)^2 of each row."""
+    return np.square(actual - forecasts.points)
+
+
+def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
+    """|actual - forecast| of each row in percent of |actual|, clamped from below at ``MAPE_FLOOR``."""
+    return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), MAPE_FLOOR)
+
+
+def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
+    """Continuous ranked probability score of each row, in price units (Matheson & Winkler 1976).
+
+    Twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), as its mean over
+    ``PROBABILITIES``. Of a point forecast it is the absolute error, so it compares with MAE.
+
+    Raises:
+        ValueError: for forecasts without quantiles.
+    """
+    above = actual[:, np.newaxis] - forecasts.required_quantiles
+    losses = np.maximum(PROBABILITIES * above, (PROBABILITIES - 1) * above)
+    scores: Array = 2 * losses.mean(axis=1)
+    return scores
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over rows, to be minimized.
+
+    Attributes:
+        losses: loss of each row, shape (n,), from actual prices (n,) and forecasts of them.
+        of_mean: makes the metric of the mean loss.
+        unit: ``%``, for example; empty for price units.
+        needs_quantiles: whether it scores the whole distribution, and so needs forecasts that have one.
+    """
+
+    losses: Callable[[Array, Forecasts], Array]
+    of_mean: Callable[[float], float] = float
+    unit: str = ""
+    needs_quantiles: bool = False
+
+    def __call__(self, actual: Array, forecasts: Forecasts) -> float:
+        """The metric over all rows."""
+        return self.of_mean(float(np.mean(self.losses(actual, forecasts))))
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    "forecast.metrics",
+    {
+        "MAE": Metric(absolute_errors),
+        "RMSE": Metric(squared_errors, of_mean=lambda mean: float(np.sqrt(mean))),
+        "MAPE": Metric(percentage_errors, unit="%"),
+        "CRPS": Metric(ranked_probability_scores, needs_quantiles=True),
+    },
+)
+"""Every metric by name; each can be an objective."""
+
+
+def label(name: str) -> str:
+    """A metric's name with its unit, as a table's or a plot's title has it: ``MAPE %``."""
+    return f"{name} {METRICS[name].unit}".rstrip() if name in METRICS else name
+
+
+MASE = "MASE"
+"""MAE over the mean absolute change of the training prices (Hyndman & Koehler 2006)."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Coverage and width of the central intervals of one level.
+
+    Attributes:
+        level: share of rows that they should hold.
+        coverage: share of rows that they held.
+        width: their mean width, in price units.
+        persistence_coverage: the same share for persistence's intervals.
+        persistence_width: their mean width.
+    """
+
+    level: float
+    coverage: float
+    width: float
+    persistence_coverage: float
+    persistence_width: float
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How often the price moved to the side of the last price that the forecast was on.
+
+    Attributes:
+        accuracy: share of rows where it did; None where no row can be counted.
+        low: lower end of its binomial confidence interval of 95 %.
+        high: upper end.
+        rows: rows on which both the price and the forecast moved.
+    """
+
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    rows: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's and persistence's metrics on the same rows, by name, and the model's skill.
+
+    ``skill`` is ``1 - model / persistence``: above zero the model is better; None where persistence is exact.
+    ``intervals`` is empty for a model that gives points alone.
+    """
+
+    model: dict[str, float]
+    persistence: dict[str, float]
+    skill: dict[str, float | None]
+    rows: int
+    intervals: tuple[Coverage, ...] = ()
+    direction: Direction | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The prices of n rows, and persistence's forecasts of them.
+
+    Attributes:
+        actual: prices, shape (n,), n >= 1.
+        previous: prices one row before each, shape (n,): persistence's point forecasts.
+        persistence: quantiles of persistence, shape (n, 199); None leaves distributions unscored.
+        naive_mae: MASE's divisor, the mean absolute change of the training prices, for all rows or each, shape (n,);
+            None leaves MASE out.
+    """
+
+    actual: Array
+    previous: Array
+    persistence: Array | None = None
+    naive_mae: float | Array | None = None
+
+    @property
+    def baseline(self) -> Forecasts:
+        """Persistence's forecasts."""
+        return Forecasts(self.previous, self.persistence)
+
+
+def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
+    """Score forecasts against the actual prices and against persistence.
+
+    Distributions are scored where both the model and persistence have quantiles.
+    """
+    intervals: tuple[Coverage, ...] = ()
+    if forecasts.quantiles is not None and rows.persistence is not None:
+        intervals = _intervals(rows.actual, forecasts.quantiles, rows.persistence)
+    scored = {name: metric for name, metric in METRICS.items() if intervals or not metric.needs_quantiles}
+    model = {name: metric(rows.actual, forecasts) for name, metric in scored.items()}
+    persistence = {name: metric(rows.actual, rows.baseline) for name, metric in scored.items()}
+    if rows.naive_mae is not None:
+        for metrics, of in ((model, forecasts), (persistence, rows.baseline)):
+            metrics[MASE] = float(np.mean(absolute_errors(rows.actual, of) / rows.naive_mae))
+    skill = {name: 1 - model[name] / persistence[name] if persistence[name] > 0 else None for name in model}
+    return Evaluation(
+        model=model,
+        persistence=persistence,
+        skill=skill,
+        rows=len(rows.actual),
+        intervals=intervals,
+        direction=_direction(rows, forecasts.points),
+    )
+
+
+def interval_bounds(quantiles: Array, level: float) -> tuple[Array, Array]:
+    """Lower and upper bounds (n,) of central intervals from quantiles (n, 199) at ``PROBABILITIES``.
+
+    Args:
+        quantiles: increasing along the second axis.
+        level: such that its bounds are among ``PROBABILITIES``.
+    """
+    low, high = np.searchsorted(PROBABILITIES, interval_probabilities([level]) - 1e-9)
+    return quantiles[:, low], quantiles[:, high]
+
+
+def coverage(actual: Array, quantiles: Array, level: float) -> tuple[float, float]:
+    """Share of rows in the central interval of a level, and its mean width in price units.
+
+    Args:
+        actual: shape (n,).
+        quantiles: at ``PROBABILITIES``, shape (n, 199).
+        level: such that its bounds are among ``PROBABILITIES``.
+    """
+    lower, upper = interval_bounds(quantiles, level)
+    inside = (lower <= actual) & (actual <= upper)
+    return float(inside.mean()), float((upper - lower).mean())
+
+
+def _intervals(actual: Array, quantiles: Array, persistence: Array) -> tuple[Coverage, ...]:
+    return tuple(
+        Coverage(level, *coverage(actual, quantiles, level), *coverage(actual, persistence, level))
+        for level in LEVELS
+    )
+
+
+def _direction(rows: Rows, points: Array) -> Direction:
+    forecast, actual = np.sign(points - rows.previous), np.sign(rows.actual - rows.previous)
+    moved = (forecast != 0) & (actual != 0)
+    count, right = int(moved.sum()), int((moved & (forecast == actual)).sum())
+    if not count:
+        return Direction(None, None, None, 0)
+    low, high = binomial_interval(right, count)
+    return Direction(right / count, low, high, count)
+
+
+def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Exact interval of ``CONFIDENCE`` for a binomial share (Clopper & Pearson 1934); trials >= 1."""
+    # Imported here because it takes a tenth of a second, which forecasting need not wait for.
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    failures = trials - successes
+    low = betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return float(low), float(high)
+
+
+def probability_integral_transform(actual: Array, quantiles: Array) -> Array:
+    """Where in its forecast distribution each actual price lies, in [0, 1]; uniform for a calibrated forecast.
+
+    Dawid 1984; from quantiles (n, 199) at ``PROBABILITIES``, so in steps of half a percent.
+    """
+    below = (quantiles < actual[:, np.newaxis]).sum(axis=1)
+    places: Array = (below + 0.5) / (len(PROBABILITIES) + 1)
+    return places

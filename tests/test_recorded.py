@@ -1,0 +1,220 @@
+"""Files and answers that version 0.1.0 left, read and given again.
+
+``recorded/`` holds its checkpoints, a job that was killed while a trial ran, and in ``answers.json`` its answers in
+Python, over HTTP and on the command line. The last digits of a number depend on the processor: they are compared where
+torch's own arithmetic is that of the recording.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bodies import BAD_BODIES
+from pydantic_core import to_jsonable_python
+from running_job import study_of
+from serving_here import serving
+
+from forecast import Predictor, evaluate, load_checkpoint, load_series, save_checkpoint, train
+from forecast.__main__ import main
+from forecast.model.checkpoint import SCHEMA_VERSION
+from tune_jobs import job as jobs
+from tune_jobs.options import TuneOptions
+from tune_jobs.space import SPACES, SearchSpace
+
+RECORDED = Path(__file__).with_name("recorded")
+ANSWERS = json.loads((RECORDED / "answers.json").read_text())
+OURS = ("mse", "student_t", "level", "columns")
+EVERY = (*OURS, "original")
+ADDED = {"network"}
+"""Fields of a configuration that came later."""
+
+
+def arithmetic():
+    """A hash of the bits that torch and numpy compute here, without code of ours."""
+    before, generator = torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    lstm = torch.nn.LSTM(2, 8, 2, batch_first=True)
+    inputs = torch.randn(40, 20, 2)
+    optimizer = torch.optim.Adam(lstm.parameters(), fused=True)
+    for _ in range(3):
+        loss = lstm(inputs)[0][:, -1].square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.set_num_threads(before)
+    torch.random.set_rng_state(generator)
+    digest = hashlib.sha256()
+    for weights in lstm.parameters():
+        digest.update(weights.detach().numpy().tobytes())
+    digest.update(np.exp(np.log(np.linspace(1, 1e4, 999))).tobytes())
+    return digest.hexdigest()
+
+
+def numbers_of(value, path=""):
+    """A nested value flat: each leaf by its path."""
+    if isinstance(value, dict):
+        return {k: v for key in value for k, v in numbers_of(value[key], f"{path}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, item in enumerate(value) for k, v in numbers_of(item, f"{path}/{i}").items()}
+    return {path: value}
+
+
+@pytest.fixture(scope="module")
+def same():
+    """Assert that a value is the recorded one: to the bit where the processor computes as that of the recording did."""
+    exact = arithmetic() == ANSWERS["arithmetic"]
+
+    def assert_same(found, recorded):
+        found, recorded = numbers_of(found), numbers_of(recorded)
+        assert found.keys() == recorded.keys()
+        if exact:
+            assert found == recorded
+        for path, value in recorded.items():
+            expected = pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
+            assert found[path] == expected, path
+
+    return assert_same
+
+
+@pytest.fixture(autouse=True)
+def _in_the_recording(monkeypatch):
+    monkeypatch.chdir(RECORDED)
+
+
+def series_of(name):
+    config = load_checkpoint(f"{name}.pt").config
+    source = "prices.csv" if name == "columns" else "snapshot"
+    return load_series(config.symbol, source=source, input_columns=config.input_columns)
+
+
+def printed(*arguments):
+    with redirect_stdout(io.StringIO()) as output:
+        assert main(arguments) == 0
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_recorded_checkpoint_predicts_the_numbers_it_predicted(same, name):
+    answers = ANSWERS[name]
+    windows, predictor = answers["windows"], Predictor(f"{name}.pt", "cpu")
+    same(predictor.predict(windows).tolist(), answers["predict"])
+    if "intervals" in answers:
+        same(predictor.predict_intervals(windows, [0.5, 0.9]).tolist(), answers["intervals"])
+    if "steps" in answers:
+        same(predictor.predict_steps(windows, 3).tolist(), answers["steps"])
+        same(
+            predictor.predict_intervals(windows[:1], [0.5, 0.9], 3).tolist(),
+            answers["step_intervals"],
+        )
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_recorded_checkpoint_scores_as_it_scored(same, name):
+    checkpoint, series = load_checkpoint(f"{name}.pt"), series_of(name)
+    for part, recorded in ANSWERS[name]["evaluations"].items():
+        same(to_jsonable_python(evaluate(checkpoint, series, part)), recorded)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_training_a_recorded_configuration_again_gives_its_weights(same, name):
+    checkpoint = load_checkpoint(f"{name}.pt")
+    again = train(series_of(name), checkpoint.config).checkpoint
+    for kept in (checkpoint, again):
+        assert kept.schema_version in (SCHEMA_VERSION, 2)
+    same(
+        {key: value.ravel().tolist() for key, value in again.model_state.items()},
+        {key: value.ravel().tolist() for key, value in checkpoint.model_state.items()},
+    )
+    for field in ("metrics_validation", "metrics_test", "persistence", "intervals", "latest_window"):
+        same(getattr(again, field), getattr(checkpoint, field))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_recorded_checkpoint_that_is_saved_again_is_the_same_model_in_the_new_format(name, tmp_path):
+    before = load_checkpoint(f"{name}.pt")
+    save_checkpoint(before, tmp_path / "new.pt")
+    after = load_checkpoint(tmp_path / "new.pt")
+    assert after.schema_version == SCHEMA_VERSION
+    changed = {"model_state", "calibration_scores", "schema_version", "sha256", "val_loss_best"}
+    for field in set(type(before).model_fields) - changed:
+        assert getattr(after, field) == getattr(before, field), field
+    assert all(torch.equal(value, after.model_state[key]) for key, value in before.model_state.items())
+    np.testing.assert_equal(after.calibration_scores, before.calibration_scores)
+    assert after.val_loss_best == before.val_loss_best
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_server_answers_as_it_answered(same, name):
+    with serving(f"{name}.pt", engine="torch") as client:
+        for recorded in ANSWERS[name]["http"]:
+            response = client.request(recorded["method"], recorded["path"], json=recorded["body"])
+            answer = response.json()
+            assert response.status_code == recorded["status"]
+            for field in ADDED:
+                answer.get("config", {}).pop(field, None)
+            same(answer, recorded["answer"])
+        for what, status in ANSWERS[name].get("refused", {}).items():
+            assert client.post("/predict", content=BAD_BODIES[what]).status_code == status, what
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_infer_prints_what_it_printed(same, name, tmp_path):
+    window = tmp_path / "window.json"
+    window.write_text(json.dumps(ANSWERS[name]["windows"][0]))
+    command = ("infer", "--checkpoint", f"{name}.pt", "--file", str(window))
+    same(json.loads(printed(*command, "--json")), ANSWERS[name]["infer"])
+    assert printed(*command) == ANSWERS[name]["infer_text"]
+
+
+def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
+    recorded = ANSWERS["backtest"]
+    summary = json.loads(printed(*recorded["arguments"], "--output-dir", str(tmp_path)))
+    for field in ADDED:
+        summary["config"].pop(field, None)
+    same(summary, recorded["summary"])
+
+
+@pytest.mark.slow
+def test_a_job_that_0_1_0_left_is_finished_with_the_trials_that_0_1_0_would_have_run(
+    same, cluster, tmp_path, monkeypatch
+):
+    job = tmp_path / "job"
+    shutil.copytree("job", job)
+    recorded_space = SearchSpace(
+        sequence_length=(20, 40, 10),
+        hidden_size=(4, 8),
+        num_layers=(1, 2),
+        batch_size=(128,),
+        max_epochs=(6, 12, 6),
+    )
+    monkeypatch.setitem(SPACES, "small", recorded_space)
+    jobs.run_job(
+        TuneOptions(
+            source="snapshot",
+            space="small",
+            num_samples=6,
+            max_concurrent=1,
+            quiet=True,
+            report=False,
+            output_dir=job,
+            resume=True,
+        )
+    )
+    recorded = ANSWERS["study"]
+    trials = study_of(job).trials
+    assert [trial.state.name for trial in trials] == [row["state"] for row in recorded]
+    # Another processor may stop other trials, and then suggest others.
+    if arithmetic() == ANSWERS["arithmetic"]:
+        for trial, row in zip(trials, recorded, strict=True):
+            found = {name: trial.user_attrs.get(name) for name in ("epoch", "val_loss_best", "rungs")}
+            same(
+                {"params": trial.params, "values": trial.values, **found},
+                {key: row[key] for key in row if key not in ("number", "state")},
+            )

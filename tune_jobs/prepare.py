@@ -1,0 +1,102 @@
+"""The first part of a job: prices read, split and normalized, and the output directory held."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from forecast.atomic import require_writable
+from forecast.errors import StudyError
+from forecast.model.network import ARCHITECTURES
+from forecast.model.split import Part, require_rows
+from forecast.model.windows import PreparedSeries, prepare
+from forecast.pages.describe import series_lines
+from forecast.prices.series import Series
+from forecast.prices.source import series_from_config
+from forecast.scores.metrics import evaluate_forecasts
+from tune_jobs.options import TuneOptions
+from tune_jobs.space import SPACES
+
+LOCK_FILE = ".lock"
+
+SEARCHED_ON_TEST = (
+    "  objectives are computed on the test rows: the search sees them, and its test metrics are no estimate of "
+    "new data"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a job knows before it searches.
+
+    Attributes:
+        options: the job's.
+        series: the prices.
+        prepared: the same, normalized and split.
+        persistence: persistence's metrics by part, ``validation`` and ``test``.
+        console: for results.
+        errors: for progress and warnings.
+    """
+
+    options: TuneOptions
+    series: Series
+    prepared: PreparedSeries
+    persistence: dict[Part, dict[str, float]]
+    console: Console
+    errors: Console
+
+    @property
+    def to_beat(self) -> dict[str, float]:
+        """Persistence's metrics on the rows of the objectives."""
+        return self.persistence[self.options.objectives_on]
+
+
+def prepare_job(options: TuneOptions) -> Job:
+    """Read, split and normalize the prices, and say so.
+
+    Raises:
+        ForecastError: when the prices cannot be had, are too few, or do not vary, or the network is not known.
+    """
+    console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
+    ARCHITECTURES.find(options.network)
+    series = series_from_config(options, notify=lambda line: say(errors, line, "yellow"))
+    longest = SPACES[options.space].longest_window
+    require_rows(len(series), longest, options.train_ratio, options.val_ratio_within_train)
+    prepared = prepare(series, options)
+    parts: tuple[Part, ...] = ("validation", "test")
+    persistence = {part: persistence_metrics(prepared, part) for part in parts}
+    say(console, "\n".join(series_lines(series, options)))
+    if options.objectives_on == "test":
+        say(errors, SEARCHED_ON_TEST, "yellow")
+    return Job(options, series, prepared, persistence, console, errors)
+
+
+def persistence_metrics(prepared: PreparedSeries, part: Part) -> dict[str, float]:
+    """Persistence's metrics on the rows of ``part``, which are the same for every window length."""
+    rows = prepared.rows(part, 2)
+    return evaluate_forecasts(rows, rows.baseline).persistence
+
+
+@contextlib.contextmanager
+def only_job_in(output: Path) -> Iterator[None]:
+    """Hold the output directory: a second job would take this one's running trials for dead."""
+    require_writable(output)
+    with (output / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(
+                f"another job is working in {output}; wait for it, or choose another `output_dir`"
+            ) from None
+        # The lock ends with the process, however it dies; the empty file stays.
+        yield
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: no markup, no highlighting, and no line breaks added."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,106 @@
+"""Every private name of Ray and Tune that a job depends on, each behind a function or class that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray._private.services import canonicalize_bootstrap_address
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.utils.object_cache import _ObjectCache
+
+NODE_DIED = "its node has died"
+"""Ray's text of an actor's death where the whole node is gone."""
+
+
+def find_cluster(address: str | None) -> str | None:
+    """The address that Ray would connect to for ``auto`` or nothing; None when there is no cluster.
+
+    Ray has no public way to look for a cluster without connecting to it.
+    """
+    # The function's hint says str alone; its documentation says None too.
+    return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+
+
+def add_earlier_rungs(
+    scheduler: AsyncHyperBandScheduler, earlier: Iterable[Sequence[tuple[float, float]]]
+) -> None:
+    """Tell a scheduler of trials that it did not run: epochs and losses at their rungs.
+
+    Ray has no public way to do so.
+    """
+    (bracket,) = scheduler._brackets
+    for number, rungs in enumerate(earlier):
+        losses = dict(rungs)
+        for epoch, rewards in bracket._rungs:
+            if epoch in losses:
+                rewards[f"earlier {number}"] = -losses[epoch]
+
+
+class SlotProcesses(_ObjectCache):
+    """Keeps the process of every trial that has ended while another trial for its slot may come.
+
+    Tune's own cache drops a process while any other is still starting. When no trial is to come, a process that is kept
+    would hold the resources that a waiting one needs.
+    """
+
+    def __init__(self, more_to_come: Callable[[], bool]) -> None:
+        super().__init__()
+        self._more_to_come = more_to_come
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        """Keep it."""
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
+        """Drop all, or none."""
+        if force_all or not self._more_to_come():
+            yield from super().flush_cached_objects(force_all=True)
+
+
+def keep_processes(tune_controller: Any, more_to_come: Callable[[], bool]) -> None:
+    """Replace Tune's cache of processes by ``SlotProcesses``; done once, however often it is called.
+
+    Args:
+        tune_controller: the one that schedulers are given.
+        more_to_come: whether a trial may still come, asked beside the searcher.
+    """
+    controller = tune_controller._tune_controller
+    if not isinstance(controller._actor_cache, SlotProcesses):
+        # Ray has no public way to say which processes are kept.
+        controller._actor_cache = SlotProcesses(
+            lambda: more_to_come() and not controller._search_alg.is_finished()
+        )
+
+
+def process_of(trial: Any) -> Any:
+    """The actor that a Tune trial runs in; None while it has none."""
+    return trial.temporary_state.ray_actor
+
+
+def error_of(trial: Any) -> ray.exceptions.RayError | None:
+    """The error that ended a Tune trial's step or process; None when there is none."""
+    # Tune's own ``get_pickled_error`` reads a copy of this file that may not be there yet.
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return None
+    error: ray.exceptions.RayError = ray.cloudpickle.loads(Path(path).read_bytes())
+    return error
+
+
+def is_loss_of_node(error: ray.exceptions.RayError | None) -> bool:
+    """Whether an error says that a process's node has ended."""
+    # Ray tells of a drained node in its error's fields, and of one that just died only in its text.
+    return isinstance(error, ray.exceptions.RayActorError) and (error.preempted or NODE_DIED in str(error))
+
+
+def optuna_trial(searcher: OptunaSearch, trial_id: str) -> optuna.Trial:
+    """The study's trial behind a Tune trial that ``searcher`` has suggested."""
+    trial: optuna.Trial = searcher._ot_trials[trial_id]
+    return trial

@@ -1,0 +1,196 @@
+"""Runs the search: Ray Tune runs trials that an Optuna study suggests, until enough are finished."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from ray import tune
+
+from tune_jobs import study as studies
+from tune_jobs.placement import Placement, SlotResources
+from tune_jobs.scheduler import Rungs
+from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
+from tune_jobs.states import StateStore
+from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
+from tune_jobs.trial import Ticket, TrainingTrial
+
+MIN_STARTUP = 10
+"""Finished trials below which the sampler draws at random: Optuna's default."""
+RETRIES = 2
+"""Times that a trial whose worker died continues from its last rung before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class SearchSeconds:
+    """The time of a search, in seconds.
+
+    Attributes:
+        wall: from its start to its end.
+        cores: CPUs of the cluster, summed over that time.
+        asking: the driver's time for hyperparameters.
+        keeping: the driver's time for checkpoints and the study at each trial's end.
+    """
+
+    wall: float
+    cores: float
+    asking: float
+    keeping: float
+
+
+def run_search(
+    search: SearchInput,
+    study: optuna.Study,
+    storage: optuna.storages.RDBStorage,
+    *,
+    samples: int,
+    placement: Placement,
+    states: StateStore,
+    checkpoint_dir: Path,
+    stop: Stop,
+    on_finished: Callable[[Finished], None] = lambda finished: None,
+    on_event: Callable[[], None] = lambda: None,
+    trial_class: type[TrainingTrial] = TrainingTrial,
+) -> SearchSeconds:
+    """Run ``samples`` more trials of ``study`` on the connected cluster; gives the time that it took.
+
+    Ends early when ``stop`` says so; trials then still running are told FAIL as interrupted and their
+    parameters queued in the study, where the database still can be written.
+
+    Args:
+        search: the shared series, the experiment's settings and the search space.
+        study: the opened study.
+        storage: its storage.
+        samples: trials to finish, failures among them.
+        placement: gives each trial its resources, and says how many run at a time.
+        states: where trials keep their state while they run; every node must reach it.
+        checkpoint_dir: where each finished trial's checkpoint goes.
+        stop: asked after every event of Tune's loop.
+        on_finished: called at each trial's end.
+        on_event: called often, for progress.
+        trial_class: trains one configuration; benchmarks use another.
+
+    Raises:
+        OSError: when the disk cannot be written; everything finished before is safe.
+        sqlalchemy.exc.SQLAlchemyError: when the database cannot be; likewise.
+        StudyError: when workers cannot start, or cannot keep their state; likewise.
+    """
+    _quiet_tune()
+    watch = TrialWatch(states, on_event)
+    ended = 0
+
+    def count(finished: Finished) -> None:
+        nonlocal ended
+        ended += 1
+        on_finished(finished)
+
+    searcher = StudySearch(
+        study=study,
+        storage=storage,
+        sampler=_sampler(search, study, samples, placement),
+        search=search,
+        placement=placement,
+        states=states,
+        watch=watch,
+        stop=stop,
+        checkpoint_dir=checkpoint_dir,
+        on_finished=count,
+    )
+    trainable = tune.with_parameters(
+        trial_class,
+        prepared=search.prepared,
+        experiment=search.experiment,
+        part=search.part,
+        states=states,
+    )
+    started, cores_before = time.perf_counter(), placement.core_seconds
+    with stop_on_signals(stop):
+        # Once, but for trials that were put back because their GPU is gone: these run in another round.
+        while ended < samples and not stop.now():
+            before = ended + searcher.put_back
+            tune.Tuner(
+                tune.with_resources(trainable, lambda config: SlotResources(config[Ticket.KEY].slot)),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=Rungs(
+                        placement,
+                        search.space.longest_training,
+                        [trial.user_attrs.get("rungs", []) for trial in studies.completed(study)],
+                    ),
+                    num_samples=samples - ended,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=uuid.uuid4().hex[:8],
+                    storage_path=states.path,
+                    stop=StopWhenTold(stop, watch.end_steps),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    # The watch deletes old states: with a number to keep, Tune would write its whole state each time.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+                    callbacks=[watch],
+                    verbose=0,
+                ),
+            ).fit()
+            if ended + searcher.put_back == before:
+                break
+    placement.look()
+    seconds = SearchSeconds(
+        wall=time.perf_counter() - started,
+        cores=placement.core_seconds - cores_before,
+        asking=searcher.seconds.asking,
+        keeping=searcher.seconds.keeping,
+    )
+    try:
+        put_back_running(study, checkpoint_dir)
+    except studies.DATABASE_ERRORS:
+        if stop.failure is None:
+            raise
+    if stop.failure is not None:
+        raise stop.failure
+    return seconds
+
+
+def _sampler(
+    search: SearchInput, study: optuna.Study, samples: int, placement: Placement
+) -> optuna.samplers.TPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            # One sampler state per start of the job: a resumed study must not repeat its first draws.
+            seed=search.experiment.seed + len(study.get_trials(deepcopy=False)),
+            multivariate=True,
+            group=True,
+            n_startup_trials=startup_trials(placement.reach, studies.ended(study) + samples),
+        )
+
+
+def startup_trials(at_a_time: int, samples: int) -> int:
+    """Trials to be finished before the sampler learns from them.
+
+    The first to finish of a hundred are the cheapest, not the best: it waits for as many as run at a time,
+    but no longer than a quarter of the job.
+    """
+    return max(MIN_STARTUP, min(at_a_time, samples // 4))
+
+
+def _quiet_tune() -> None:
+    """Replace Tune's tables by ours, its log files by the study, and its handling of Ctrl-C by ``stop_on_signals``."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Tune's state of the experiment is never read: the study is the state.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
+    # The searcher says how many trials are under way.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(sys.maxsize))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # The training that it suspects in the search space is the database on a slow disk.
+    warnings.filterwarnings("ignore", message="Define-by-run function")

@@ -1,0 +1,136 @@
+"""A job's results as a person reads them on a terminal: the front as a table, the rest in lines."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from forecast.scores.distribution import MAIN_LEVEL
+from forecast.scores.metrics import label
+from tune_jobs.options import TuneOptions
+from tune_jobs.selection import ScoredPoint
+from tune_jobs.study import STUDY_FILE
+
+PICK_FILE = "best_pareto_lstm.pt"
+REPORT_FILE = "report.html"
+
+SHORT = {"validation": "val.", "test": "test"}
+WIDE = 100
+"""Columns of a terminal from which on a table has room for hyperparameters."""
+
+
+def front_table(front: Sequence[ScoredPoint], picked: ScoredPoint, part: str, width: int) -> Table:
+    """The front as a table, the pick marked, persistence's row last.
+
+    Args:
+        front: its points.
+        picked: one of them.
+        part: rows the objectives were computed on.
+        width: columns of the terminal; hyperparameters are left out where there is no room.
+    """
+    title = f"Pareto front: {len(front)} of the finished trials, * is the pick"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    table.add_column("trial", justify="right", no_wrap=True)
+    shown, names = list(dict.fromkeys((part, "test"))), list(picked.objectives)
+    for rows in shown:
+        for name in names:
+            table.add_column(f"{SHORT[rows]}\n{label(name)}", justify="right", no_wrap=True)
+    table.add_column("test\nskill", justify="right", no_wrap=True)
+    wide = width >= WIDE
+    if wide:
+        table.add_column("window, hidden x layers,\nlearning rate", no_wrap=True)
+    for point in front:
+        scores = {"validation": point.objectives, "test": point.test.model}
+        params = point.params
+        model = (
+            f"{params['sequence_length']}, {params['hidden_size']} x {params['num_layers']}, "
+            f"{params['learning_rate']:.1e}"
+        )
+        table.add_row(
+            f"{point.number}{' *' if point is picked else '  '}",
+            *(_number(scores[rows][name]) for rows in shown for name in names),
+            _percent(point.test.skill["MAE"]),
+            *([model] if wide else []),
+            style="bold" if point is picked else None,
+        )
+    persistence = picked.checkpoint.persistence
+    table.add_section()
+    table.add_row(
+        "persistence",
+        *(_number(persistence[rows][name]) for rows in shown for name in names),
+        _percent(0.0),
+        *([""] if wide else []),
+    )
+    return table
+
+
+def _number(value: float) -> str:
+    # Six digits: points of a front often differ in the fourth.
+    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.2f}%"
+
+
+def search_lines(run: dict[str, Any]) -> list[str]:
+    """The time of a run in plain words; nothing where it had no trial to run."""
+    if not run["trials"]:
+        return []
+    cores = run["core_seconds"] / run["wall_seconds"]
+    return [
+        f"{run['trials']} trials in {run['wall_seconds']:.0f} s; training took {100 * run['efficiency']:.0f} % of "
+        f"{cores:.3g} cores"
+    ]
+
+
+def score_lines(picked: ScoredPoint) -> list[str]:
+    """The pick's intervals on test rows and persistence's, if the pick has any."""
+    return [
+        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
+        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
+        f"{at.persistence_width:,.6g})"
+        for at in picked.test.intervals
+        if at.level == MAIN_LEVEL
+    ]
+
+
+def strategy_line(options: TuneOptions) -> str:
+    """How the pick was chosen."""
+    return (
+        f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
+    )
+
+
+def next_commands(options: TuneOptions) -> dict[str, str]:
+    """Commands for a job's files, each by a word for its purpose; all but the first need an active environment."""
+    scripts = Path(sys.prefix, "bin")
+    activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
+    activate = {} if activated else {"activate": f"source {shlex.quote(_short(scripts / 'activate'))}"}
+    pick = shlex.quote(str(options.output_dir / PICK_FILE))
+    study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
+    return activate | {
+        "forecast": f"python -m forecast infer --checkpoint {pick}",
+        "serve": f"serve run serve_app:app checkpoint={pick}",
+        "look": f"optuna-dashboard {study}",
+    }
+
+
+def _short(path: Path) -> str:
+    """The path, relative where it lies below this directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def next_lines(options: TuneOptions) -> list[str]:
+    """The report and the commands, each after a word for its purpose."""
+    report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
+    return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]
