@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecast.config import TrainConfig
 from forecast.errors import UsageError
-from forecast.model.lstm import lstm_multiply_adds
+from forecast.model.network import multiply_adds
 from tune_jobs.placement import (
     GPU_PATIENCE,
     Demand,
@@ -198,5 +199,7 @@ def test_the_sampler_waits_for_as_many_as_run_at_a_time_but_no_longer_than_a_qua
 
 
 def test_a_models_cost_is_that_of_its_gates():
-    assert lstm_multiply_adds(1, 32, 1) == 4 * 32 * 33
-    assert lstm_multiply_adds(60, 64, 2) == 60 * 4 * 64 * (65 + 128)
+    assert multiply_adds(TrainConfig(sequence_length=2, hidden_size=32, num_layers=1)) == 2 * 4 * 32 * 33
+    assert multiply_adds(TrainConfig(sequence_length=60, hidden_size=64, num_layers=2)) == 60 * 4 * 64 * (
+        65 + 128
+    )

@@ -1,4 +1,4 @@
-"""The LSTM forecaster: its module, what a window costs, and its ONNX graph."""
+"""The LSTM forecaster: how it is built, what a window costs, and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -9,12 +9,48 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from forecast.config import TrainConfig
+from forecast.model.architecture import Architecture
+
 if TYPE_CHECKING:
     import onnx
 
 ONNX_OPSET = 17
 ONNX_IR_VERSION = 8
 """Old enough for every ONNX Runtime of a supported Python; the operators have not changed since."""
+
+
+class LSTM(Architecture):
+    """An LSTM over the window, then a linear head on its last hidden state."""
+
+    def build(self, config: TrainConfig, channels: int, outputs: int) -> LSTMForecaster:
+        """An untrained LSTM; with a residual target its outputs are exactly zero."""
+        return LSTMForecaster(
+            config.hidden_size,
+            config.num_layers,
+            config.dropout,
+            channels=channels,
+            outputs=outputs,
+            zero_head=config.target == "residual",
+        )
+
+    def multiply_adds(self, config: TrainConfig) -> int:
+        """Multiply-adds of one window through the layers.
+
+        A layer's four gates each multiply its input and its hidden state at every step (Hochreiter & Schmidhuber 1997;
+        Gers et al. 2000); the head, the elementwise rest and inputs beyond the first are left out.
+        """
+        hidden_size = config.hidden_size
+        inputs = [1] + [hidden_size] * (config.num_layers - 1)
+        return config.sequence_length * sum(4 * hidden_size * (width + hidden_size) for width in inputs)
+
+    def onnx_graph(self, config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
+        """The same LSTM in ONNX.
+
+        Raises:
+            ImportError: when onnx is not installed.
+        """
+        return _onnx_graph(state)
 
 
 class LSTMForecaster(nn.Module):
@@ -63,16 +99,6 @@ class LSTMForecaster(nn.Module):
         return outputs
 
 
-def lstm_multiply_adds(sequence_length: int, hidden_size: int, num_layers: int) -> int:
-    """Multiply-adds of one window through the LSTM.
-
-    A layer's four gates each multiply its input and its hidden state at every step (Hochreiter & Schmidhuber 1997; Gers
-    et al. 2000); the head, the elementwise rest and inputs beyond the first are left out.
-    """
-    inputs = [1] + [hidden_size] * (num_layers - 1)
-    return sequence_length * sum(4 * hidden_size * (width + hidden_size) for width in inputs)
-
-
 def lstm_size(state: dict[str, Tensor]) -> tuple[int, int]:
     """Width and number of layers that weights of an ``LSTMForecaster`` have.
 
@@ -83,12 +109,7 @@ def lstm_size(state: dict[str, Tensor]) -> tuple[int, int]:
     return int(state["lstm.weight_hh_l0"].shape[1]), layers
 
 
-def lstm_onnx_graph(state: dict[str, Tensor]) -> onnx.ModelProto:
-    """Weights of an ``LSTMForecaster`` as an ONNX graph: inputs (n, length, channels) to outputs (n, outputs).
-
-    Raises:
-        ImportError: when onnx is not installed.
-    """
+def _onnx_graph(state: dict[str, Tensor]) -> onnx.ModelProto:
     from onnx import TensorProto, checker, helper, numpy_helper
 
     weights = {name: value.numpy() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""Networks by name: how each is built, what a window costs, and how ONNX Runtime runs it.
+"""Networks by name.
 
 The rest of the project knows a network by its configuration alone. A package adds one by an entry point of the group
 ``forecast.networks``, or a process by ``ARCHITECTURES.add``.
@@ -6,16 +6,15 @@ The rest of the project knows a network by its configuration alone. A package ad
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from forecast.config import TrainConfig
-from forecast.errors import UsageError
+from forecast.model.architecture import Architecture
 from forecast.model.likelihood import OUTPUTS
-from forecast.model.lstm import LSTMForecaster, lstm_multiply_adds, lstm_onnx_graph
+from forecast.model.lstm import LSTM
 from forecast.model.windows import channels
 from forecast.registry import Registry
 
@@ -24,55 +23,6 @@ if TYPE_CHECKING:
 
 INFERENCE_BATCH = 1024
 """Windows per forward pass without gradients: bounds memory, large enough to cost nothing."""
-
-
-class Architecture(ABC):
-    """One kind of network.
-
-    A network takes inputs (n, length, channels) and gives outputs (n, outputs), both float32; what they mean is said by
-    ``forecast.model.windows.Encoding`` and ``forecast.model.likelihood``.
-    """
-
-    @abstractmethod
-    def build(self, config: TrainConfig, channels: int, outputs: int) -> nn.Module:
-        """An untrained network; with a residual target its outputs are exactly zero, which is persistence."""
-
-    @abstractmethod
-    def multiply_adds(self, config: TrainConfig) -> int:
-        """Multiply-adds of one window, to which the time of a trial and of a forecast is about proportional."""
-
-    def onnx_graph(self, config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
-        """A trained network as an ONNX graph from ``inputs`` to ``outputs``.
-
-        Raises:
-            ImportError: when onnx is not installed.
-            UsageError: for a network that only torch runs, unless a subclass says otherwise.
-        """
-        raise UsageError(f"engine=onnx: the network {config.network} has no ONNX graph; use engine=torch")
-
-
-class LSTM(Architecture):
-    """An LSTM over the window, then a linear head on its last hidden state."""
-
-    def build(self, config: TrainConfig, channels: int, outputs: int) -> LSTMForecaster:
-        """An untrained LSTM."""
-        return LSTMForecaster(
-            config.hidden_size,
-            config.num_layers,
-            config.dropout,
-            channels=channels,
-            outputs=outputs,
-            zero_head=config.target == "residual",
-        )
-
-    def multiply_adds(self, config: TrainConfig) -> int:
-        """Those of its layers."""
-        return lstm_multiply_adds(config.sequence_length, config.hidden_size, config.num_layers)
-
-    def onnx_graph(self, config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
-        """The same LSTM in ONNX."""
-        return lstm_onnx_graph(state)
-
 
 ARCHITECTURES: Registry[Architecture] = Registry("network", "forecast.networks", {"lstm": LSTM()})
 """Every network by the name that ``TrainConfig.network`` gives it."""
