@@ -151,7 +151,7 @@ def test_the_pick_forecasts_what_the_command_line_prints(finished, snapshot):
 
 def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished):
     directory, outcome = finished
-    with pytest.raises(StudyError, match="has 6 trials already; continue it with --resume"):
+    with pytest.raises(StudyError, match="has 6 trials already; continue it with `resume`"):
         jobs.run_job(options(directory))
     again = jobs.run_job(options(directory, resume=True))
     assert again.summary["trials"] == outcome.summary["trials"]
@@ -185,7 +185,7 @@ def test_crps_can_be_an_objective_and_its_trials_can_be_trained_again(cluster, t
     assert command(["train", "--from-trial", str(picked), "--quiet", "--checkpoint", str(again)]) == 0
     assert load_checkpoint(again).metrics_validation == checkpoint.metrics_validation
     assert load_checkpoint(again).metrics_test == checkpoint.metrics_test
-    with pytest.raises(StudyError, match=r"other objectives .* use the same --objectives"):
+    with pytest.raises(StudyError, match=r"other objectives .* use the same `objectives`"):
         jobs.run_job(options(tmp_path / "job", resume=True, likelihood="student_t"))
 
 
@@ -396,9 +396,9 @@ def test_a_time_budget_ends_the_job_and_resume_completes_it(cluster, tmp_path):
 
 
 def test_asking_for_more_than_the_cluster_has_is_refused_at_once(cluster):
-    with pytest.raises(UsageError, match="--cpus-per-trial 64: no node of the cluster has so many"):
+    with pytest.raises(UsageError, match="`cpus_per_trial` 64: no node of the cluster has so many"):
         Placement(cpus_per_trial=64)
-    with pytest.raises(UsageError, match="--gpus-per-trial 3: no node of the cluster has so many"):
+    with pytest.raises(UsageError, match="`gpus_per_trial` 3: no node of the cluster has so many"):
         Placement(gpus_per_trial=3)
 
 

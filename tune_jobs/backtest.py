@@ -1,4 +1,4 @@
-"""A backtest with its trainings in parallel on a Ray cluster: ``python -m tune_jobs.backtest``."""
+"""A backtest that trains its folds in parallel on a Ray cluster: ``python -m tune_jobs.backtest``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ParallelBacktestOptions(BacktestOptions):
     """The cluster."""
 
     address: str | None = TuneOptions.model_fields["address"]  # type: ignore[assignment]
-    gpus_per_training: float = Field(0.0, ge=0, description="GPU share each training asks for")
+    gpus_per_training: float = Field(0.0, ge=0, description="GPU share that each training asks for")
 
 
 def build_parser() -> Parser:
-    """The command line, derived from ``ParallelBacktestOptions``."""
+    """Build the command line from ``ParallelBacktestOptions``."""
     parser = Parser(
         prog="python -m tune_jobs.backtest",
-        description="Train and score again and again, from origins that roll through the series, on a Ray cluster.",
+        description="Train and score repeatedly, from origins that roll through the series, on a Ray cluster.",
         epilog=EXAMPLES.replace("-m forecast backtest", "-m tune_jobs.backtest"),
     )
     add_options(parser, ParallelBacktestOptions)
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the backtest that the command line describes; gives back the exit code."""
+    """Run the backtest that the command line describes, and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     options = parse_settings(ParallelBacktestOptions, given)
     from tune_jobs.cluster import connected
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def _results(
     series: Series, tasks: Sequence[FoldTask], options: ParallelBacktestOptions
 ) -> Iterator[Forecasts]:
-    """The tasks' forecasts in their order, as they become ready."""
+    """Yield the tasks' forecasts in the order of the tasks, as they become ready."""
     import ray
 
     from forecast.backtest.rolling import run_task
@@ -78,10 +78,10 @@ def _results(
 
 
 def _require_resources(demand: dict[str, float]) -> None:
-    """Refuse what no node has: Ray would wait for it without a word.
+    """Refuse a demand that no node can meet: Ray would wait for it silently.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: when no node has enough; names the option.
     """
     import ray
 

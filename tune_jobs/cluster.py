@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting one on this machine."""
+"""Connect to a Ray cluster, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_jobs.placement import Growth, read_growth
 from tune_jobs.ray_internals import find_cluster
 
 ADDRESS_WAIT = 10.0
-"""Seconds in which a cluster's address has to answer."""
+"""Seconds within which a cluster's address must answer."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Connected:
     """The connected cluster.
 
     Attributes:
-        may_grow: whether an autoscaler may start nodes: not on a cluster that the job has started itself.
-        growth: the nodes that it may start, where that is known.
+        may_grow: whether an autoscaler may start nodes; false on a cluster that the job itself started.
+        growth: the nodes that it may start, if known.
     """
 
     may_grow: bool
@@ -36,11 +36,11 @@ class Connected:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Connected]:
-    """Connect to a Ray cluster, or start a local one, and let go of it at the end."""
+    """Connect to a Ray cluster, or start a local one, and disconnect at the end."""
     asked = address or os.environ.get("RAY_ADDRESS")
     if asked and asked.startswith("ray://"):
         raise UsageError(
-            f"`address` {asked}: the job is part of the cluster and cannot be its Ray client; run it on the head with "
+            f"`address` {asked}: the job must run inside the cluster, not as a Ray client; run it on the head with "
             "`address=auto`, for example by `ray job submit` or `ray exec`"
         )
     if ray.is_initialized():
@@ -63,7 +63,7 @@ def connected(address: str | None) -> Iterator[Connected]:
             "`address` out for a local one"
         ) from error
     if threading.current_thread() is threading.main_thread():
-        # Ray has installed a handler that ends the process with another exit code.
+        # Ray has just installed a handler that ends the process with another exit code.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield Connected(may_grow=remote, growth=read_growth() if remote else None)
@@ -72,10 +72,10 @@ def connected(address: str | None) -> Iterator[Connected]:
 
 
 def _answering(address: str | None) -> str:
-    """The cluster to connect to, which was there a moment ago, or ``local`` for a new one.
+    """Return the address of a cluster that answers right now, or ``local`` for a new one.
 
-    Where nothing listens any more, Ray would take minutes to say so. A cluster that was killed leaves its address on
-    the machine, and Ray would wait for it although nobody asked for it.
+    Ray would take minutes to report an address where nothing listens. A killed cluster leaves its address on the
+    machine, and Ray would wait for it even when no address is given.
 
     Raises:
         OSError: when ``address`` names a cluster that does not answer.
@@ -91,5 +91,5 @@ def _answering(address: str | None) -> str:
             if address is None:
                 return "local"
             raise
-    # Not the address that was found: Ray shows its token unasked only to a cluster that it finds itself.
+    # Not ``found``: Ray sends its token by default only to a cluster that it finds itself.
     return address or "auto"

@@ -1,4 +1,4 @@
-"""One tuning job from prices to pick, in three parts: prepare, search, report."""
+"""Run one tuning job from prices to pick, in three parts: prepare, search, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_jobs.study import STUDY_FILE
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its summary, and whether it was told to stop before its last trial."""
+    """A finished job: its summary, and whether it was stopped before its last trial."""
 
     summary: dict[str, Any]
     interrupted: bool
@@ -28,8 +28,8 @@ def run_job(options: TuneOptions) -> Outcome:
     """Search, pick and report.
 
     Raises:
-        ForecastError: in one line, when data, options, study or cluster do not allow it.
-        OSError: when the output directory cannot be written; everything finished before is safe.
+        ForecastError: when data, options, study or cluster do not allow it; the message is one line.
+        OSError: when the output directory cannot be written; everything finished before that is safe.
     """
     started = time.perf_counter()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -40,7 +40,7 @@ def run_job(options: TuneOptions) -> Outcome:
     interrupted = found.stopped_by is not None
     if not found.picked and not interrupted:
         raise StudyError(
-            f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); their reasons are in "
+            f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); the reasons are in "
             f"{options.output_dir / STUDY_FILE}"
         )
     return Outcome(summary, interrupted)

@@ -19,11 +19,11 @@ examples:
 
 
 def build_parser() -> Parser:
-    """The command line, derived from ``TuneOptions``."""
+    """Build the command line from ``TuneOptions``."""
     parser = Parser(
         prog="python -m tune_jobs.pareto",
         description="Search LSTM forecasters over MAE, RMSE and MAPE (or other objectives) with Ray Tune and Optuna, "
-        "and keep the Pareto pick as one checkpoint.",
+        "and keep the picked point of the Pareto front as one checkpoint.",
         epilog=EXAMPLES,
     )
     add_options(parser, TuneOptions)
@@ -31,7 +31,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job that the command line describes; gives back the exit code."""
+    """Run the job that the command line describes, and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     options = parse_settings(TuneOptions, given)
     # Ray and torch take seconds to import: --help and a mistyped option must not wait for them.

@@ -1,4 +1,4 @@
-"""Which resources each trial asks for, and how many trials are under way, on a cluster that comes and goes."""
+"""Decide which resources each trial asks for and how many trials run, on a cluster whose nodes come and go."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from forecast.errors import UsageError
 from forecast.model.device import DEFAULT_GPU_SHARE
 
 GPU_PATIENCE = 600.0
-"""Seconds that an autoscaler has to bring the first GPU that trials wait for: no instance takes longer to boot."""
+"""Seconds an autoscaler has to start the first GPU that trials wait for: no instance takes longer to boot."""
 CAPACITY_AGE = 1.0
-"""Seconds after which the cluster is asked again what it has."""
+"""Seconds after which the cluster's resources are queried again."""
 AUTOSCALER_CONFIG = Path("~/ray_bootstrap_config.yaml")
-"""Where ``ray up`` leaves, on the head, what its autoscaler may start."""
+"""The file on the head in which ``ray up`` records the nodes that its autoscaler may start."""
 ROUNDING = 1e-9
-"""What a sum of fractions of a GPU may be short of a whole number."""
+"""Tolerance for a sum of GPU fractions that falls short of a whole number."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one trial asks for, of one node."""
+    """The resources that one trial asks of one node."""
 
     cpus: float
     gpus: float = 0.0
@@ -34,18 +34,18 @@ class Demand:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one trial at a time, which keeps its process for the next one."""
+    """A place for one trial at a time; its process is kept for the next trial."""
 
     demand: Demand
     index: int
 
 
 class SlotResources(tune.PlacementGroupFactory):
-    """A slot's demand in Tune's terms: one bundle, and equal only to itself.
+    """A slot's demand in Tune's terms: one bundle, equal only to itself.
 
-    Tune gives the process of a trial that has ended to any trial with equal resources, also to one whose own
-    process is still starting, which it then kills: with trials shorter than a start, a node that joins would never
-    get to run one.
+    Tune hands the process of an ended trial to any trial with equal resources, even to one whose own process is still
+    starting, and kills that process. If trials were shorter than a process start, a node that joins would never run
+    one.
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -62,13 +62,13 @@ class SlotResources(tune.PlacementGroupFactory):
 
 @dataclass(frozen=True)
 class Node:
-    """What one node has."""
+    """The resources of one node."""
 
     cpus: float
     gpus: float = 0.0
 
     def slots(self, demand: Demand) -> int:
-        """How many trials with that demand it holds; a share of a GPU is of one GPU."""
+        """Return how many trials with this demand the node can hold; a GPU share never spans two GPUs."""
         by_cpus = int(self.cpus / demand.cpus + ROUNDING)
         if not demand.gpus:
             return by_cpus
@@ -79,20 +79,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Growth:
-    """Nodes that an autoscaler may have up: of each kind so many, and at most ``workers`` beside the head."""
+    """The nodes that an autoscaler may run: so many of each kind, and at most ``workers`` in addition to the head."""
 
     head: Node
     kinds: tuple[tuple[Node, int], ...]
     workers: int
 
     def slots(self, demand: Demand) -> int:
-        """How many trials with that demand the grown cluster can hold."""
+        """Return how many trials with this demand the fully grown cluster can hold."""
         each = sorted((node.slots(demand) for node, most in self.kinds for _ in range(most)), reverse=True)
         return self.head.slots(demand) + sum(each[: self.workers])
 
 
 def read_growth(path: Path = AUTOSCALER_CONFIG) -> Growth | None:
-    """What the autoscaler of a cluster made by ``ray up`` may start; None on a machine that is no such head."""
+    """Read what the autoscaler of a ``ray up`` cluster may start; None unless this machine is such a cluster's head."""
     try:
         config = json.loads(path.expanduser().read_text())
         kinds = {
@@ -106,7 +106,7 @@ def read_growth(path: Path = AUTOSCALER_CONFIG) -> Growth | None:
 
 
 def cluster_nodes() -> list[Node]:
-    """The connected cluster's nodes that are up."""
+    """Return the connected cluster's live nodes."""
     return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
@@ -115,15 +115,15 @@ def _node(resources: dict[str, float]) -> Node:
 
 
 class Placement:
-    """Gives each trial a slot by its cost, a core or a share of a GPU, and knows whether one more has room.
+    """Gives each trial a slot by its cost, a core or a GPU share, and knows whether one more trial fits.
 
-    As many of the cluster's cores as there are shares of GPUs go with one each. A trial that costs ``gpu_from``
-    or more gets a share while one is free, else a core; a cheaper one gets a core while one is free, else a
-    share that nobody else wants. So both are kept busy, and no trial waits for a GPU that the cluster does not have.
+    Each GPU share is paired with one core. A trial that costs ``gpu_from`` or more gets a share while one is free, else
+    a core; a cheaper one gets a core while one is free, else an idle share. This keeps both busy, and no trial waits
+    for a GPU that the cluster does not have.
 
     Attributes:
-        nodes: those of the cluster, at most ``CAPACITY_AGE`` old.
-        core_seconds: CPUs of the cluster, summed over the time since the first look at it.
+        nodes: the cluster's nodes, at most ``CAPACITY_AGE`` old.
+        core_seconds: CPUs of the cluster, integrated over the time since it was first queried.
     """
 
     def __init__(
@@ -138,22 +138,22 @@ class Placement:
         ask_cluster: Callable[[], list[Node]] = cluster_nodes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Look at the cluster.
+        """Query the cluster.
 
         Args:
             cpus_per_trial: CPUs each trial asks for.
-            gpus_per_trial: share of a GPU that a costly trial asks for beside; None is the default share.
-            gpu_from: cost from which on a trial is costly, in multiply-adds a window.
-            max_concurrent: most trials under way; None is as many as fit. Where the cluster may grow as many again
-                are under way, so that it does.
-            may_grow: whether an autoscaler may start nodes though nobody knows which; only ``max_concurrent`` then
+            gpus_per_trial: GPU share that a costly trial asks for in addition; None is the default share.
+            gpu_from: cost from which a trial counts as costly, in multiply-adds per window.
+            max_concurrent: most trials under way; None is as many as fit. If the cluster may grow, twice as many are
+                under way, so that it does.
+            may_grow: whether an autoscaler may start nodes; if ``growth`` does not say which, only ``max_concurrent``
                 says how many trials to ask for.
-            growth: what the cluster's autoscaler may start.
-            ask_cluster: what the cluster has.
-            clock: seconds that only grow.
+            growth: the nodes that the cluster's autoscaler may start.
+            ask_cluster: returns the cluster's live nodes.
+            clock: returns monotonic seconds.
 
         Raises:
-            UsageError: when one trial asks for more than any node has or can have, which would wait for ever.
+            UsageError: when one trial asks for more than any node has or can have: it would wait forever.
         """
         share = DEFAULT_GPU_SHARE if gpus_per_trial is None else gpus_per_trial
         self._core, self._share = Demand(cpus_per_trial), Demand(cpus_per_trial, share)
@@ -173,7 +173,7 @@ class Placement:
             )
         if gpus_per_trial and not self._reach(self._share):
             raise UsageError(
-                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster has so many beside the trial's "
+                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster has so many in addition to the trial's "
                 f"{cpus_per_trial:g} CPUs ({max((node.gpus for node in self._seen), default=0):g} at most); ask for "
                 "less, or 0"
             )
@@ -186,7 +186,7 @@ class Placement:
         return self._seen
 
     def look(self) -> None:
-        """Ask the cluster now."""
+        """Query the cluster now."""
         now = self._clock()
         self.core_seconds += (now - self._asked_at) * sum(node.cpus for node in self._seen)
         self._asked_at, self._seen = now, self._ask_cluster()
@@ -201,36 +201,36 @@ class Placement:
 
     @property
     def gpu_slots(self) -> int:
-        """Trials that can have a share of a GPU now."""
+        """How many trials can have a GPU share now."""
         return self._slots(self._share) if self.uses_gpus else 0
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether costly trials get a share of a GPU."""
+        """Whether costly trials get a GPU share."""
         if self._share.gpus <= 0:
             return False
         return self._slots(self._share) > 0 or (not self._gave_up_on_gpus and self._reach(self._share) > 0)
 
     @property
     def limit(self) -> int:
-        """Most trials to be under way now: one without a place learns nothing from those that end meanwhile."""
+        """Most trials to have under way now: a trial that waits for a slot learns nothing from those that end."""
         return self._capped(max(1, self._wanted(self._core)))
 
     @property
     def reach(self) -> int:
-        """Most trials to be under way once the cluster has grown."""
+        """Most trials to have under way once the cluster has grown."""
         return self._capped(max(1, self._reach(self._core)))
 
     def has_room(self) -> bool:
-        """Whether one more trial is to be started."""
+        """Return whether to start one more trial."""
         return len(self._taken) < self.limit
 
     def place(self, trial_id: str, multiply_adds: float) -> Slot:
-        """Decide what a new trial asks for; it counts as under way until ``release``.
+        """Choose a new trial's slot; the trial counts as under way until ``release``.
 
         Args:
             trial_id: any name, not under way yet.
-            multiply_adds: cost of its model, in multiply-adds a window.
+            multiply_adds: cost of its model, in multiply-adds per window.
         """
         demand = self._core
         if self.uses_gpus:
@@ -244,18 +244,18 @@ class Placement:
         return slot
 
     def release(self, trial_id: str) -> None:
-        """A trial has ended."""
+        """Free the slot of a trial that has ended."""
         slot = self._taken.pop(trial_id, None)
         if slot is not None:
             self._free.append(slot)
 
     def has_share(self, trial_id: str) -> bool:
-        """Whether a trial under way asks for a share of a GPU."""
+        """Return whether a trial under way asks for a GPU share."""
         slot = self._taken.get(trial_id)
         return slot is not None and slot.demand.gpus > 0
 
     def is_stranded(self, trial_id: str) -> bool:
-        """Whether a trial waits for a GPU that will not come: the last one is lost, or never was started."""
+        """Return whether a trial waits for a GPU that will not come: the last one was lost, or none ever started."""
         return self.has_share(trial_id) and not self.uses_gpus
 
     def _capped(self, trials: int) -> int:
@@ -265,7 +265,7 @@ class Placement:
         return sum(slot.demand == demand for slot in self._taken.values())
 
     def _slot(self, demand: Demand) -> Slot:
-        # The one that was left last still has its process.
+        # The slot freed last still has its process.
         for slot in reversed(self._free):
             if slot.demand == demand:
                 self._free.remove(slot)
@@ -282,6 +282,6 @@ class Placement:
         return max(up, self._may_grow_to) if demand == self._core else up
 
     def _wanted(self, demand: Demand) -> int:
-        # Trials without a place are what an autoscaler sees. As many again doubles the cluster each time, and
-        # keeps the sampler from spending the whole job on its first guesses.
+        # An autoscaler reacts to trials without a slot. Twice as many trials as slots doubles the cluster each time,
+        # and keeps the sampler from spending the whole job on its first guesses.
         return min(2 * max(1, self._slots(demand)), self._reach(demand))

@@ -1,4 +1,4 @@
-"""The first part of a job: prices read, split and normalized, and the output directory held."""
+"""The first part of a job: read, split and normalize the prices, and lock the output directory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tune_jobs.space import SPACES
 LOCK_FILE = ".lock"
 
 SEARCHED_ON_TEST = (
-    "  objectives are computed on the test rows: the search sees them, and its test metrics are no estimate of "
-    "new data"
+    "  objectives are computed on the test rows: the search sees them, so its test metrics do not estimate "
+    "performance on new data"
 )
 
 
@@ -35,9 +35,9 @@ class Job:
     """Everything that a job knows before it searches.
 
     Attributes:
-        options: the job's.
+        options: the job's options.
         series: the prices.
-        prepared: the same, normalized and split.
+        prepared: the series, normalized and split.
         persistence: persistence's metrics by part, ``validation`` and ``test``.
         console: for results.
         errors: for progress and warnings.
@@ -52,15 +52,15 @@ class Job:
 
     @property
     def to_beat(self) -> dict[str, float]:
-        """Persistence's metrics on the rows of the objectives."""
+        """Persistence's metrics on the rows that the objectives use."""
         return self.persistence[self.options.objectives_on]
 
 
 def prepare_job(options: TuneOptions) -> Job:
-    """Read, split and normalize the prices, and say so.
+    """Read, split and normalize the prices, and describe them on the console.
 
     Raises:
-        ForecastError: when the prices cannot be had, are too few, or do not vary, or the network is not known.
+        ForecastError: when the prices are unavailable, too few, or constant, or the network is unknown.
     """
     console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     ARCHITECTURES.find(options.network)
@@ -77,14 +77,14 @@ def prepare_job(options: TuneOptions) -> Job:
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Part) -> dict[str, float]:
-    """Persistence's metrics on the rows of ``part``, which are the same for every window length."""
+    """Return persistence's metrics on the rows of ``part``, which are the same for every window length."""
     rows = prepared.rows(part, 2)
     return evaluate_forecasts(rows, rows.baseline).persistence
 
 
 @contextlib.contextmanager
 def only_job_in(output: Path) -> Iterator[None]:
-    """Hold the output directory: a second job would take this one's running trials for dead."""
+    """Lock the output directory: a second job would take this one's running trials for dead."""
     require_writable(output)
     with (output / LOCK_FILE).open("w") as lock:
         try:

@@ -1,4 +1,4 @@
-"""What a person sees while the search runs: one live line on a terminal, a line now and then elsewhere."""
+"""Progress while the search runs: one live line on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from tune_jobs.searcher import Finished
 
 PLAIN_LINE_EVERY = 15.0
-"""Seconds between lines where output is not a terminal."""
+"""Seconds between lines when the output is not a terminal."""
 WIDE = 130
-"""Columns of a terminal from which on the live line has room for a bar and persistence's metrics."""
+"""Terminal columns from which the live line has room for a bar and persistence's metrics."""
 
 
 class SearchProgress:
-    """Counts finished trials and the best of each objective.
+    """Counts the trials that ended, and keeps the best value of each objective.
 
     Attributes:
-        done: trials completed.
-        failed: trials failed.
-        seconds: training seconds of the completed ones.
+        done: completed trials.
+        failed: failed trials.
+        seconds: training seconds of the completed trials.
     """
 
     def __init__(self, console: Console, samples: int, persistence: dict[str, float], *, quiet: bool) -> None:
@@ -49,7 +49,7 @@ class SearchProgress:
         self._live.stop()
 
     def finished(self, trial: Finished) -> None:
-        """Take one trial's end into account."""
+        """Count one trial that ended."""
         if trial.objectives is None:
             self.failed += 1
             if not self._quiet:
@@ -67,7 +67,7 @@ class SearchProgress:
         self._live.update(self._task, completed=self.done + self.failed, description=self._line())
 
     def tick(self) -> None:
-        """Say where the search is, if it is time to and nothing live does."""
+        """Print a line if one is due and there is no live line."""
         now = time.monotonic()
         if self._quiet or self._console.is_terminal or now - self._last_line < PLAIN_LINE_EVERY:
             return
@@ -75,7 +75,7 @@ class SearchProgress:
         self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
-        """Done, failed, best of each objective, time left; beside persistence where there is room."""
+        """Return done, failed, best of each objective and time left; with persistence's metrics if there is room."""
         roomy = self._console.width >= WIDE or not self._console.is_terminal
         best = "  ".join(
             f"{name} {self._best[name]:.5g}" + (f" ({self._persistence[name]:.5g})" if roomy else "")

@@ -1,4 +1,4 @@
-"""Every private name of Ray and Tune that a job depends on, each behind a function or class that says why."""
+"""The private names of Ray and Tune that a job depends on, each behind a function or class that says why."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils.object_cache import _ObjectCache
 
 NODE_DIED = "its node has died"
-"""Ray's text of an actor's death where the whole node is gone."""
+"""Ray's text for an actor's death when the whole node is gone."""
 
 
 def find_cluster(address: str | None) -> str | None:
-    """The address that Ray would connect to for ``auto`` or nothing; None when there is no cluster.
+    """Return the address that Ray would connect to for ``auto`` or None; None when there is no cluster.
 
     Ray has no public way to look for a cluster without connecting to it.
     """
-    # The function's hint says str alone; its documentation says None too.
+    # The type hint allows only str; the documentation also allows None.
     return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
 
 
 def add_earlier_rungs(
     scheduler: AsyncHyperBandScheduler, earlier: Iterable[Sequence[tuple[float, float]]]
 ) -> None:
-    """Tell a scheduler of trials that it did not run: epochs and losses at their rungs.
+    """Give a scheduler the rungs, as pairs of epoch and loss, of trials that it did not run.
 
-    Ray has no public way to do so.
+    Ray has no public way to do this.
     """
     (bracket,) = scheduler._brackets
     for number, rungs in enumerate(earlier):
@@ -42,10 +42,10 @@ def add_earlier_rungs(
 
 
 class SlotProcesses(_ObjectCache):
-    """Keeps the process of every trial that has ended while another trial for its slot may come.
+    """Keeps the process of every ended trial as long as another trial may come for its slot.
 
-    Tune's own cache drops a process while any other is still starting. When no trial is to come, a process that is kept
-    would hold the resources that a waiting one needs.
+    Tune's own cache drops processes while any other is still starting. Once no more trials will come, a kept process
+    would hold resources that a waiting one needs.
     """
 
     def __init__(self, more_to_come: Callable[[], bool]) -> None:
@@ -53,40 +53,40 @@ class SlotProcesses(_ObjectCache):
         self._more_to_come = more_to_come
 
     def cache_object(self, key: Any, obj: Any) -> bool:
-        """Keep it."""
+        """Keep the process."""
         self._cached_objects[key].append(obj)
         self._num_cached_objects += 1
         return True
 
     def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
-        """Drop all, or none."""
+        """Drop all processes, or none."""
         if force_all or not self._more_to_come():
             yield from super().flush_cached_objects(force_all=True)
 
 
 def keep_processes(tune_controller: Any, more_to_come: Callable[[], bool]) -> None:
-    """Replace Tune's cache of processes by ``SlotProcesses``; done once, however often it is called.
+    """Replace Tune's cache of processes with ``SlotProcesses``; repeated calls change nothing.
 
     Args:
-        tune_controller: the one that schedulers are given.
-        more_to_come: whether a trial may still come, asked beside the searcher.
+        tune_controller: the controller that Tune passes to schedulers.
+        more_to_come: returns whether another trial may come; the searcher must agree.
     """
     controller = tune_controller._tune_controller
     if not isinstance(controller._actor_cache, SlotProcesses):
-        # Ray has no public way to say which processes are kept.
+        # Ray has no public way to choose which processes are kept.
         controller._actor_cache = SlotProcesses(
             lambda: more_to_come() and not controller._search_alg.is_finished()
         )
 
 
 def process_of(trial: Any) -> Any:
-    """The actor that a Tune trial runs in; None while it has none."""
+    """Return the actor that a Tune trial runs in; None while it has none."""
     return trial.temporary_state.ray_actor
 
 
 def error_of(trial: Any) -> ray.exceptions.RayError | None:
-    """The error that ended a Tune trial's step or process; None when there is none."""
-    # Tune's own ``get_pickled_error`` reads a copy of this file that may not be there yet.
+    """Return the error that ended a Tune trial's step or process; None when there is none."""
+    # Tune's own ``get_pickled_error`` reads a copy of this file that may not exist yet.
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
         return None
@@ -95,12 +95,12 @@ def error_of(trial: Any) -> ray.exceptions.RayError | None:
 
 
 def is_loss_of_node(error: ray.exceptions.RayError | None) -> bool:
-    """Whether an error says that a process's node has ended."""
-    # Ray tells of a drained node in its error's fields, and of one that just died only in its text.
+    """Return whether an error says that the process's node is gone."""
+    # Ray reports a drained node in the error's fields, but one that died only in its text.
     return isinstance(error, ray.exceptions.RayActorError) and (error.preempted or NODE_DIED in str(error))
 
 
 def optuna_trial(searcher: OptunaSearch, trial_id: str) -> optuna.Trial:
-    """The study's trial behind a Tune trial that ``searcher`` has suggested."""
+    """Return the study's trial behind a Tune trial that ``searcher`` suggested."""
     trial: optuna.Trial = searcher._ot_trials[trial_id]
     return trial

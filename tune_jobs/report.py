@@ -1,4 +1,4 @@
-"""The third part of a job: the front scored on the test rows, and everything that the job leaves."""
+"""The third part of a job: score the front on the test rows, and write the files."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ SUMMARY_FILE = "summary.json"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
     "without a network",
-    PICK_FILE: "the pick",
-    FRONT_FILE: "the front: objectives, test metrics, persistence's, hyperparameters",
-    SUMMARY_FILE: "everything the table shows, and more, for machines",
-    STUDY_FILE: "the study; every trial, finished or failed with its reason",
-    "checkpoints/trial_00007.pt": "one file per finished trial",
+    PICK_FILE: "the checkpoint of the pick",
+    FRONT_FILE: "the front: objectives, test metrics, persistence's metrics, hyperparameters",
+    SUMMARY_FILE: "everything in the printed table, and more, for machines",
+    STUDY_FILE: "the study: every trial, finished, or failed with its reason",
+    "checkpoints/trial_00007.pt": "one checkpoint per finished trial",
 }
-"""The files of a job, and what each holds."""
+"""The files that a job writes, and their contents."""
 
 
 def report_job(job: Job, found: Found, total_seconds: float) -> dict[str, Any]:
-    """Score the front on the test rows, write the files and print the result; gives the summary.
+    """Score the front on the test rows, write the files, print the result and return the summary.
 
     Raises:
-        OSError: when the output directory cannot be written; everything written before is whole.
+        OSError: when the output directory cannot be written; every file written before that is complete.
     """
     options, output = job.options, job.options.output_dir
     tried = found.states.get("COMPLETE", 0)
@@ -61,7 +61,7 @@ def report_job(job: Job, found: Found, total_seconds: float) -> dict[str, Any]:
         save_checkpoint(picked.checkpoint, output / PICK_FILE)
     summary = _summary(job, found, front, picked, total_seconds)
     write_json(summary, output / SUMMARY_FILE)
-    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's is of another pick
+    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's report may show another pick
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
     early = [_ended_early(found)] if found.stopped_by else []
@@ -103,7 +103,7 @@ def _summary(
 
 
 def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
-    """Write the front as CSV: objectives, test metrics, persistence's and hyperparameters, a line a trial."""
+    """Write the front as CSV, a line per trial: objectives, test metrics, persistence's metrics, hyperparameters."""
     rows = []
     for point in front:
         test = point.test
@@ -129,7 +129,7 @@ def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
 
 
 def describe_point(point: ScoredPoint) -> dict[str, Any]:
-    """A front point as plain values."""
+    """Return a point of the front as plain values."""
     test = point.test
     return {
         "trial_number": point.number,
@@ -155,7 +155,7 @@ def _ended_early(found: Found) -> str:
 
 def _describe_result(job: Job, front: Sequence[ScoredPoint], picked: ScoredPoint, found: Found) -> None:
     options, console = job.options, job.console
-    # A pipe or a file has no width: never cut a table there.
+    # A pipe or file has no width: never truncate a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
     wide.print(front_table(front, picked, options.objectives_on, wide.width))
     lines = [

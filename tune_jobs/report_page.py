@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FEW = 4
-"""Finished trials below which nothing can be said of hyperparameters."""
+"""Finished trials below which nothing can be said about hyperparameters."""
 CAMERA = 1.7
 """Distance of the eye along each axis, in units of the scene's side."""
 SHOWN_PARAMS = ("sequence_length", "hidden_size", "num_layers", "dropout", "learning_rate", "batch_size")
-"""Hyperparameters with an axis among the parallel coordinates; training's length and patience matter least."""
+"""Hyperparameters with an axis in the parallel coordinates; maximum epochs and patience matter least."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Findings:
     Attributes:
         job: the job.
         trials: every trial of the study.
-        front: points of the front.
+        front: the points of the front.
         picked: one of them.
-        ended: how the job ended and how long it took, in lines.
+        ended: lines about how the job ended and how long it took.
     """
 
     job: Job
@@ -61,7 +61,7 @@ def write_report(found: Findings, path: Path) -> None:
     """Write the page.
 
     Raises:
-        OSError: when the place cannot be written; nothing at ``path`` has changed.
+        OSError: when ``path`` cannot be written; an existing file there is unchanged.
     """
     series, options = found.job.series, found.job.options
     complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
@@ -90,7 +90,7 @@ def write_report(found: Findings, path: Path) -> None:
                 *(Text(line) for line in found.ended),
                 Plot(
                     _history(found, complete),
-                    "Objectives of each finished trial by the time it finished, the best so far, and persistence",
+                    "Objectives of each finished trial by finishing time, the best so far, and persistence",
                     height=220 * len(options.objectives) + 60,
                 ),
                 *_importances(found, complete),
@@ -99,23 +99,23 @@ def write_report(found: Findings, path: Path) -> None:
         ),
         Section("The pick on test rows", _forecasts(found, rows)),
         Section("Data", _data(found)),
-        Section("How to go on", [Commands(list(next_commands(options).values()))]),
+        Section("Next steps", [Commands(list(next_commands(options).values()))]),
         Section("Options and versions", [_settings(options)]),
     ]
     write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
 
 
 def _against_persistence(picked: ScoredPoint) -> str:
-    """The pick's test MAE and persistence's, in a sentence."""
+    """Compare the pick's test MAE with persistence's, in a sentence."""
     test = picked.test
     return (
-        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}; that of persistence, which repeats the "
-        f"last price, is {test.persistence['MAE']:,.6g}."
+        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}; persistence, which repeats the last "
+        f"price, has {test.persistence['MAE']:,.6g}."
     )
 
 
 def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """The finished trials as a study of its own: the job's database is not asked for them again."""
+    """Put the finished trials into a study in memory: the job's database is not read again."""
     names = found.job.options.objective_names
     study = optuna.create_study(directions=["minimize"] * len(names))
     with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
 
 
 def _fronts(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot]:
-    """The front among all finished trials, in as many dimensions as can be seen, and as parallel coordinates."""
+    """Plot the front among all finished trials, in up to three dimensions and as parallel coordinates."""
     names = found.job.options.objective_names
     numbers = {point.number for point in found.front}
     plots = []
@@ -139,7 +139,7 @@ def _fronts(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot]:
 
 
 def _front_figure(found: Findings, others: Sequence[FrozenTrial], names: Sequence[str]) -> go.Figure:
-    """Trials by two or three objectives; Optuna's own plot has neither the pick nor persistence."""
+    """Plot trials by two or three objectives; Optuna's own plot has neither the pick nor persistence."""
     import plotly.graph_objects as go
 
     kind = go.Scatter3d if len(names) == 3 else go.Scatter
@@ -164,11 +164,11 @@ def _front_figure(found: Findings, others: Sequence[FrozenTrial], names: Sequenc
         f"{letter}axis": {"title": {"text": name}} for letter, name in zip("xyz", names, strict=False)
     }
     if len(names) == 3:
-        # As near as a narrow screen allows without cutting off the axes' numbers.
+        # As close as a narrow screen allows without cutting off the axes' numbers.
         titled = {"scene": {**titled, "camera": {"eye": dict.fromkeys("xyz", CAMERA)}}}
         figure.update_layout(margin={"l": 0, "r": 0, "b": 0})
     figure.update_layout(titled)
-    # What is far from the front would shrink it to a dot.
+    # Trials far from the front would shrink it to a dot.
     figure.update_layout(**_near_the_front(found, [trial.values for trial in others], names))
     return figure
 
@@ -199,7 +199,7 @@ def _parallel_coordinates(trials: Sequence[FrozenTrial], names: Sequence[str], f
 def _near_the_front(
     found: Findings, others: Sequence[Sequence[float]], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Axes that hold the front, persistence and the better half of the trials; zooming out shows the rest."""
+    """Choose axes that show the front, persistence and the better half of the trials; zooming out shows the rest."""
     front = np.array([list(point.objectives.values())[: len(names)] for point in found.front])
     seen = np.vstack([front, [found.job.to_beat[name] for name in names]])
     low, high = seen.min(axis=0), seen.max(axis=0)
@@ -215,7 +215,7 @@ def _near_the_front(
 
 
 def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
-    """Each objective by the time its trial finished, the best so far, and persistence's."""
+    """Plot each objective by its trial's finishing time, the best so far, and persistence's."""
     from plotly.subplots import make_subplots
 
     names = found.job.options.objective_names
@@ -258,19 +258,19 @@ def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
 
 
 def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | Text]:
-    """How much of an objective's differences each hyperparameter explains, by Optuna."""
+    """Plot how much of each objective's variation each hyperparameter explains, by Optuna."""
     from optuna.visualization import plot_param_importances
 
     if len(trials) < FEW:
-        return [Text(f"Hyperparameter importance needs {FEW} finished trials or more.")]
+        return [Text(f"Hyperparameter importance needs at least {FEW} finished trials.")]
     values = np.array([trial.values for trial in trials])
     if (np.ptp(values, axis=0) == 0).any() or all(trial.params == trials[0].params for trial in trials):
         return [
-            Text("All trials have the same objective or hyperparameters: nothing can be said of importance.")
+            Text("All trials have the same objective or hyperparameters: importance cannot be computed.")
         ]
     try:
         with warnings.catch_warnings():
-            # One says that smaller is taken for better, which is so here.
+            # One warns that smaller is assumed to be better, which holds here.
             warnings.simplefilter("ignore")
             figure = plot_param_importances(_study(found, trials))
     except (RuntimeError, ValueError) as error:
@@ -278,8 +278,8 @@ def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | 
     figure.update_layout(title=None, barmode="group", yaxis_title=None, xaxis_title="importance")
     return [
         Text(
-            "Importance of the hyperparameters for each objective (PED-ANOVA, Watanabe et al. 2023); where every "
-            "trial lands near persistence it is mostly noise. Dropout's is among models of several layers."
+            "Importance of the hyperparameters for each objective (PED-ANOVA, Watanabe et al. 2023); if every "
+            "trial lands near persistence, it is mostly noise. Dropout is compared among models of several layers only."
         ),
         Plot(figure, "Importance of each hyperparameter for each objective"),
     ]
@@ -298,7 +298,7 @@ def _failures(trials: Sequence[FrozenTrial]) -> list[Text | Grid]:
 
 
 def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
-    """The pick's forecasts, residuals and intervals on the test rows."""
+    """Show the pick's forecasts, residuals and intervals on the test rows."""
     checkpoint = found.picked.checkpoint
     forecasts = forecast_part(checkpoint, found.job.prepared, "test")
     dates = found.job.series.dates[found.job.prepared.target_rows("test", checkpoint.config.sequence_length)]
@@ -306,12 +306,12 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     if found.picked.test.intervals:
         tables = [
             Text(
-                "Share of test rows in the intervals; persistence's have one width, that of all changes before."
+                "Share of test rows inside the intervals; persistence's have a constant width, from all earlier changes."
             ),
             grid_of(intervals_table([found.picked.test])),
             Plot(
                 calibration_figure(rows.actual, {"model": forecasts, "persistence": rows.baseline}),
-                "Share of prices below each forecast quantile, of the model and of persistence",
+                "Share of prices below each forecast quantile, for the model and for persistence",
             ),
             Plot(
                 transform_figure(rows.actual, forecasts),
@@ -323,17 +323,17 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
         Text(
             "One day ahead, each forecast made from the days before it. The search has not seen these rows."
             if found.job.options.objectives_on == "validation"
-            else "One day ahead. The search has seen these rows: they are no estimate of new data."
+            else "One day ahead. The search has seen these rows: they do not estimate performance on new data."
         ),
         Plot(
             forecast_figure(dates, rows, forecasts),
             "Actual prices, the pick's forecasts with their interval, and persistence, by date",
             height=480,
         ),
-        Text("Residuals, actual price less forecast:"),
+        Text("Residuals, actual price minus forecast:"),
         Plot(
             residual_figure(dates, rows, forecasts),
-            "Residuals by date and their histogram, beside persistence's",
+            "Residuals by date and their histogram, with persistence's for comparison",
         ),
         *tables,
     ]
@@ -347,18 +347,18 @@ def _data(found: Findings) -> list[Text | Grid]:
     ]
     origin = [
         ["source", where.source],
-        ["asked for", where.requested],
+        ["requested", where.requested],
         *([["fallback because", where.fallback]] if where.fallback else []),
         ["dates", f"{where.first_date} to {where.last_date}"],
         ["rows", f"{report.rows_in} read, {where.rows} used"],
-        *([["taken on", where.retrieved]] if where.retrieved else []),
+        *([["retrieved on", where.retrieved]] if where.retrieved else []),
         ["SHA-256 of the rows", where.sha256],
     ]
     return [
         *(Text(line.strip()) for line in series_lines(found.job.series, found.job.options)[-1:]),
         Grid(["origin", ""], origin, text_columns=[0, 1]),
-        Text("Integrity: what each rule found, and what was done."),
-        Grid(["rule", "found", "done", "detail"], rules, text_columns=[0, 2, 3]),
+        Text("Integrity: how many rows each rule found, and the action taken."),
+        Grid(["rule", "found", "action", "detail"], rules, text_columns=[0, 2, 3]),
     ]
 
 

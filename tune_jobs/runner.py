@@ -1,4 +1,4 @@
-"""Runs the search: Ray Tune runs trials that an Optuna study suggests, until enough are finished."""
+"""Run the search: Ray Tune runs the trials that an Optuna study suggests, until enough have finished."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
 from tune_jobs.trial import Ticket, TrainingTrial
 
 MIN_STARTUP = 10
-"""Finished trials below which the sampler draws at random: Optuna's default."""
+"""Finished trials below which the sampler draws at random; Optuna's default."""
 RETRIES = 2
-"""Times that a trial whose worker died continues from its last rung before it counts as failed."""
+"""How often a trial whose worker died continues from its last rung before it counts as failed."""
 
 
 @dataclass(frozen=True)
 class SearchSeconds:
-    """The time of a search, in seconds.
+    """The time that a search took, in seconds.
 
     Attributes:
         wall: from its start to its end.
-        cores: CPUs of the cluster, summed over that time.
-        asking: the driver's time for hyperparameters.
-        keeping: the driver's time for checkpoints and the study at each trial's end.
+        cores: core-seconds, the CPUs of the cluster integrated over that time.
+        asking: the driver's time spent on suggesting hyperparameters.
+        keeping: the driver's time spent on saving checkpoints and the study at each trial's end.
     """
 
     wall: float
@@ -60,28 +60,28 @@ def run_search(
     on_event: Callable[[], None] = lambda: None,
     trial_class: type[TrainingTrial] = TrainingTrial,
 ) -> SearchSeconds:
-    """Run ``samples`` more trials of ``study`` on the connected cluster; gives the time that it took.
+    """Run ``samples`` more trials of ``study`` on the connected cluster, and return the time that it took.
 
-    Ends early when ``stop`` says so; trials then still running are told FAIL as interrupted and their
-    parameters queued in the study, where the database still can be written.
+    Ends early when ``stop`` says so. Trials still running then are marked FAIL as interrupted and their parameters
+    queued in the study, if the database can still be written.
 
     Args:
         search: the shared series, the experiment's settings and the search space.
         study: the opened study.
         storage: its storage.
-        samples: trials to finish, failures among them.
-        placement: gives each trial its resources, and says how many run at a time.
+        samples: trials to finish, counting failures.
+        placement: gives each trial its resources, and limits how many run at a time.
         states: where trials keep their state while they run; every node must reach it.
         checkpoint_dir: where each finished trial's checkpoint goes.
-        stop: asked after every event of Tune's loop.
+        stop: checked after every event of Tune's loop.
         on_finished: called at each trial's end.
         on_event: called often, for progress.
-        trial_class: trains one configuration; benchmarks use another.
+        trial_class: trains one configuration; benchmarks replace it.
 
     Raises:
-        OSError: when the disk cannot be written; everything finished before is safe.
-        sqlalchemy.exc.SQLAlchemyError: when the database cannot be; likewise.
-        StudyError: when workers cannot start, or cannot keep their state; likewise.
+        OSError: when the disk cannot be written; everything finished before that is safe.
+        sqlalchemy.exc.SQLAlchemyError: when the database cannot be written; likewise.
+        StudyError: when workers cannot start, or cannot save their state; likewise.
     """
     _quiet_tune()
     watch = TrialWatch(states, on_event)
@@ -113,7 +113,7 @@ def run_search(
     )
     started, cores_before = time.perf_counter(), placement.core_seconds
     with stop_on_signals(stop):
-        # Once, but for trials that were put back because their GPU is gone: these run in another round.
+        # One round, plus more for trials that were put back because their GPU is gone.
         while ended < samples and not stop.now():
             before = ended + searcher.put_back
             tune.Tuner(
@@ -134,7 +134,7 @@ def run_search(
                     storage_path=states.path,
                     stop=StopWhenTold(stop, watch.end_steps),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    # The watch deletes old states: with a number to keep, Tune would write its whole state each time.
+                    # The watch deletes old states: given a number to keep, Tune would write its full state each time.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
                     callbacks=[watch],
                     verbose=0,
@@ -165,7 +165,7 @@ def _sampler(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            # One sampler state per start of the job: a resumed study must not repeat its first draws.
+            # A different seed for each start of the job: a resumed study must not repeat its first draws.
             seed=search.experiment.seed + len(study.get_trials(deepcopy=False)),
             multivariate=True,
             group=True,
@@ -174,23 +174,23 @@ def _sampler(
 
 
 def startup_trials(at_a_time: int, samples: int) -> int:
-    """Trials to be finished before the sampler learns from them.
+    """Return how many trials must finish before the sampler learns from them.
 
-    The first to finish of a hundred are the cheapest, not the best: it waits for as many as run at a time,
-    but no longer than a quarter of the job.
+    The first of a hundred trials to finish are the cheapest, not the best: the sampler waits for as many as run at a
+    time, but for no more than a quarter of the job.
     """
     return max(MIN_STARTUP, min(at_a_time, samples // 4))
 
 
 def _quiet_tune() -> None:
-    """Replace Tune's tables by ours, its log files by the study, and its handling of Ctrl-C by ``stop_on_signals``."""
+    """Turn off what we replace: Tune's tables (by ours), log files (by the study), Ctrl-C (by ``stop_on_signals``)."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Tune's state of the experiment is never read: the study is the state.
+    # Tune's experiment state is never read: the study is the state.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
-    # The searcher says how many trials are under way.
+    # The searcher limits how many trials are under way.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(sys.maxsize))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # The training that it suspects in the search space is the database on a slow disk.
+    # Ray suspects that the search space trains a model; the time goes to the database on a slow disk.
     warnings.filterwarnings("ignore", message="Define-by-run function")

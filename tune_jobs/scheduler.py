@@ -13,7 +13,7 @@ from tune_jobs.ray_internals import add_earlier_rungs, keep_processes
 from tune_jobs.trial import FIRST_RUNG, REDUCTION
 
 BLOCKED_AFTER = 10.0
-"""Seconds after which a share of a GPU without a process is taken to wait for a core, and not just to start."""
+"""Seconds after which a GPU share without a process is taken to be waiting for a core, not just starting."""
 
 
 class Rungs(AsyncHyperBandScheduler):
@@ -22,14 +22,14 @@ class Rungs(AsyncHyperBandScheduler):
     def __init__(
         self, placement: Placement, longest_training: int, earlier: Iterable[Sequence[tuple[float, float]]]
     ) -> None:
-        """Start with the reports of ``earlier`` trials at their rungs: epochs and losses."""
+        """Start from the rungs that ``earlier`` trials reached, as pairs of epoch and loss."""
         super().__init__(
             time_attr="epoch",
             metric="val_loss_best",
             mode="min",
             grace_period=FIRST_RUNG,
             reduction_factor=REDUCTION,
-            # Trials end by themselves: the scheduler only compares them at the rungs.
+            # Trials end on their own: the scheduler only compares them at the rungs.
             max_t=longest_training + 1,
         )
         self._placement = placement
@@ -37,7 +37,7 @@ class Rungs(AsyncHyperBandScheduler):
         add_earlier_rungs(self, earlier)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """End a trial that waits for a GPU that will not come: the study takes it back, to run on a core."""
+        """Stop trials that wait for a GPU that will not come: the study puts them back, to run on a core."""
         keep_processes(tune_controller, lambda: self._placement.has_room() and not self._gpu_is_blocked)
         live = list(tune_controller.get_live_trials())
         for trial in live:
@@ -52,10 +52,10 @@ class Rungs(AsyncHyperBandScheduler):
         return since is not None and time.monotonic() - since >= BLOCKED_AFTER
 
     def _look_for_blocked_gpu(self, live: Sequence[Any]) -> None:
-        """See whether a free share of a GPU waits for a core of its node, which trials without a share have taken.
+        """Check whether a free GPU share waits for a core of its node that a trial without a share has taken.
 
-        Ray puts such trials on any node. Their processes are then not kept: the core goes to the share, which asked
-        first, and the next trial without a share starts a process elsewhere.
+        Ray places such trials on any node. While a share waits, their processes are not kept: the core goes to the
+        share, which asked first, and the next trial without a share starts a process elsewhere.
         """
         on_gpus = [trial for trial in live if self._placement.has_share(trial.trial_id)]
         running = sum(trial.status == trial.RUNNING for trial in on_gpus)

@@ -1,4 +1,4 @@
-"""The second part of a job: the study brought to its number of trials, and a point picked from its front."""
+"""The second part of a job: bring the study to its number of trials, and pick a point of its front."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Found:
         picked: one point of the front; None when it is empty.
         trials: every trial of the study.
         stopped_by: why the search ended before its last trial; None when it did not.
-        run: this run's share: trials, seconds, workers, cores, efficiency.
+        run: figures of this run alone: trials, seconds, core-seconds, efficiency.
     """
 
     front: list[FrontPoint]
@@ -51,14 +51,14 @@ class Found:
 
     @property
     def states(self) -> dict[str, int]:
-        """Number of trials by state, ``COMPLETE``, ``FAIL`` and so on."""
+        """The number of trials by state: ``COMPLETE``, ``FAIL`` and so on."""
         return dict(Counter(trial.state.name for trial in self.trials))
 
 
 def search_and_pick(job: Job) -> Found:
-    """Bring the study to its number of finished trials and pick from its front.
+    """Bring the study to its number of finished trials, and pick a point of its front.
 
-    Nothing here reads a test row, unless the objectives are asked for on them.
+    Nothing here reads a test row, unless the objectives are computed on the test rows.
     """
     options = job.options
     output = options.output_dir.absolute()
@@ -101,7 +101,7 @@ def _run(
     stop: Stop,
     checkpoints: Path,
 ) -> dict[str, Any]:
-    """Run ``samples`` more trials on a cluster; gives this run's share in numbers."""
+    """Run ``samples`` more trials on a cluster, and return the figures of this run."""
     options, prepared = job.options, job.prepared
     progress = SearchProgress(job.errors, samples, job.to_beat, quiet=options.quiet)
     with connected(options.address) as cluster:
@@ -154,10 +154,10 @@ def _share(progress: SearchProgress, seconds: SearchSeconds) -> dict[str, Any]:
 
 
 def _remove(states: StateStore, options: TuneOptions, output: Path) -> None:
-    """Delete the states of a study that is finished."""
+    """Delete the states of a finished study."""
     states.remove()
     if not options.storage_path:
-        with contextlib.suppress(OSError):  # another study of this directory has states there
+        with contextlib.suppress(OSError):  # another study in this directory may have states there
             (output / TUNE_STATE_DIR).rmdir()
 
 
@@ -170,7 +170,7 @@ def _pick(job: Job, front: list[FrontPoint]) -> FrontPoint:
 
 
 def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
-    """The settings that the metrics of a study's trials depend on, hyperparameters aside."""
+    """Return the settings that the metrics of a study's trials depend on, other than hyperparameters."""
     shared = (
         "symbol",
         "feature",
@@ -197,11 +197,11 @@ def _describe_resume(
         return
     done = studies.ended(study)
     if not done and not put_back:
-        say(console, "Nothing to resume in this directory: starting afresh.")
+        say(console, "Nothing to resume in this directory: starting from scratch.")
     else:
         say(
             console,
-            f"Resuming: {done} of {options.num_samples} trials are finished, {put_back} that were running are queued "
+            f"Resuming: {done} of {options.num_samples} trials are finished, {put_back} interrupted ones are queued "
             f"again, {samples} to go.",
         )
 

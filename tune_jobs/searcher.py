@@ -1,4 +1,4 @@
-"""The searcher: Optuna's suggestions to Ray Tune, and every trial's end into the study."""
+"""The searcher: it passes Optuna's suggestions to Ray Tune, and records every trial's end in the study."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from ray import tune
 from ray.tune.result import NODE_IP
 from ray.tune.search.optuna import OptunaSearch
 
-from forecast.config import ExperimentConfig, TrainConfig
+from forecast.config import ExperimentConfig
 from forecast.errors import StudyError
 from forecast.model.checkpoint import Checkpoint, save_checkpoint
-from forecast.model.network import multiply_adds
 from forecast.model.split import Part
 from forecast.model.windows import PreparedSeries
 from forecast.scores.metrics import Evaluation
@@ -38,14 +37,15 @@ from tune_jobs.trial import (
     in_one_line,
     read_state,
     trial_config,
+    trial_cost,
 )
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One trial's end, for progress: completed with its objectives, or failed with a reason.
+    """One trial that ended, for progress: completed with its objectives, or failed with a reason.
 
-    ``seconds`` are those it trained for this job, not those before it was interrupted and put back.
+    ``seconds`` counts its training in this job, not before it was interrupted and put back.
     """
 
     number: int
@@ -55,21 +55,21 @@ class Finished:
 
 
 class TrialWatch(tune.Callback):
-    """Knows of each live trial where it last saved itself and what Tune knows of its failure."""
+    """Tracks where each live trial last saved its state, and what Tune knows about its failure."""
 
     def __init__(self, states: StateStore, on_event: Callable[[], None]) -> None:
         self._states, self._on_event = states, on_event
         self._saved: dict[str, tune.Checkpoint] = {}
         self._trials: Sequence[Any] = ()
         self.on_saved: Callable[[str, str], bool] = lambda trial_id, state: True
-        """Called with a trial's id and its state's name when it has saved itself; tells if the study knows."""
+        """Called with a trial's id and its state's name once saved; returns whether the study recorded it."""
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Keep hold of Tune's list of trials."""
         self._trials = trials
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
-        """Remember where it is saved; the state before is of no use any more."""
+        """Remember where the trial is saved, and discard its previous state."""
         before = self._saved.get(trial.trial_id)
         self._saved[trial.trial_id] = checkpoint
         known = self.on_saved(trial.trial_id, self._states.name_of(checkpoint))
@@ -77,39 +77,39 @@ class TrialWatch(tune.Callback):
             self._states.discard(before)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Let progress be drawn."""
+        """Let progress be shown."""
         self._on_event()
 
     def end_steps(self) -> None:
-        """End the processes of steps under way."""
+        """Kill the processes whose steps are under way."""
         for trial in self._trials:
             if actor := process_of(trial):
                 ray.kill(actor)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks for its own way of resuming, which is not ours.
+        # Tune pickles its callbacks for its own way of resuming, which we do not use.
         return {}
 
     def last_saved(self, trial_id: str) -> tune.Checkpoint | None:
-        """Where an ended trial last saved itself, None when it never did; forgets the trial's place."""
+        """Return where an ended trial last saved its state, None if it never did, and forget it."""
         return self._saved.pop(trial_id, None)
 
     def is_pending(self, trial_id: str) -> bool:
-        """Whether Tune has not given the trial a process, or has taken it away."""
+        """Return whether the trial has no process: Tune has not given it one, or has taken it away."""
         trial = self._find(trial_id)
         return trial is not None and trial.status == trial.PENDING
 
     def error_of(self, trial_id: str) -> ray.exceptions.RayError | None:
-        """The error that ended a trial's step or process; None when there is none."""
+        """Return the error that ended a trial's step or process; None when there is none."""
         trial = self._find(trial_id)
         return error_of(trial) if trial is not None else None
 
     def lost_its_node(self, trial_id: str) -> bool:
-        """Whether a trial ended because its node did, which is not the trial's failure."""
+        """Return whether a trial ended because its node did, which is not the trial's failure."""
         return is_loss_of_node(self.error_of(trial_id))
 
     def why_failed(self, trial_id: str) -> str:
-        """What ended a trial that could not say so itself, in one line."""
+        """Return the reason, in one line, for a trial that failed without reporting one."""
         error = self.error_of(trial_id)
         if error is None:
             return "it reported no finite objectives"
@@ -123,14 +123,14 @@ def _reason(error: ray.exceptions.RayError) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return in_one_line(cause)
-    # Ray's text is a traceback, whose last line says why, or an explanation, whose first one does.
+    # Ray's text is either a traceback, whose last line says why, or an explanation, whose first line does.
     lines = str(error).strip().splitlines()
     return lines[-1 if getattr(error, "actor_init_failed", True) else 0]
 
 
 @dataclass(frozen=True)
 class SearchInput:
-    """What a search needs to know of the experiment.
+    """The parts of the experiment that a search needs.
 
     ``prepared`` has no test rows unless the objectives are computed on them.
     """
@@ -145,17 +145,17 @@ class SearchInput:
 
 @dataclass
 class SearcherSeconds:
-    """What the search costs the driver: asking for hyperparameters; keeping what an ended trial leaves."""
+    """The driver's seconds: asking for hyperparameters, and keeping the results of ended trials."""
 
     asking: float = 0.0
     keeping: float = 0.0
 
 
 class StudySearch(OptunaSearch):
-    """``OptunaSearch`` on an opened study, which tells it everything, also what Tune keeps to itself.
+    """``OptunaSearch`` on an open study; it records everything there, including what Tune keeps to itself.
 
-    A trial is COMPLETE in the study only after its checkpoint is whole on disk; an error, a missing
-    objective or one that is not a finite number is FAIL with its reason.
+    A trial is COMPLETE in the study only once its checkpoint is complete on disk; an error, or an objective that is
+    missing or not finite, makes it FAIL with its reason.
     """
 
     def __init__(
@@ -187,23 +187,20 @@ class StudySearch(OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray forgot str
-        """Hyperparameters of a new trial and its ticket; None while it has no room, FINISHED when to stop."""
+        """Return a new trial's hyperparameters and ticket; None while there is no room, FINISHED to stop."""
         if self._stop.now():
-            return str(self.FINISHED)  # None would make Tune wait for minutes when nothing runs yet
+            return str(self.FINISHED)  # with None, Tune would wait for minutes when nothing runs yet
         if not self._placement.has_room():
             return None
         started = time.perf_counter()
         with self._stop_on_failure():
             params = super().suggest(trial_id) or {}
             trial = optuna_trial(self, trial_id)
-            slot = self._placement.place(trial_id, multiply_adds(self._config(params)))
+            slot = self._placement.place(trial_id, trial_cost(self._search.experiment, params))
             ticket = Ticket(trial.number, slot, trial.user_attrs.get(studies.STATE))
             self.seconds.asking += time.perf_counter() - started
             return {**params, Ticket.KEY: ticket}
         return str(self.FINISHED)
-
-    def _config(self, params: dict[str, Any], threads: int = 1) -> TrainConfig:
-        return trial_config(self._search.experiment, params, threads=threads)
 
     def _remember_state(self, trial_id: str, state: str) -> bool:
         with self._stop_on_failure():
@@ -214,7 +211,7 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Put a trial's end into the study; a trial it cannot be put in for stays to be run again."""
+        """Record a trial's end in the study; if that fails, the trial stays RUNNING there and is run again."""
         started = time.perf_counter()
         with self._stop_on_failure():
             self._finish(trial_id, result, error)
@@ -223,9 +220,9 @@ class StudySearch(OptunaSearch):
 
     @contextlib.contextmanager
     def _stop_on_failure(self) -> Iterator[None]:
-        """End the search, with what is finished safe, when disk, database or workers fail.
+        """End the search, keeping what is finished, when disk, database or workers fail.
 
-        An exception here would make Tune count the trial as failed, or lose the job.
+        If the exception propagated, Tune would count the trial as failed, or lose the job.
         """
         try:
             yield
@@ -237,13 +234,13 @@ class StudySearch(OptunaSearch):
         saved = self._watch.last_saved(trial_id)
         values = studies.usable_objectives(result, self._search.objectives)
         if error and self._stop.now():
-            return  # killed by the stop, not failed: it stays RUNNING in the study, and is put back after
+            return  # killed by the stop, not failed: it stays RUNNING in the study and is put back later
         if error:
             self._raise_if_others_would_fail_too(trial_id)
         unstarted = result is None and self._watch.is_pending(trial_id)
         if unstarted or (error and self._watch.lost_its_node(trial_id)):
-            # It had no process (its GPU is gone for good, or the process it was to reuse has died), or has lost
-            # one node after the other.
+            # It had no process (its GPU is gone for good, or the process it was to reuse died), or it lost one node
+            # after another.
             studies.put_back(self._study, trial)
             self.put_back += 1
             return
@@ -262,7 +259,7 @@ class StudySearch(OptunaSearch):
         self._on_finished(Finished(trial.number, objectives, seconds=seconds))
 
     def _raise_if_others_would_fail_too(self, trial_id: str) -> None:
-        """Tell what is the cluster's failure from what is the trial's, which would cost every other one too.
+        """Raise when the cluster failed, not the trial: every other trial would fail the same way.
 
         Raises:
             StudyError: when a worker cannot start, or cannot save a trial's state.
@@ -271,14 +268,14 @@ class StudySearch(OptunaSearch):
         number = optuna_trial(self, trial_id).number
         if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
             raise StudyError(
-                f"the worker of trial {number} could not start ({_reason(error)}); make every node's environment "
-                "the same as this one's, then continue with `resume`"
+                f"the worker of trial {number} could not start ({_reason(error)}); give every node the same "
+                "environment as this one, then continue with `resume`"
             )
-        # A step reports what it raises, but for a GPU's errors: what else a worker raises is of keeping its state.
+        # A step catches and reports its own errors, except a GPU's: any other error of a worker came from saving state.
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, GPU_ERRORS):
             raise StudyError(
-                f"trial {number} could not keep its state in {self._states.uri} ({_reason(error)}); free or mend "
-                "that place, or give `storage_path` one that every node reaches, then continue with `resume`"
+                f"trial {number} could not save its state in {self._states.uri} ({_reason(error)}); free space or fix "
+                "access there, or set `storage_path` to a place that every node reaches, then continue with `resume`"
             )
 
     def _keep_checkpoint(self, trial: optuna.Trial, saved: tune.Checkpoint) -> None:
@@ -287,7 +284,7 @@ class StudySearch(OptunaSearch):
             best = state["trainer"]
             checkpoint = Checkpoint.create(
                 model_state=best["best_state"],
-                config=self._config(trial.params, state["threads"]),
+                config=trial_config(self._search.experiment, trial.params, threads=state["threads"]),
                 prepared=self._search.prepared,
                 val_loss_best=best["best_loss"],
                 best_epoch=best["best_epoch"],
@@ -310,9 +307,9 @@ class StudySearch(OptunaSearch):
 
 
 def put_back_running(study: optuna.Study, checkpoint_dir: Path) -> int:
-    """Put back every trial whose driver is gone, and count them.
+    """Put back every trial whose driver is gone, and return how many there were.
 
-    One that had written its checkpoint but was not told COMPLETE yet leaves none behind: it runs again.
+    A trial may have written its checkpoint without being COMPLETE yet: the file is deleted, since the trial runs again.
     """
     numbers = studies.put_back_running(study)
     for number in numbers:
@@ -321,5 +318,5 @@ def put_back_running(study: optuna.Study, checkpoint_dir: Path) -> int:
 
 
 def trial_checkpoint_path(directory: Path, number: int) -> Path:
-    """Where the checkpoint of trial ``number`` is kept."""
+    """Return the path of trial ``number``'s checkpoint."""
     return directory / f"trial_{number:05d}.pt"

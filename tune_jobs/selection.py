@@ -1,4 +1,4 @@
-"""The Pareto front and the one point picked from it."""
+"""The Pareto front and the point picked from it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import complete_params
 
 BOOTSTRAPS = 2000
-"""Resamples from which a standard error is computed."""
+"""Number of resamples for a standard error."""
 BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One trial that no other trial beats in every objective.
+    """One trial that no other trial beats.
 
     Attributes:
         number: the trial's number in the study.
-        objectives: what the search minimized, by name.
+        objectives: the minimized metrics, by name.
         params: its hyperparameters.
         checkpoint: its model.
         path: the checkpoint's file.
@@ -52,20 +52,20 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class ScoredPoint(FrontPoint):
-    """A point of the front that has been scored on the test rows, once the search was over."""
+    """A point of the front, scored on the test rows after the search was over."""
 
     test: Evaluation
 
 
 def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontPoint], list[str]]:
-    """The front, sorted by the first objective, and a line for each point whose checkpoint cannot be used."""
+    """Return the front, sorted by the first objective, and a line for each point whose checkpoint cannot be used."""
     points, problems = [], []
     for trial in study.best_trials:
         path = trial_checkpoint_path(checkpoint_dir, trial.number)
         try:
             checkpoint = load_checkpoint(path)
         except CheckpointError as error:
-            problems.append(f"trial {trial.number} is on the front and left out: {error}")
+            problems.append(f"trial {trial.number} is on the front but left out: {error}")
             continue
         objectives = dict(zip(study.metric_names or [], trial.values, strict=True))
         points.append(FrontPoint(trial.number, objectives, complete_params(trial.params), checkpoint, path))
@@ -82,10 +82,10 @@ def score_on_test(point: FrontPoint, prepared: PreparedSeries, configurations_tr
 
 @dataclass(frozen=True)
 class Preference:
-    """The order of points, best first.
+    """Orders points, best first.
 
     Attributes:
-        strategy: ``min_*`` takes the least of that objective; ``weighted`` the least weighted sum of objectives, each
+        strategy: ``min_*`` minimizes that objective; ``weighted`` minimizes the weighted sum of all objectives, each
             divided by persistence's so that units do not matter.
         persistence: persistence's metrics on the rows of the objectives.
         weights: one per objective, in their order; equal unless given.
@@ -96,7 +96,7 @@ class Preference:
     weights: Sequence[float] | None = None
 
     def cost(self, objectives: dict[str, float]) -> float:
-        """The number that the strategy minimizes."""
+        """Return the number that the strategy minimizes."""
         if self.strategy != WEIGHTED:
             return objectives[metric_of(self.strategy.removeprefix(LEAST))]
         weights = self.weights or [1.0] * len(objectives)
@@ -107,7 +107,7 @@ class Preference:
 
 
 def pick(front: Sequence[FrontPoint], preference: Preference) -> FrontPoint:
-    """The front's best point; a tie goes to the smaller model, then to the earlier trial.
+    """Return the front's best point; a tie goes to the smaller model, then to the earlier trial.
 
     Args:
         front: at least one point.
@@ -119,11 +119,11 @@ def pick(front: Sequence[FrontPoint], preference: Preference) -> FrontPoint:
 def pick_within_one_se(
     front: Sequence[FrontPoint], preference: Preference, prepared: PreparedSeries, part: Part
 ) -> FrontPoint:
-    """The smallest model among the points whose cost is within one standard error of the best one's.
+    """Return the smallest model among the points whose cost is within one standard error of the best one's.
 
-    The one-standard-error rule (Breiman et al. 1984, section 3.4.3). All points are scored on the same days, so the
-    standard error is that of the difference of their costs, by the circular block bootstrap (Politis & Romano 1992)
-    over those days. Blocks are as long as the cube root of their number (Hall et al. 1995).
+    This is the one-standard-error rule (Breiman et al. 1984, section 3.4.3). All points are scored on the same days,
+    so the standard error is that of the difference of their costs, from the circular block bootstrap (Politis & Romano
+    1992) over those days. The block length is the cube root of the number of days (Hall et al. 1995).
 
     Args:
         front: at least one point.
@@ -150,7 +150,7 @@ def pick_within_one_se(
 
 
 def _losses(point: FrontPoint, prepared: PreparedSeries, part: Part) -> NDArray[np.float64]:
-    """Losses (objectives, days) of a point's forecasts."""
+    """Return the losses (objectives, days) of a point's forecasts."""
     forecasts = forecast_part(point.checkpoint, prepared, part)
     actual = prepared.rows(part, point.checkpoint.config.sequence_length).actual
     return np.stack([METRICS[name].losses(actual, forecasts) for name in point.objectives])
@@ -159,7 +159,7 @@ def _losses(point: FrontPoint, prepared: PreparedSeries, part: Part) -> NDArray[
 def _resampled_costs(
     losses: NDArray[np.float64], names: list[str], resamples: NDArray[np.intp], preference: Preference
 ) -> NDArray[np.float64]:
-    """The cost of each resample of days (resamples, days)."""
+    """Return the cost of each resample; ``resamples`` holds days (resamples, days)."""
     means = losses[:, resamples].mean(axis=2)
     metrics = [[METRICS[name].of_mean(mean) for mean in row] for name, row in zip(names, means, strict=True)]
     return np.array(

@@ -1,21 +1,20 @@
-"""The search spaces: the original system's, and a small one."""
+"""The search spaces: that of the original system, and a small one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a worker never samples: it starts sooner without
+if TYPE_CHECKING:  # a worker never samples: it starts faster without Optuna
     import optuna
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Choices and ranges of every hyperparameter; calling it samples one configuration.
+    """The choices and ranges of every hyperparameter; calling it samples one configuration.
 
-    Ranges are (first, last, step), both ends included. It is a define-by-run space: dropout acts between
-    layers, so it is sampled only where there are several; a dimension that does nothing would mislead the
-    sampler.
+    Ranges are (first, last, step), both ends included. The space is define-by-run: dropout acts between layers, so it
+    is sampled only with several layers; a dimension without effect would mislead the sampler.
     """
 
     sequence_length: tuple[int, int, int]
@@ -28,7 +27,7 @@ class SearchSpace:
     patience: tuple[int, int, int] = (10, 25, 5)
 
     def __call__(self, trial: optuna.Trial) -> None:
-        """Suggest one value of each hyperparameter to ``trial``."""
+        """Sample one value of each hyperparameter for ``trial``."""
         first, last, step = self.sequence_length
         trial.suggest_int("sequence_length", first, last, step=step)
         trial.suggest_categorical("hidden_size", self.hidden_size)
@@ -54,7 +53,7 @@ class SearchSpace:
 
 
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with the value that holds where the space does not sample one."""
+    """Return the hyperparameters, with defaults for those that the space did not sample."""
     return {"dropout": 0.0, **params}
 
 

@@ -1,4 +1,4 @@
-"""Where trials keep their state while they run: a directory or bucket that every node of the cluster reaches."""
+"""The place where running trials keep their state: a directory or bucket that every node of the cluster reaches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from forecast.errors import StudyError
 
 NODE_ANSWER = 60.0
-"""Seconds a node has to say whether it reaches the place."""
+"""Seconds a node has to report whether it reaches the place."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class StateStore:
     """One job's directory in such a place.
 
     Attributes:
-        uri: the place, a local path or an address such as ``s3://bucket/tune``.
-        job: name of the job's directory there.
+        uri: the place: a local path, or an address such as ``s3://bucket/tune``.
+        job: the name of the job's directory there.
     """
 
     uri: str
@@ -33,7 +33,7 @@ class StateStore:
 
     @classmethod
     def at(cls, place: str, job: str) -> StateStore:
-        """The directory of ``job`` in a place as a person gives it: an address, or a path that may be relative."""
+        """Return the store of ``job`` in ``place``: an address, or a path that may be relative."""
         return cls(place if "://" in place else str(Path(place).expanduser().absolute()), job)
 
     @property
@@ -43,24 +43,24 @@ class StateStore:
 
     @property
     def path(self) -> str:
-        """The job's directory, in the form Tune takes."""
+        """The job's directory, in the form that Tune expects."""
         address, mark, query = self.uri.partition("?")
         return f"{address.rstrip('/')}/{self.job}{mark}{query}"
 
     def name_of(self, checkpoint: tune.Checkpoint) -> str:
-        """A trial's saved state by its place in this directory."""
+        """Return the name of a trial's saved state: its path relative to this directory."""
         return str(PurePosixPath(checkpoint.path).relative_to(self._opened[1]))
 
     def open(self, name: str) -> tune.Checkpoint:
-        """The state ``name_of`` named; nothing is read yet."""
+        """Open the state that ``name_of`` named; nothing is read yet."""
         filesystem, directory = self._opened
         return tune.Checkpoint(str(directory / name), filesystem)
 
     def check(self) -> None:
-        """Make sure that this process can write there and that every other node sees what it writes.
+        """Check that this process can write there, and that every other node sees the file.
 
         Raises:
-            StudyError: when not.
+            StudyError: when it cannot write, or a node does not see the file.
         """
         mark = f".reachable_{uuid.uuid4().hex}"
         try:
@@ -73,12 +73,12 @@ class StateStore:
         except (OSError, pyarrow.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise StudyError(
-                f"`storage_path` {self.uri}: it cannot be written ({reason}); name a directory or bucket that is "
-                "there and lets you write"
+                f"`storage_path` {self.uri}: cannot be written ({reason}); name an existing directory or bucket "
+                "that you may write to"
             ) from error
         if blind:
             raise StudyError(
-                f"{', '.join(blind)} cannot see {self.uri} of this machine; give `storage_path` a directory (NFS) or "
+                f"{', '.join(blind)} cannot see {self.uri} of this machine; set `storage_path` to a directory (NFS) or "
                 "bucket (s3://...) that every node reaches"
             )
 
@@ -97,26 +97,26 @@ class StateStore:
             try:
                 reached = ray.get(answer, timeout=NODE_ANSWER)
             except ray.exceptions.RayError:
-                reached = True  # a node that leaves meanwhile, or is busy, is no reason not to start
+                reached = True  # a node that has left, or is busy, is no reason not to start
             if not reached:
                 blind.append(address)
         return blind
 
     def discard(self, checkpoint: tune.Checkpoint) -> None:
-        """Delete a state that a later one has replaced; what cannot be deleted stays."""
+        """Delete a state that a later one has replaced; if that fails, it stays."""
         filesystem, _ = self._opened
         with contextlib.suppress(OSError):
             filesystem.delete_dir(checkpoint.path)
 
     def remove(self) -> None:
-        """Delete the job's directory; the place itself is not ours."""
+        """Delete the job's directory, but not the place itself, which is not ours."""
         with contextlib.suppress(OSError):
             filesystem, directory = self._opened
             filesystem.delete_dir(str(directory))
 
 
 def _sees(store: StateStore, mark: str) -> bool:
-    """Runs on another node."""
+    """Return whether a node sees the file ``mark``; runs on that node."""
     try:
         filesystem, directory = store._opened
         found = filesystem.get_file_info(str(directory / mark))

@@ -1,4 +1,4 @@
-"""Ending a search before its last trial: signals, the time budget, and failures that make going on useless."""
+"""End a search before its last trial: on signals, at the time budget, or on failures that make continuing useless."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ray import tune
 
 @dataclass
 class Stop:
-    """Whether and why the search is to end before its last trial; asked by Tune after every event."""
+    """Whether and why the search should end before its last trial; Tune checks it after every event."""
 
     deadline: float | None = None
     reason: str | None = None
     failure: Exception | None = None
-    """What makes going on useless: a full disk, a database that cannot be written."""
+    """An error that makes continuing useless: a full disk, a database that cannot be written."""
 
     def now(self) -> bool:
-        """Whether to stop; the time budget is looked at here."""
+        """Return whether to stop; this also checks the time budget."""
         if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
             self.reason = "time budget"
         return self.reason is not None
@@ -38,14 +38,14 @@ class StopWhenTold(tune.Stopper):
         self._stop, self._end_steps = stop, end_steps
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether to end one trial: never, that is for the scheduler and the trial."""
+        """Return whether to end one trial: never, the scheduler and the trial decide that."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to end the search."""
+        """Return whether to end the search."""
         if not self._stop.now():
             return False
-        # Before Tune lets go of the trials' actors: after that they cannot be reached.
+        # Before Tune releases the trials' actors: after that they cannot be reached.
         self._end_steps()
         return True
 

@@ -1,7 +1,7 @@
-"""The study: an Optuna study in an SQLite file, which is the truth about every trial.
+"""The study: an Optuna study in an SQLite file, the only truth about every trial.
 
-Ray Tune's own state is thrown away after a run; what is finished, failed or to be run again is read from
-this database alone.
+Ray Tune's own state is thrown away after a run; only this database says which trials are finished, failed or to be run
+again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from forecast.errors import StudyError
 
 STUDY_FILE = "optuna_study.db"
 INTERRUPTED = "interrupted"
-"""Reason of a trial that did not fail but lost its driver; its parameters are queued again."""
+"""The reason recorded for a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
 RERUN_OF = "rerun_of"
 STATE = "state"
-"""Attribute: the name of the last state a trial saved of itself, from which it can go on."""
+"""Attribute of a trial: the name of the last state it saved, from which it can continue."""
 BASIS = "basis"
 """Attribute of a study: the settings that its trials' metrics depend on."""
 NOT_RECORDED = {"network": "lstm", "likelihood": "mse", "input_columns": []}
-"""Settings that studies of earlier versions did not record, as they were in all of them."""
+"""Settings that studies of earlier versions did not record, with the values that all of them had."""
 JOB = "job"
-"""Attribute of a study: a name no other study has, for what it keeps in places it shares with others."""
+"""Attribute of a study: a name no other study has, for its files in places shared with others."""
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
@@ -42,24 +42,23 @@ LOCK_WAIT = 30.0
 
 @contextmanager
 def study_errors(path: Path) -> Iterator[None]:
-    """Turn database errors into one clear line."""
+    """Turn database errors into a ``StudyError`` of one line."""
     try:
         yield
     except DATABASE_ERRORS as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
         raise StudyError(
-            f"the study's database {path} cannot be used ({reason}); free the disk, close what locks it, or "
-            "choose another `output_dir`"
+            f"the study's database {path} cannot be used ({reason}); free disk space, close the program that locks "
+            "it, or choose another `output_dir`"
         ) from error
 
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """Open, or make, the database at ``path``.
+    """Open or create the database at ``path``.
 
-    Write-ahead logging with ``synchronous=NORMAL`` more than halves the cost of each trial's writes and
-    lets a dashboard read while the job writes; a power cut can lose the last transactions but not the
-    file's integrity.
+    Write-ahead logging with ``synchronous=NORMAL`` more than halves the cost of each trial's writes, and lets a
+    dashboard read while the job writes; a power cut can lose the last transactions but cannot corrupt the file.
 
     Raises:
         StudyError: when the file cannot be opened or is not such a database.
@@ -76,7 +75,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
             f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": LOCK_WAIT}}
         )
         sqlalchemy.event.listen(storage.engine, "connect", set_pragmas)
-        # Connections opened before the listener was there lack the settings: start the pool anew.
+        # Connections opened before the listener was added lack the settings: start a new pool.
         storage.engine.dispose()
         return storage
 
@@ -90,20 +89,20 @@ def open_study(
     objectives: list[str],
     basis: dict[str, Any],
 ) -> optuna.Study:
-    """Open the study ``name``, made when it is not there.
+    """Open the study ``name``, or create it.
 
     Args:
-        storage: the opened database.
+        storage: the open database.
         name: the study's name.
         path: the database's path, for messages.
         resume: whether a study that has trials may be continued.
         objectives: names of the minimized metrics, in the order of a trial's values.
-        basis: the settings that its trials' metrics depend on, hyperparameters aside (data, split, target ...); kept
-            with a new study and compared with a resumed one's.
+        basis: the settings that its trials' metrics depend on, other than hyperparameters (data, split, target ...);
+            stored with a new study and compared with that of a resumed one.
 
     Raises:
-        StudyError: when a study of that name has other objectives or another basis, or has trials and
-            ``resume`` is off.
+        StudyError: when a study of that name has other objectives or another basis, or has trials while ``resume`` is
+            off.
     """
     with study_errors(path):
         if name not in optuna.get_all_study_names(storage):
@@ -127,10 +126,10 @@ def open_study(
         if count and not resume:
             raise StudyError(
                 f"the study {name!r} in {path} has {count} trials already; continue it with `resume`, or start "
-                "another with `output_dir` or `study_name`"
+                "another one with `output_dir` or `study_name`"
             )
         _check_basis(study, basis, path)
-        if JOB not in study.user_attrs:  # made before studies had one
+        if JOB not in study.user_attrs:  # created before studies had one
             study.set_user_attr(JOB, _new_job())
         return study
 
@@ -147,12 +146,12 @@ def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None
         if key in before and before[key] != value:
             raise StudyError(
                 f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, this job has {value}: "
-                "their metrics cannot be compared; use the same, or another `study_name` or `output_dir`"
+                "their metrics cannot be compared; use the same setting, or another `study_name` or `output_dir`"
             )
 
 
 def put_back_running(study: optuna.Study) -> list[int]:
-    """Put back every trial whose driver is gone, and give back their numbers.
+    """Put back every trial whose driver is gone, and return their numbers.
 
     Call it only while no job works on the study.
     """
@@ -164,13 +163,13 @@ def put_back_running(study: optuna.Study) -> list[int]:
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: bool = False) -> None:
-    """Tell FAIL to a trial that was interrupted, and queue its parameters with its last saved state.
+    """Mark an interrupted trial as FAIL, and queue its parameters with its last saved state.
 
-    Queueing comes before telling, and is seen by a later call: killed between the two, the job neither loses
-    a trial nor runs it twice.
+    It is queued before it is marked, and a later call sees that: if the job is killed between the two, it neither loses
+    the trial nor runs it twice.
     """
     if not queued:
-        # A trial put back before and killed while it was asked for again has only some of its parameters, or none.
+        # A trial that was put back, then killed while being suggested again, has only some of its parameters, or none.
         queued_params = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params", {})
         state = {STATE: trial.user_attrs[STATE]} if STATE in trial.user_attrs else {}
         study.enqueue_trial({**queued_params, **trial.params}, user_attrs={RERUN_OF: trial.number, **state})
@@ -178,34 +177,34 @@ def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: 
 
 
 def fail(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
-    """End a running trial as failed, with the reason beside it."""
+    """Mark a running trial as failed, and record the reason."""
     study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
     study.tell(trial.number, state=TrialState.FAIL)
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that finished with all objectives."""
+    """Return the trials that finished with all objectives."""
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
 def failed(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that genuinely failed; interrupted ones, which run again, are not among them."""
+    """Return the trials that genuinely failed, without the interrupted ones, which run again."""
     trials = study.get_trials(deepcopy=False, states=[TrialState.FAIL])
     return [trial for trial in trials if trial.user_attrs.get(REASON) != INTERRUPTED]
 
 
 def ended(study: optuna.Study) -> int:
-    """Trials that finished or genuinely failed."""
+    """Return the number of trials that finished or genuinely failed."""
     return len(completed(study)) + len(failed(study))
 
 
 def remaining(study: optuna.Study, num_samples: int) -> int:
-    """Trials still to run until ``num_samples`` have ended."""
+    """Return the number of trials still to run until ``num_samples`` have ended."""
     return max(0, num_samples - ended(study))
 
 
 def usable_objectives(result: dict[str, Any] | None, objectives: list[str]) -> list[float] | None:
-    """The objectives of a trial's last result in order, or None when one is missing or not finite."""
+    """Return the objectives of a trial's last result in order, or None when one is missing or not finite."""
     values = [(result or {}).get(name) for name in objectives]
     if all(isinstance(value, float) and math.isfinite(value) for value in values):
         return values  # type: ignore[return-value]
@@ -213,7 +212,7 @@ def usable_objectives(result: dict[str, Any] | None, objectives: list[str]) -> l
 
 
 def close_storage(storage: optuna.storages.RDBStorage, path: Path) -> None:
-    """Fold the write-ahead log into the database file, so that the one file is the whole study."""
+    """Merge the write-ahead log into the database file, so that this one file holds the whole study."""
     with study_errors(path), storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     storage.remove_session()

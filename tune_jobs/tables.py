@@ -1,4 +1,4 @@
-"""A job's results as a person reads them on a terminal: the front as a table, the rest in lines."""
+"""A job's results for the terminal: the front as a table, the rest as lines."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ REPORT_FILE = "report.html"
 
 SHORT = {"validation": "val.", "test": "test"}
 WIDE = 100
-"""Columns of a terminal from which on a table has room for hyperparameters."""
+"""Terminal columns from which a table has room for hyperparameters."""
 
 
 def front_table(front: Sequence[ScoredPoint], picked: ScoredPoint, part: str, width: int) -> Table:
-    """The front as a table, the pick marked, persistence's row last.
+    """Build a table of the front: the pick is marked, and persistence is the last row.
 
     Args:
-        front: its points.
+        front: the points.
         picked: one of them.
         part: rows the objectives were computed on.
-        width: columns of the terminal; hyperparameters are left out where there is no room.
+        width: columns of the terminal; hyperparameters are omitted if there is no room.
     """
     title = f"Pareto front: {len(front)} of the finished trials, * is the pick"
     table = Table(
@@ -74,7 +74,7 @@ def front_table(front: Sequence[ScoredPoint], picked: ScoredPoint, part: str, wi
 
 
 def _number(value: float) -> str:
-    # Six digits: points of a front often differ in the fourth.
+    # Six digits, because points of a front often differ only in the fourth.
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.1f}"
 
 
@@ -83,7 +83,7 @@ def _percent(value: float | None) -> str:
 
 
 def search_lines(run: dict[str, Any]) -> list[str]:
-    """The time of a run in plain words; nothing where it had no trial to run."""
+    """Describe a run's time; return no line if it had no trial to run."""
     if not run["trials"]:
         return []
     cores = run["core_seconds"] / run["wall_seconds"]
@@ -94,7 +94,7 @@ def search_lines(run: dict[str, Any]) -> list[str]:
 
 
 def score_lines(picked: ScoredPoint) -> list[str]:
-    """The pick's intervals on test rows and persistence's, if the pick has any."""
+    """Compare the pick's intervals on the test rows with persistence's, if the pick has any."""
     return [
         f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
         f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
@@ -105,14 +105,14 @@ def score_lines(picked: ScoredPoint) -> list[str]:
 
 
 def strategy_line(options: TuneOptions) -> str:
-    """How the pick was chosen."""
+    """Describe how the pick was chosen."""
     return (
         f"{options.strategy}, the smallest within one standard error" if options.one_se else options.strategy
     )
 
 
 def next_commands(options: TuneOptions) -> dict[str, str]:
-    """Commands for a job's files, each by a word for its purpose; all but the first need an active environment."""
+    """Return commands for a job's files by purpose; those after ``activate`` need the environment to be active."""
     scripts = Path(sys.prefix, "bin")
     activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
     activate = {} if activated else {"activate": f"source {shlex.quote(_short(scripts / 'activate'))}"}
@@ -126,11 +126,11 @@ def next_commands(options: TuneOptions) -> dict[str, str]:
 
 
 def _short(path: Path) -> str:
-    """The path, relative where it lies below this directory."""
+    """Return the path, relative if it lies below the current directory."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def next_lines(options: TuneOptions) -> list[str]:
-    """The report and the commands, each after a word for its purpose."""
+    """Return the report and the commands as lines, each after a word for its purpose."""
     report = {"read": str(options.output_dir / REPORT_FILE)} if options.report else {}
     return [f"  {word:<9} {what}" for word, what in (report | next_commands(options)).items()]

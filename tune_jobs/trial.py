@@ -1,4 +1,4 @@
-"""One trial: trains a configuration rung by rung and reports its best state's metrics."""
+"""One trial: it trains a configuration rung by rung, and reports the metrics of its best state."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ray.tune.result import DONE
 from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import ForecastError
 from forecast.model.device import device_for_share
+from forecast.model.network import multiply_adds
 from forecast.model.split import Part
 from forecast.model.training import Trainer
 from forecast.model.windows import PreparedSeries
@@ -29,36 +30,36 @@ from tune_jobs.states import StateStore
 FIRST_RUNG = 1
 """Epochs before the first comparison with other trials."""
 REDUCTION = 3
-"""Each rung is this many times the last; one in this many trials goes on past it."""
+"""Each rung is this many times the previous one; one in this many trials continues past it."""
 
 REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus", "rungs")
-"""What a trial reports beside its objectives; kept as attributes of the study's trial.
+"""Keys that a trial reports in addition to its objectives; kept as attributes of the study's trial.
 
-``seconds`` are those of its training; ``rungs`` has its best validation loss at each rung it reached, in pairs.
+``seconds`` is its training time; ``rungs`` holds, for each rung it reached, the pair of epoch and best validation loss.
 """
 EARLIER_SECONDS = "earlier_seconds"
-"""Key of a result: those of ``seconds`` that were trained before the trial was interrupted and put back."""
+"""Key of a result: the part of ``seconds`` from before the trial was interrupted and put back."""
 FAILURE = "failure"
 """Key of a result that ends a trial as failed: the reason, in one line."""
 
 GPU_ERRORS = (torch.AcceleratorError, torch.OutOfMemoryError)
-"""What leaves a process's GPU unusable, or comes of what others do on it: the trial goes on in another process."""
+"""Errors that make a process's GPU unusable, or that others on the GPU cause: the trial continues in another process."""
 
 STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a trial is given beside its hyperparameters.
+    """The inputs of a trial other than its hyperparameters.
 
     Attributes:
         number: its number in the study.
         slot: where it runs.
-        state: name of the state to go on from, where it was interrupted before.
+        state: name of the state to continue from, if it was interrupted before.
     """
 
     KEY: ClassVar[str] = "ticket"
-    """Its place in the trial's configuration."""
+    """The ticket's key in the trial's configuration."""
 
     number: int
     slot: Slot
@@ -66,7 +67,7 @@ class Ticket:
 
 
 def next_rung(epoch: int) -> int:
-    """The first rung after ``epoch``: 1, 3, 9, 27, 81, ..."""
+    """Return the first rung after ``epoch``; rungs are 1, 3, 9, 27, 81, ..."""
     rung = FIRST_RUNG
     while rung <= epoch:
         rung *= REDUCTION
@@ -76,16 +77,28 @@ def next_rung(epoch: int) -> int:
 def trial_config(
     experiment: ExperimentConfig, params: dict[str, Any], *, threads: int, device: str = "auto"
 ) -> TrainConfig:
-    """The training configuration of one trial: the experiment's settings with the sampled hyperparameters."""
+    """Build one trial's training configuration: the experiment's settings with the sampled hyperparameters."""
+    return TrainConfig(**_settings(experiment, params), threads=threads, device=device)
+
+
+def trial_cost(experiment: ExperimentConfig, params: dict[str, Any]) -> int:
+    """Multiply-adds of one window through a trial's network.
+
+    The configuration is not validated: an impossible one is the failure of its trial, and must not end the search.
+    """
+    return multiply_adds(TrainConfig.model_construct(**_settings(experiment, params)))
+
+
+def _settings(experiment: ExperimentConfig, params: dict[str, Any]) -> dict[str, Any]:
     shared = {name: getattr(experiment, name) for name in ExperimentConfig.model_fields}
-    return TrainConfig(**shared, **complete_params(params), threads=threads, device=device)
+    return {**shared, **complete_params(params)}
 
 
 class TrainingTrial(tune.Trainable):
     """Trains one configuration; its actor is reused for the next one.
 
-    A step trains up to the next rung. Every result carries all metrics, so that a trial stopped at any rung has its
-    objectives.
+    A step trains up to the next rung. Every result carries all metrics, so that a trial has its objectives whichever
+    rung it stops at.
     """
 
     def setup(  # type: ignore[override]  # with_parameters gives the rest
@@ -97,7 +110,7 @@ class TrainingTrial(tune.Trainable):
         part: Part,
         states: StateStore,
     ) -> None:
-        """Keep what all trials share, then start the first configuration.
+        """Store what all trials share, then start the first configuration.
 
         Args:
             config: hyperparameters and the trial's ticket.
@@ -115,8 +128,8 @@ class TrainingTrial(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        # The trainer is built in the first step: what is wrong with a configuration is then that trial's
-        # failure, with its reason, and not its actor's.
+        # The first step builds the trainer, so that a bad configuration fails its trial, with a reason, and not the
+        # actor.
         self._ticket: Ticket = config[Ticket.KEY]
         self._params = {name: value for name, value in config.items() if name != Ticket.KEY}
         self._trainer: Trainer | None = None
@@ -138,7 +151,7 @@ class TrainingTrial(tune.Trainable):
         return Trainer(self._prepared, config)
 
     def _go_on_from(self, saved: tune.Checkpoint) -> None:
-        """Go on where the trial was interrupted, or from the start where what it left cannot be read."""
+        """Continue where the trial was interrupted, or start again if its saved state cannot be read."""
         try:
             with saved.as_directory() as directory:
                 self.load_checkpoint(directory)
@@ -147,9 +160,9 @@ class TrainingTrial(tune.Trainable):
             self._trainer, self._seconds, self._rungs = self._new_trainer(), 0.0, []
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung and report; an exception is a result too, unless it is of the GPU.
+        """Train to the next rung and report; an exception is reported too, unless it is the GPU's.
 
-        So the study learns the reason, and the actor lives on for the next trial.
+        This way the study records the reason, and the actor survives for the next trial.
         """
         try:
             trainer = self._current
@@ -181,7 +194,7 @@ class TrainingTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the whole state: to go on from after a failure, and for the job to keep the best weights of."""
+        """Write the full state: a trial continues from it after a failure, and the job keeps its best weights."""
         if self._trainer is None:
             return
         state = {
@@ -195,15 +208,15 @@ class TrainingTrial(tune.Trainable):
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Ray's hint is of old
-        """Go on from ``save_checkpoint``."""
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Ray's hint is outdated
+        """Continue from a state that ``save_checkpoint`` wrote."""
         state = read_state(checkpoint_dir)
         self._current.load_state_dict(state["trainer"])
         self._seconds, self._rungs = state["seconds"], list(state["rungs"])
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
-    """What ``TrainingTrial.save_checkpoint`` wrote, on the CPU; tensors are read when they are used."""
+    """Read what ``TrainingTrial.save_checkpoint`` wrote, onto the CPU; tensors are read when they are used."""
     state: dict[str, Any] = torch.load(
         Path(directory) / STATE_FILE, weights_only=True, map_location="cpu", mmap=True
     )
@@ -215,6 +228,6 @@ def _assigned_device() -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """An error's text, with its kind before it unless it is one of ours."""
+    """Return an error's text, preceded by its type unless it is one of ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ForecastError) else f"{type(error).__name__}: {text}"
