@@ -36,7 +36,7 @@ def build(path: str) -> FastAPI:
     # As fast as two for one process, and the only way for two of them on two cores.
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(path)
-    model = checkpoint.build_network()
+    model = checkpoint.trained_network()
     config = checkpoint.config
     mean = float(checkpoint.normalization.feature.mean)
     std = float(checkpoint.normalization.feature.std)

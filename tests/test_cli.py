@@ -8,7 +8,7 @@ import pytest
 
 from forecast import Predictor, load_checkpoint
 from forecast.__main__ import main
-from forecast.cli.command import run
+from forecast.cli.command import run, spell_options
 
 WINDOW = [100.0 + row for row in range(25)]
 TRAIN = ["train", "--source", "snapshot", "--max-epochs", "1", "--hidden-size", "4", "--num-layers", "1"]
@@ -166,3 +166,18 @@ def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkp
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW)]
     assert run(main, [*command, "--levels", "0.9999"]) == 1
     assert "level 0.9999 is too wide" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "spelled"),
+    [
+        ("`start` 2024-01-01 is not before `end`", "--start 2024-01-01 is not before --end"),
+        ("lower `learning_rate` (now 0.1)", "lower --learning-rate (now 0.1)"),
+        ("set `log_prices=False`", "set --no-log-prices"),
+        ("set `resume=True`", "set --resume"),
+        ("use `source=yahoo`, or a file", "use --source yahoo, or a file"),
+        ("start one with `ray start --head`", "start one with `ray start --head`"),
+    ],
+)
+def test_the_command_line_spells_the_parameters_of_a_message_as_options(message, spelled):
+    assert spell_options(message) == spelled

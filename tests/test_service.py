@@ -99,6 +99,25 @@ def test_more_forecasts_than_allowed_are_refused_before_any_is_made(client):
     assert "3 windows and a horizon of 40 are 120 forecasts; send at most 100" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "remedy"),
+    [
+        ("/predict", {"values": []}, "send past prices as numbers"),
+        ("/predict", {}, "send past prices as numbers"),
+        ("/predict", {"values": GOOD, "symbol": ""}, "send a name in quotes"),
+        ("/predict", {"values": GOOD, "horizon": 0}, "send a whole number from 1 to 365"),
+        ("/predict", [], 'send a JSON object, for example {"values"'),
+        ("/predict/batch", {"windows": []}, "send at least one window"),
+        ("/predict/batch", {"windows": [[]]}, "send at least one window"),
+        ("/predict/batch", "", 'send a JSON object, for example {"windows"'),
+    ],
+)
+def test_a_field_that_is_wrong_is_answered_with_the_remedy_of_that_field(client, route, body, remedy):
+    answer = client.post(route, json=body)
+    assert answer.status_code == 422
+    assert remedy in answer.json()["detail"][0]["msg"]
+
+
 def test_a_symbol_is_needed_only_where_there_are_several(client, two_symbols):
     assert predictions(client, values=GOOD, symbol="BTC-USD") == predictions(client, values=GOOD)
     with serving(two_symbols) as both:

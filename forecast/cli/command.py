@@ -88,7 +88,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> N
             continue
         group = parser.add_argument_group(*_group_title(cls))
         for name in own:
-            _add_option(group, name, settings.model_fields[name])
+            _add_option(group.add_argument, name, settings.model_fields[name])
 
 
 def _group_title(cls: type) -> tuple[str]:
@@ -96,7 +96,7 @@ def _group_title(cls: type) -> tuple[str]:
     return (spell_options(doc.rstrip(".")),)
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+def _add_option(add: Callable[..., object], name: str, field: FieldInfo) -> None:
     kind = _without_none(field.annotation)
     required = field.is_required()
     default = "" if required else _shown_default(field)
@@ -106,7 +106,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> 
     if kind is bool:
         plain_flag = field.default is False
         action: Any = "store_true" if plain_flag else argparse.BooleanOptionalAction
-        group.add_argument(option_name(name), action=action, **common)
+        add(option_name(name), action=action, **common)
         return
     common["required"] = required
     if get_origin(kind) is Literal:
@@ -116,7 +116,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> 
         common["metavar"] = _metavar(get_args(kind)[0])
     else:
         common["metavar"] = _metavar(kind)
-    group.add_argument(option_name(name), **common)
+    add(option_name(name), **common)
 
 
 def _without_none(annotation: Any) -> Any:

@@ -52,7 +52,7 @@ class TorchEngine:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.device = device
-        self._network = checkpoint.build_network().to(device)
+        self._network = checkpoint.trained_network().to(device)
 
     def __call__(self, inputs: Array) -> Array:
         """Outputs (n, outputs) for inputs (n, length, channels)."""

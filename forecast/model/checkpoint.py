@@ -176,7 +176,7 @@ class Checkpoint(BaseModel):
         """How prices become inputs of this model and its outputs become prices."""
         return Encoding(self.normalization, self.config.target, self.config.likelihood)
 
-    def build_network(self) -> nn.Module:
+    def trained_network(self) -> nn.Module:
         """The network with these weights, on the CPU, in eval mode.
 
         Raises:
@@ -323,7 +323,7 @@ def _from_original(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_weights(checkpoint: Checkpoint) -> None:
-    checkpoint.build_network()
+    checkpoint.trained_network()
     kinds = {str(value.dtype).removeprefix("torch.") for value in checkpoint.model_state.values()}
     if kinds != {"float32"}:
         raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")

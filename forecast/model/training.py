@@ -283,7 +283,7 @@ def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
     """
     windows = prepared.windows(part, checkpoint.config)
     with threads(checkpoint.config.threads):
-        outputs = forward_in_batches(checkpoint.build_network(), torch.from_numpy(windows.inputs)).numpy()
+        outputs = forward_in_batches(checkpoint.trained_network(), torch.from_numpy(windows.inputs)).numpy()
     if part == "validation":
         return validation_forecasts(outputs, windows, checkpoint.encoding)
     return price_forecasts(outputs, windows, checkpoint.encoding, checkpoint.calibration_scores)

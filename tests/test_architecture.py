@@ -1,0 +1,45 @@
+"""What the layer contracts of ``pyproject.toml`` cannot say of the code's structure."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("forecast", "tune_jobs", "serve_app")
+KEEPERS = {
+    "tune_jobs/ray_internals.py": "Ray's and Tune's",
+    "tune_jobs/study.py": "Optuna's",
+}
+"""The files that may use private names of a library."""
+
+
+def private_names(path):
+    """Private attributes of objects that are not the file's own, and private imports."""
+    tree = ast.parse(path.read_text())
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if node.attr not in own:
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from (name for name in names if name.startswith("_") and not name.startswith("__"))
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_private_names_of_libraries_are_used_in_the_files_that_keep_them_and_nowhere_else(package):
+    used = {
+        path.relative_to(ROOT).as_posix(): sorted(set(private_names(path)))
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert {name: names for name, names in used.items() if names and name not in KEEPERS} == {}
+    for name in KEEPERS:
+        if name.startswith(package):
+            assert used[name]
