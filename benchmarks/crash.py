@@ -1,7 +1,7 @@
-"""Kill a tuning job's driver again and again, resume it each time, and check that nothing was lost or done twice.
+"""Kill a tuning job's driver repeatedly, resume it each time, and check that nothing was lost or done twice.
 
-``python -m benchmarks.crash`` sends SIGKILL at ten random moments of a 24-sample job. It ends with exit code 1
-when a check fails.
+``python -m benchmarks.crash`` sends SIGKILL at ten random moments of a 24-trial job. It exits with code 1 when a check
+fails.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from tune_jobs.tables import PICK_FILE
 
 @dataclass(frozen=True)
 class Done:
-    """What a finished trial left; none of it may change any more.
+    """The results of a finished trial, which must not change anymore.
 
-    ``weights`` is a hash: a checkpoint on the front gets its test metrics at the end of each start of the job.
+    ``weights`` is a hash of the weights alone: each run of the job writes test metrics into the checkpoints on the
+    front.
     """
 
     values: tuple[float, ...]
@@ -59,9 +60,9 @@ def main() -> int:
         type=float,
         nargs=2,
         default=[3.0, 20.0],
-        help="seconds after a start at which it is killed",
+        help="least and most seconds from a start to its kill",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     given = parser.parse_args()
     moments = random.Random(given.seed)
     problems: list[str] = []
@@ -96,11 +97,11 @@ def main() -> int:
 
 
 def trials_of(directory: Path) -> list[FrozenTrial]:
-    """The study's trials; none before it is made."""
+    """Return the study's trials; none before it is created."""
     path = directory / studies.STUDY_FILE
     if not path.exists():
         return []
-    # A driver killed while it made the database leaves one without a study.
+    # A driver killed while it creates the database leaves one without a study.
     try:
         return optuna.load_study(
             study_name=TuneOptions.model_fields["study_name"].default, storage=f"sqlite:///{path}"
@@ -110,7 +111,7 @@ def trials_of(directory: Path) -> list[FrozenTrial]:
 
 
 def states(directory: Path) -> str:
-    """How many trials are in which state; interrupted ones by that name."""
+    """Describe how many trials are in each state; interrupted ones are counted separately."""
     counts: dict[str, int] = {}
     for trial in trials_of(directory):
         interrupted = trial.user_attrs.get(studies.REASON) == studies.INTERRUPTED
@@ -120,7 +121,7 @@ def states(directory: Path) -> str:
 
 
 def finished_trials(directory: Path) -> dict[int, Done]:
-    """What each COMPLETE trial left."""
+    """Return the results of each COMPLETE trial, by number."""
     return {
         trial.number: Done(
             tuple(trial.values),
@@ -133,20 +134,20 @@ def finished_trials(directory: Path) -> dict[int, Done]:
 
 
 def hash_of_weights(path: Path) -> str:
-    """One for all tensors of a checkpoint."""
+    """Hash all tensors of a checkpoint."""
     state = load_checkpoint(path).model_state
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
 
 def changed(before: dict[int, Done], after: dict[int, Done]) -> list[str]:
-    """Finished trials whose values, time or checkpoint are not what they were."""
+    """Return a line for each finished trial whose values, time or checkpoint changed."""
     return [
         f"finished trial {number} has changed" for number, was in before.items() if after.get(number) != was
     ]
 
 
 def wrong_at_the_end(directory: Path, samples: int) -> list[str]:
-    """What is wrong with a finished job."""
+    """Return a line for each check that a finished job fails."""
     trials = trials_of(directory)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     failed = [
@@ -181,7 +182,7 @@ def wrong_at_the_end(directory: Path, samples: int) -> list[str]:
 
 
 def dominates(one: FrozenTrial, other: FrozenTrial) -> bool:
-    """Whether ``one`` is nowhere worse than ``other`` and somewhere better."""
+    """Return whether ``one`` is no worse than ``other`` in any objective, and better in one."""
     return one.values != other.values and all(a <= b for a, b in zip(one.values, other.values, strict=True))
 
 

@@ -1,6 +1,6 @@
-"""How good forecasts and intervals are: tuned Student-t models beside GARCH, on prices that packages ship.
+"""The quality of forecasts and intervals: tuned Student-t models against GARCH, on prices that packages ship.
 
-Runs the tuning job itself, on the last ``ROWS`` rows of each series, and scores its pick on the test rows.
+Runs the tuning job itself on the last ``ROWS`` rows of each series, and scores its pick on the test rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COVERAGE_BAR = (0.86, 0.94)
 
 
 def real_series(directory: Path) -> dict[str, tuple[str, str]]:
-    """Name to symbol and source, prices written as files."""
+    """Write the prices to files, and return each name's symbol and source."""
     import arch.data.nasdaq
     import arch.data.sp500
     import arch.data.wti
@@ -62,7 +62,7 @@ def real_series(directory: Path) -> dict[str, tuple[str, str]]:
 
 
 def structured_series(directory: Path) -> dict[str, tuple[str, str]]:
-    """The same of series with a season or a cycle, which are no prices."""
+    """Do the same for series with a season or a cycle, which are not prices."""
     import statsmodels.datasets
 
     sunspots = statsmodels.datasets.sunspots.load_pandas().data
@@ -70,7 +70,7 @@ def structured_series(directory: Path) -> dict[str, tuple[str, str]]:
     return write_series(
         {
             "weekly CO2": statsmodels.datasets.co2.load_pandas().data["co2"],
-            # One more than they are: logarithms need positive numbers.
+            # Shifted by one: logarithms need positive numbers.
             "yearly sunspots": pd.Series(sunspots["SUNACTIVITY"].to_numpy() + 1, index=years),
         },
         directory,
@@ -78,7 +78,7 @@ def structured_series(directory: Path) -> dict[str, tuple[str, str]]:
 
 
 def write_series(found: dict[str, pd.Series[float]], directory: Path) -> dict[str, tuple[str, str]]:
-    """Write each as a CSV file of its last rows."""
+    """Write the last rows of each series to a CSV file."""
     written = {}
     for name, values in found.items():
         path = directory / f"{name.replace(' ', '_').replace('&', 'n')}.csv"
@@ -88,7 +88,7 @@ def write_series(found: dict[str, pd.Series[float]], directory: Path) -> dict[st
 
 
 def tune(symbol: str, source: str, output: Path, samples: int) -> Path:
-    """Run the job and give back its pick."""
+    """Run the job, and return the path of its pick."""
     command = [
         sys.executable,
         "-W",
@@ -108,7 +108,7 @@ def tune(symbol: str, source: str, output: Path, samples: int) -> Path:
 
 
 def compare(found: dict[str, tuple[str, str]], directory: Path, samples: int) -> bool:
-    """Tune on each series and print a row for each; tells whether all bars were met."""
+    """Tune on each series and print its row; return whether all bars were met."""
     print(
         "\n| series | rows | CRPS | GARCH's | ratio | constant quantiles' | in 90 % | GARCH's | "
         "MAE / persistence's | Clark-West p |"
@@ -151,7 +151,7 @@ def _inside(rows: Rows, forecasts: Forecasts) -> float:
 
 
 def structure(found: dict[str, tuple[str, str]]) -> bool:
-    """Train the default model on series with structure; tells whether one beats persistence by the bar."""
+    """Train the default model on series with structure; return whether one beats persistence by the bar."""
     print("\n| series with structure | rows | likelihood | test MAE | persistence's | ratio | Clark-West p |")
     print("|---|---|---|---|---|---|---|")
     ratios = []
@@ -180,7 +180,7 @@ def structure(found: dict[str, tuple[str, str]]) -> bool:
 
 
 def no_look_ahead(series: Series) -> bool:
-    """Replace all rows from a fold's origin on: nothing before it may change, nor the forecast of the first of them."""
+    """Replace all rows from a fold's origin on: the model and the first of the fold's forecasts must not change."""
     config = TrainConfig(
         likelihood="student_t", sequence_length=20, hidden_size=16, num_layers=1, max_epochs=3
     )
@@ -207,7 +207,7 @@ def no_look_ahead(series: Series) -> bool:
 
 
 def same_weights(series: Series) -> bool:
-    """Train one configuration twice."""
+    """Train one configuration twice, and return whether the weights are equal."""
     config = TrainConfig(likelihood="student_t", max_epochs=3)
     first, second = (train(series, config).checkpoint.model_state for _ in range(2))
     return all(torch.equal(value, second[name]) for name, value in first.items())

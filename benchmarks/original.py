@@ -1,8 +1,8 @@
-"""The design that this project replaces, as it was described: what the tuning job is compared with.
+"""The design that this project replaces, as it was described: the baseline for the tuning job.
 
-One trial after the other in ``study.optimize``; a ``DataLoader``; z-scored price levels in, the next one out;
-every trial to the end of its epochs or its patience; objectives on the test rows. Rows, windows, network,
-optimizer and search space are the job's.
+Trials run one after another in ``study.optimize``, with a ``DataLoader``; z-scored price levels in, the next one out;
+every trial runs until its epochs or its patience end; objectives use the test rows. Rows, windows, network, optimizer
+and search space are the job's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GRAD_CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class OriginalTrial:
-    """One trial's seconds and its scores on the test rows."""
+    """One trial's seconds, and its scores on the test rows."""
 
     seconds: float
     test: Evaluation
@@ -44,7 +44,7 @@ def search(
     directory: Path,
     sampler: optuna.samplers.BaseSampler,
 ) -> list[OriginalTrial]:
-    """Run ``samples`` trials one after the other; a checkpoint of each and the study go to ``directory``."""
+    """Run ``samples`` trials one after another; write the study and a checkpoint of each to ``directory``."""
     objectives = TuneOptions().objective_names
     prepared = prepare(series, ExperimentConfig(source="snapshot", target="level", log_prices=False))
     trials = []

@@ -1,7 +1,7 @@
 """The server that this project replaces, as it was described: FastAPI, one process, one model in torch.
 
-The fastest reading of the description: the handler runs on the event loop, where a thread pool would cost more than
-the forecast, and the answer is what the description shows. Prices are z-scored levels in both directions.
+This is the fastest reading of the description: the handler runs on the event loop, because a thread pool would cost
+more than the forecast, and the answer has the described fields. Prices are z-scored levels in both directions.
 
     python -m benchmarks.original_server CHECKPOINT PORT PROCESSES
 """
@@ -33,7 +33,7 @@ class PredictResponse(BaseModel):
 
 
 def build(path: str) -> FastAPI:
-    # As fast as two for one process, and the only way for two of them on two cores.
+    # As fast as two threads for one process, and the only choice for two processes on two cores.
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(path)
     model = checkpoint.trained_network()
@@ -66,7 +66,7 @@ def build(path: str) -> FastAPI:
 
 
 def create() -> FastAPI:
-    """For uvicorn's worker processes."""
+    """Build the application in each of uvicorn's worker processes."""
     return build(os.environ["ORIGINAL_CHECKPOINT"])
 
 

@@ -1,9 +1,9 @@
-"""Do to a server what happens to servers, and check that it goes on: ``python -m benchmarks.resilience [part]``.
+"""Expose a server to faults, and check that it keeps serving: ``python -m benchmarks.resilience [part]``.
 
 ``swaps``: checkpoints change under load, one of them damaged. ``kills``: SIGKILL to a replica and to HAProxy under
-load. ``hostile``: bodies that no client should send, and schemathesis over the OpenAPI document. ``memory``: many
-requests, and what a replica keeps of them. ``overload``: ten times what it can do. Each ends with exit code 1 when a
-check fails.
+load. ``hostile``: bodies that no client should send, and schemathesis over the OpenAPI document. ``memory``: the
+replica's memory over many requests. ``overload``: ten times the server's capacity. Each exits with code 1 when a check
+fails.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ WINDOW = [5000.0 + 10 * row for row in range(120)]
 CONNECTIONS = 16
 RECOVERY_S = 30.0
 OVERLOAD_CONNECTIONS = 1024
-# How long a window must be, and which symbols there are, depends on the model that is served: the schema cannot say.
+# The length of a window and the symbols depend on the served models: the schema cannot express them.
 SCHEMATHESIS = ("--exclude-checks", "positive_data_acceptance")
 
 
 @dataclass
 class Seen:
-    """What clients saw.
+    """The answers that clients got.
 
     Attributes:
         statuses: answers by status; ``error`` counts connections that broke or were refused.
-        predictions: answered prices, rounded.
-        failed_at: seconds since the start of each failure.
-        seconds: time of each answer by status.
+        predictions: forecast prices, rounded.
+        failed_at: when each failure happened, in seconds since the start.
+        seconds: time of each answer, by status.
     """
 
     started: float = field(default_factory=time.monotonic)
@@ -60,14 +60,14 @@ class Seen:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     async def ask(self, client: httpx.AsyncClient, url: str, body: bytes) -> None:
-        """Send one request and take down what came of it."""
+        """Send one request, and record its outcome."""
         request = client.post(url, content=body, headers={"content-type": "application/json"})
         answer = await self.take_down(request)
         if answer is not None and answer.status_code == 200:
             self.predictions[round(answer.json()["prediction"], 3)] += 1
 
     async def take_down(self, request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response | None:
-        """Take down what comes of one request, and give it back."""
+        """Record the outcome of one request, and return its answer; None if the connection failed."""
         asked = time.monotonic()
         try:
             answer = await request
@@ -87,7 +87,7 @@ class Seen:
 
 
 async def under_load(server: Server, work: Callable[[Seen], Awaitable[None]]) -> Seen:
-    """Run ``work`` while sixteen clients ask as fast as they are answered."""
+    """Run ``work`` while sixteen clients each send a request as soon as the last one is answered."""
     seen, stop = Seen(), asyncio.Event()
     body = json.dumps({"values": WINDOW}).encode()
 
@@ -106,14 +106,14 @@ async def under_load(server: Server, work: Callable[[Seen], Awaitable[None]]) ->
 
 
 def check(holds: bool, says: str) -> None:
-    """Print a line; end with 1 where it does not hold."""
+    """Print whether a check holds; exit with code 1 if it does not."""
     print(f"{'ok' if holds else 'FAILED'}: {says}", flush=True)
     if not holds:
         raise SystemExit(1)
 
 
 async def command(server: Server, *words: str) -> tuple[int, str]:
-    """Exit code and last line of a ``serve_app`` command on the server's cluster."""
+    """Run a ``serve_app`` command on the server's cluster, and return its exit code and last line."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -130,7 +130,7 @@ async def command(server: Server, *words: str) -> tuple[int, str]:
 
 
 def swaps(given: argparse.Namespace) -> None:
-    """Reload between two checkpoints, then a truncated one."""
+    """Swap between two checkpoints, then try to load a truncated one."""
     with tempfile.TemporaryDirectory() as name:
         files = [Path(name) / "a.pt", Path(name) / "b.pt"]
         for seed, path in enumerate(files):
@@ -156,7 +156,7 @@ def swaps(given: argparse.Namespace) -> None:
             )
             check(
                 set(seen.predictions) == expected,
-                f"every answer is one of the two models': {dict(seen.predictions)}",
+                f"every answer is from one of the two models: {dict(seen.predictions)}",
             )
 
             async def damage(seen: Seen) -> None:
@@ -168,7 +168,7 @@ def swaps(given: argparse.Namespace) -> None:
             seen = asyncio.run(under_load(server, damage))
             check(
                 seen.failures == 0 and len(seen.predictions) == 1,
-                f"while it is refused: {seen.failures} of {seen.statuses.total()} requests failed, "
+                f"during the refusal: {seen.failures} of {seen.statuses.total()} requests failed, "
                 f"{len(seen.predictions)} model answered",
             )
             reason = httpx.get(f"{server.url}/model").json()["refused"]["reason"]
@@ -176,7 +176,7 @@ def swaps(given: argparse.Namespace) -> None:
 
 
 def kills(given: argparse.Namespace) -> None:
-    """Kill one of two replicas, then HAProxy, then what looks after it."""
+    """Kill one of two replicas, then HAProxy, then the process that started it."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
         make_checkpoint(path)
@@ -203,7 +203,7 @@ def kills(given: argparse.Namespace) -> None:
                 f"a killed replica: {seen.failures} of {seen.statuses.total()} requests failed",
             )
 
-            for whom in ("HAProxy", "the process that has started HAProxy"):
+            for whom in ("HAProxy", "the process that started HAProxy"):
 
                 async def kill_front(seen: Seen, whom: str = whom) -> None:
                     await asyncio.sleep(2)
@@ -217,7 +217,7 @@ def kills(given: argparse.Namespace) -> None:
                                 answer = await client.get(f"{server.url}/healthz")
                             if answer.status_code == 200 and haproxy_of(server).pid != old.pid:
                                 break
-                    check(took < RECOVERY_S, f"{whom} killed: another answers after {took:.1f} s")
+                    check(took < RECOVERY_S, f"{whom} killed: another one answers after {took:.1f} s")
                     await asyncio.sleep(3)
 
                 seen = asyncio.run(under_load(server, kill_front))
@@ -225,7 +225,7 @@ def kills(given: argparse.Namespace) -> None:
 
 
 def haproxy_of(server: Server) -> psutil.Process:
-    """The HAProxy that is in front of a server."""
+    """Find the HAProxy in front of a server."""
     for process in psutil.Process(server.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.name() == "haproxy":
@@ -234,7 +234,7 @@ def haproxy_of(server: Server) -> psutil.Process:
 
 
 def hostile_body(rng: random.Random) -> bytes:
-    """Nearly right, or nothing like it."""
+    """Make up a body that is nearly valid, or nothing like it."""
     number = [
         "1e999",
         "-1e999",
@@ -294,10 +294,10 @@ def no_json_number(word: str) -> None:
 
 
 def hostile(given: argparse.Namespace) -> None:
-    """Bodies made to break it, and schemathesis."""
+    """Send bodies made to break the server, and run schemathesis."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
-        # A short window: more of what is made up gets as far as the model.
+        # A short window, so that more of the made-up bodies reach the model.
         make_checkpoint(path, sequence_length=4, target="residual")
         with serve_run(path) as server:
             rng, seen = random.Random(given.seed), Counter[int]()
@@ -313,7 +313,7 @@ def hostile(given: argparse.Namespace) -> None:
                     seen[answer.status_code] += 1
                     if answer.status_code >= 500:
                         check(False, f"{answer.status_code} for {body[:300]!r} to {route}")
-                    # What is not HTTP is refused by HAProxy itself, in its own words.
+                    # HAProxy itself refuses malformed HTTP, with a body that is not JSON.
                     if "json" in answer.headers["content-type"]:
                         json.loads(answer.content, parse_constant=no_json_number)
             check(not any(status >= 500 for status in seen), f"{given.bodies} bodies: {dict(seen)}")
@@ -340,7 +340,7 @@ def hostile(given: argparse.Namespace) -> None:
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Ask many times, and look at the replica's memory."""
+    """Send many requests, and measure the replica's memory."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
         make_checkpoint(path)
@@ -362,7 +362,7 @@ def memory(given: argparse.Namespace) -> None:
 
 
 def overload(given: argparse.Namespace) -> None:
-    """Offer ten times what a heavy model can do."""
+    """Offer ten times the load that a heavy model can handle."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
         make_checkpoint(path, hidden_size=256, num_layers=4, sequence_length=120)
@@ -370,7 +370,7 @@ def overload(given: argparse.Namespace) -> None:
         with serve_run(path) as server:
             capacity = wrk(server.url, "/predict", body, CONNECTIONS, 10).per_second
             print(f"capacity: {capacity:.0f} requests a second", flush=True)
-            # Most are refused at once and ask again after the pause; those that wait for an answer do not.
+            # Most clients are refused at once and try again after the pause; those waiting for an answer do not.
             pause_ms = 1000 * OVERLOAD_CONNECTIONS / (32 * capacity)
             with ThreadPoolExecutor(1) as thread:
                 flood = thread.submit(
@@ -381,7 +381,7 @@ def overload(given: argparse.Namespace) -> None:
             offered = (load.requests + seen.statuses.total()) / given.seconds
             check(
                 offered > 10 * capacity,
-                f"offered: {offered:.0f} a second, {offered / capacity:.1f} times that",
+                f"offered: {offered:.0f} a second, {offered / capacity:.1f} times its capacity",
             )
             check(
                 load.broken == 0,
@@ -391,7 +391,7 @@ def overload(given: argparse.Namespace) -> None:
             print(f"answered: {answered:.0f} a second, {answered / capacity:.0%} of its capacity", flush=True)
             check(
                 set(seen.statuses) == {"200", "503"},
-                f"four clients among them see 200 and 503 alone: {dict(seen.statuses)}",
+                f"four clients among them see only 200 and 503: {dict(seen.statuses)}",
             )
             accepted, refused = seen.seconds["200"], seen.seconds["503"]
             check(
@@ -401,13 +401,13 @@ def overload(given: argparse.Namespace) -> None:
             )
             check(
                 set(health.statuses) == {"200"},
-                f"/healthz and /-/healthz asked {health.statuses.total()} times: {dict(health.statuses)}, longest "
+                f"/healthz and /-/healthz requested {health.statuses.total()} times: {dict(health.statuses)}, longest "
                 f"{max(health.seconds['200']):.2f} s",
             )
 
 
 async def _watch(server: Server, body: bytes, seconds: float) -> tuple[Seen, Seen]:
-    """What four clients and those who look at the health see meanwhile."""
+    """Return what four clients, and two that poll the health routes, see during ``seconds``."""
     seen, health = Seen(), Seen()
     until = time.monotonic() + seconds
 
@@ -435,14 +435,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = {"swaps": swaps, "kills": kills, "hostile": hostile, "memory": memory, "overload": overload}
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(parts)} (default: all)")
+    parser.add_argument("part", nargs="*", help=f"any of {', '.join(parts)} (default: all)")
     parser.add_argument("--swaps", type=int, default=20)
-    parser.add_argument("--bodies", type=int, default=5000, help="hostile ones")
-    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each operation")
-    parser.add_argument("--seed", type=int, default=0, help="of the hostile bodies")
-    parser.add_argument("--requests", type=int, default=200_000, help="of the memory part")
-    parser.add_argument("--settled", type=int, default=20_000, help="requests before memory is looked at")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of the overload")
+    parser.add_argument("--bodies", type=int, default=5000, help="number of hostile bodies")
+    parser.add_argument("--examples", type=int, default=100, help="schemathesis examples per operation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the hostile bodies")
+    parser.add_argument("--requests", type=int, default=200_000, help="requests of the memory part")
+    parser.add_argument("--settled", type=int, default=20_000, help="requests before the first measurement")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of the overload")
     given = parser.parse_args()
     if unknown := set(given.part) - set(parts):
         parser.error(f"no part {sorted(unknown)}; choose from {', '.join(parts)}")

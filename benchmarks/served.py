@@ -1,4 +1,4 @@
-"""Servers as people start them, and load on them: what the serving benchmarks and fault runs share."""
+"""Start servers as people start them, and put load on them; the serving and resilience benchmarks share this."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from serve_app.flags import SERVE_FLAGS
 PORT = 8000
 START_S = 120.0
 REPLICA = "ServeReplica:"
-"""What the command line of a replica's process begins with, after ``ray::``."""
+"""How the command line of a replica's process begins, after ``ray::``."""
 
 REPLICA_PORTS = range(30_000, 31_001)
 
@@ -55,7 +55,7 @@ def make_checkpoint(
     seed: int = 0,
     target: str = "level",
 ) -> Checkpoint:
-    """A file whose network has the default weights of its size: a server's speed does not depend on training."""
+    """Write a checkpoint with the initial weights of its network: a server's speed does not depend on training."""
     config = TrainConfig(
         source="snapshot",
         hidden_size=hidden_size,
@@ -97,13 +97,13 @@ class Server:
     log: Path
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that compute: replicas, or the one process of a plain server."""
+        """Return the processes that compute: replicas, or the one process of a plain server."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         replicas = [one for one in family if _title(one).startswith(f"ray::{REPLICA}")]
         return replicas or [psutil.Process(self.process.pid)]
 
     def answering_replicas(self) -> set[int]:
-        """Process ids of the replicas that answer at their own ports."""
+        """Return the process ids of the replicas that answer on their own ports."""
         answering = set()
         for replica in self.workers():
             with contextlib.suppress(psutil.Error, httpx.TransportError):
@@ -116,11 +116,11 @@ class Server:
         return answering
 
     def memory_mb(self) -> float:
-        """Resident memory of the processes that compute, in MB."""
+        """Return the resident memory of the processes that compute, in MB."""
         return sum(worker.memory_info().rss for worker in self.workers()) / 1e6
 
     def gcs_address(self) -> str:
-        """Address of the Ray cluster that ``serve run`` has started."""
+        """Return the address of the Ray cluster that ``serve run`` started."""
         for one in psutil.Process(self.process.pid).children(recursive=True):
             for word in _words(one):
                 if word.startswith("--gcs-address="):
@@ -142,7 +142,7 @@ def _title(process: psutil.Process) -> str:
 def serve_run(
     checkpoint: Path, *options: str, environment: Mapping[str, str] | None = None, replicas: int = 1
 ) -> Iterator[Server]:
-    """``serve run serve_app:app`` on a local cluster of its own."""
+    """Run ``serve run serve_app:app`` on a new local cluster."""
     kept = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
     command = [str(Path(sys.executable).with_name("serve")), "run", "serve_app:app"]
     command += [f"checkpoint={checkpoint}", f"replicas={replicas}", *options]
@@ -155,7 +155,7 @@ def serve_run(
 
 @contextlib.contextmanager
 def original_server(checkpoint: Path, processes: int = 1) -> Iterator[Server]:
-    """The design that this project replaces, on the port it had; it had one process."""
+    """Run the design that this project replaces, on its port; it had one process."""
     command = [sys.executable, "-m", "benchmarks.original_server", str(checkpoint), "9010", str(processes)]
     with _running(command, 9010, dict(os.environ)) as server:
         yield server
@@ -163,7 +163,7 @@ def original_server(checkpoint: Path, processes: int = 1) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def _running(command: Sequence[str], port: int, environment: Mapping[str, str]) -> Iterator[Server]:
-    # What a shell starts in the background ignores SIGINT, and so would its children.
+    # A process that a shell starts in the background ignores SIGINT, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "log"
@@ -187,7 +187,7 @@ def _wait_until_it_answers(server: Server) -> None:
     deadline = time.monotonic() + START_S
     while True:
         if server.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server has not come up:\n{server.log.read_text()}")
+            raise RuntimeError(f"the server did not start:\n{server.log.read_text()}")
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{server.url}/healthz").status_code == 200:
                 return
@@ -196,7 +196,7 @@ def _wait_until_it_answers(server: Server) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """What a load generator saw: ``broken`` connections and timeouts, ``refused`` requests with 4xx or 5xx."""
+    """A load generator's result: ``broken`` connections and timeouts, and ``refused`` requests (4xx or 5xx)."""
 
     requests: int
     seconds: float
@@ -217,7 +217,10 @@ class Load:
 def wrk(
     url: str, route: str, body: str, connections: int, seconds: float, pause_ms: float | None = None
 ) -> Load:
-    """Load by ``wrk`` (https://github.com/wg/wrk): each connection asks as soon as it is answered, or after a pause."""
+    """Put load on a server with ``wrk`` (https://github.com/wg/wrk).
+
+    Each connection sends its next request as soon as the last one is answered, or after a pause.
+    """
     binary = shutil.which("wrk")
     if binary is None:
         raise SystemExit("error: wrk is not installed; install it (apt-get install wrk)")

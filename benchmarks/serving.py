@@ -1,8 +1,8 @@
-"""What serving costs: ``python -m benchmarks.serving``, or one part of it by name.
+"""The cost of serving: ``python -m benchmarks.serving``, or one part of it by name.
 
-``compare``: the design this project replaces, this one with one and two replicas, with torch alone, and with Ray
-Serve's own proxy, all with the same checkpoint, in alternating rounds under the same load generator (wrk).
-``agreement``: ONNX Runtime against torch on random windows over the search space's shapes.
+``compare``: the design that this project replaces, and this one with one and two replicas, with torch alone, and with
+Ray Serve's own proxy; all with the same checkpoint, in alternating rounds under the same load generator (wrk).
+``agreement``: ONNX Runtime against torch, on random windows over the search space's shapes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tune_jobs.space import SPACES
 
 CONNECTIONS = (1, 16, 64)
 BATCH = 64
-"""Windows of a batch request."""
+"""Windows per batch request."""
 PLAIN_PROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
@@ -64,7 +64,7 @@ ROWS = (
 
 
 def compare(rounds: int, seconds: float) -> None:
-    """Measure every row in every round, in an order that turns by one each round."""
+    """Measure every row in every round, in an order that rotates by one each round."""
     series = load_series("BTC-USD", source="snapshot").values
     seen: dict[tuple[str, str], list[Load]] = defaultdict(list)
     memory: dict[str, float] = defaultdict(float)
@@ -99,7 +99,7 @@ def compare(rounds: int, seconds: float) -> None:
 
 
 def print_comparison(seen: dict[tuple[str, str], list[Load]], memory: dict[str, float]) -> None:
-    """The table: medians over the rounds, failures summed."""
+    """Print the table: medians over the rounds, failures summed."""
 
     def median(row: Row, what: str, of: str) -> float:
         return statistics.median(getattr(load, of) for load in seen[row.name, what])
@@ -129,10 +129,10 @@ def print_comparison(seen: dict[tuple[str, str], list[Load]], memory: dict[str, 
 
 
 def agreement(windows: int) -> None:
-    """Largest difference of ONNX Runtime from torch over all shapes of the search space.
+    """Print the largest difference between ONNX Runtime and torch over all shapes of the search space.
 
     Raises:
-        SystemExit: when it is larger than what the application accepts.
+        SystemExit: when it is larger than the application accepts.
     """
     space = SPACES["full"]
     (fewest, most), (shortest, longest, step) = space.num_layers, space.sequence_length
@@ -172,7 +172,7 @@ def main() -> None:
     parts = parser.add_subparsers(metavar="part")
     part = parts.add_parser("compare", help="servers side by side")
     part.add_argument("--rounds", type=int, default=3)
-    part.add_argument("--seconds", type=float, default=5.0, help="of each load")
+    part.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
     part.set_defaults(run=lambda o: compare(o.rounds, o.seconds))
     part = parts.add_parser("agreement", help="ONNX Runtime against torch")
     part.add_argument("--windows", type=int, default=10_000)

@@ -1,4 +1,4 @@
-"""What one epoch costs across the search space, on one thread as a trial runs: ``make bench``."""
+"""The cost of one epoch across the search space, on one thread like a trial: ``make bench``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from forecast.model.training import Trainer
 from forecast.model.windows import prepare
 
 SHAPES = [(20, 32, 1, 64), (60, 64, 2, 64), (60, 128, 2, 64), (120, 256, 4, 128)]
-"""Window, hidden size, layers, batch: the cheapest corner, two middles, the dearest corner."""
+"""Window, hidden size, layers, batch: the cheapest corner, two middles, the most expensive corner."""
 EPOCHS = 3
 
 
 def main() -> None:
-    """Print a table: median seconds of an epoch with its validation, and windows trained per second."""
+    """Print a table of median seconds per epoch, validation included, and windows trained per second."""
     torch.set_num_threads(1)
     series = load_series(source="snapshot")
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, one thread")

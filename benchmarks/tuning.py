@@ -1,8 +1,8 @@
-"""What the search costs and what it wins: ``python -m benchmarks.tuning``, or one part of it by name.
+"""The cost and the gain of the search: ``python -m benchmarks.tuning``, or one part of it by name.
 
-``original``: the design this project replaces against the job. ``efficiency``: the share of the cores that
-trains, and where the rest goes. ``overhead``: what a trial costs beside its training. ``autolstm``:
-neuralforecast's AutoLSTM on the same rows, where it is installed (``pip install '.[compare]'``).
+``original``: the design that this project replaces against the job. ``efficiency``: the share of core time spent on
+training, and where the rest goes. ``overhead``: the cost of a trial on top of its training. ``autolstm``:
+neuralforecast's AutoLSTM on the same rows, if it is installed (``pip install '.[compare]'``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ALL_PARTS = (
 
 
 def run_command(directory: Path, source: str, space: str, samples: int) -> tuple[float, dict[str, Any]]:
-    """Run the tuning command as a person does: seconds from its start to its end, and its summary."""
+    """Run the tuning command as a person does, and return its seconds from start to end and its summary."""
     started = time.perf_counter()
     options = ["--source", source, "--space", space, "--num-samples", str(samples), "--address", "local"]
     command = [sys.executable, "-m", "tune_jobs.pareto", *options, "--output-dir", str(directory), "--quiet"]
@@ -74,7 +74,7 @@ def against_original(source: str, space: str, samples: int, subset: int | None) 
         source: prices.
         space: name of the search space.
         samples: trials of each.
-        subset: run only so many of the original's trials, drawn at random, and extrapolate its time.
+        subset: run only this many of the original's trials, drawn at random, and extrapolate its time.
     """
     series = load_series(source=source)
     with tempfile.TemporaryDirectory() as name:
@@ -104,7 +104,7 @@ def against_original(source: str, space: str, samples: int, subset: int | None) 
 
 
 def efficiency(source: str, sizes: list[int]) -> None:
-    """Print where the cores' time goes in searches of several sizes, in percent of cores x wall."""
+    """Print where the core time goes in searches of several sizes, in percent of cores x wall."""
     print(
         "| trials | wall s | training | start-up | ask | within trials, not training | end | other | "
         "training, of the whole command |"
@@ -125,10 +125,10 @@ def efficiency(source: str, sizes: list[int]) -> None:
 
 
 def where_time_goes(directory: Path, summary: dict[str, Any]) -> dict[str, float]:
-    """Shares of cores x wall of a finished job on one node that asked for one core a trial.
+    """Return shares of cores x wall of a finished job on one node, with one core per trial.
 
-    ``start_up`` is until the first trial has a process, ``trials`` what trials spend on results, checkpoints and
-    waiting for the driver to keep them, ``end`` the cores idle when no trial is left to start.
+    ``start_up`` lasts until the first trial has a process; ``trials`` is what trials spend on results, checkpoints and
+    waiting for the driver to keep them; ``end`` is idle cores when no trial is left to start.
     """
     study = optuna.load_study(
         study_name=summary["study"], storage=f"sqlite:///{directory / studies.STUDY_FILE}"
@@ -158,13 +158,13 @@ def where_time_goes(directory: Path, summary: dict[str, Any]) -> dict[str, float
 
 
 class UntrainedModel(Trainer):
-    """Everything of a trainer but the training: an epoch takes no time, and the last ones are the best."""
+    """A trainer without the training: an epoch takes no time, and the latest one is the best."""
 
     def _train_epoch(self) -> None:
         """Leave the weights as they are."""
 
     def _validate(self) -> None:
-        """Find noise of a size that the configuration alone decides, so that rungs compare something."""
+        """Produce noise whose size depends only on the configuration, so that rungs have something to compare."""
         noise = np.random.default_rng(int(self.config.learning_rate * 1e9))
         shape = self._best_outputs.shape
         self._best_outputs = noise.normal(0, noise.uniform(0.05, 0.2), shape).astype(np.float32)
@@ -180,7 +180,7 @@ class UntrainedTrial(TrainingTrial):
 
 
 def untrained_search(series: Series, samples: int) -> SearchSeconds:
-    """One search whose trials do not train, on the connected cluster, in a directory of its own."""
+    """Run one search whose trials do not train, on the connected cluster, in a temporary directory."""
     experiment = ExperimentConfig(source="snapshot")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -207,7 +207,7 @@ def untrained_search(series: Series, samples: int) -> SearchSeconds:
 
 
 def overhead(source: str, sizes: list[int]) -> None:
-    """Print the seconds that a trial costs beside its training, for searches of several sizes."""
+    """Print the seconds that a trial costs on top of its training, for searches of several sizes."""
     series = load_series(source=source)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     print("| trials | wall s | s / trial | ask, s / trial | keep, s / trial |")
@@ -225,7 +225,7 @@ def overhead(source: str, sizes: list[int]) -> None:
 def against_autolstm(source: str, samples: int) -> None:
     """Print wall time and test MAE of neuralforecast's AutoLSTM with its Ray backend, on the same rows."""
     if importlib.util.find_spec("neuralforecast") is None:
-        print("neuralforecast is not installed (pip install '.[compare]'): left out")
+        print("neuralforecast is not installed (pip install '.[compare]'): skipped")
         return
     import pandas as pd
     from neuralforecast import NeuralForecast
@@ -249,7 +249,7 @@ def against_autolstm(source: str, samples: int) -> None:
         "enable_model_summary": False,
         "logger": False,
     }
-    # Holes in the dates would be filled in: days are numbered instead.
+    # neuralforecast would fill holes in the dates: number the days instead.
     frame = pd.DataFrame({"unique_id": series.symbol, "ds": np.arange(len(series)), "y": series.values})
     started = time.perf_counter()
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -294,16 +294,16 @@ def main() -> None:
     part.add_argument("--space", choices=list(SPACES), default="small")
     part.add_argument("--samples", type=int, default=16)
     part.add_argument(
-        "--subset", type=int, help="run so many of the original's trials and extrapolate its time"
+        "--subset", type=int, help="run only this many of the original's trials and extrapolate its time"
     )
     part.set_defaults(run=lambda o: against_original(o.source, o.space, o.samples, o.subset))
-    part = parts.add_parser("efficiency", help="the share of the cores that trains")
+    part = parts.add_parser("efficiency", help="the share of core time spent on training")
     part.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
     part.set_defaults(run=lambda o: efficiency(o.source, o.sizes))
-    part = parts.add_parser("overhead", help="what a trial costs beside its training")
+    part = parts.add_parser("overhead", help="the cost of a trial on top of its training")
     part.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 1024])
     part.set_defaults(run=lambda o: overhead(o.source, o.sizes))
-    part = parts.add_parser("autolstm", help="neuralforecast's AutoLSTM, where it is installed")
+    part = parts.add_parser("autolstm", help="neuralforecast's AutoLSTM, if it is installed")
     part.add_argument("--samples", type=int, default=16)
     part.set_defaults(run=lambda o: against_autolstm(o.source, o.samples))
     given = parser.parse_args()

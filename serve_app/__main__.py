@@ -1,5 +1,5 @@
-"""``python -m serve_app``: ``run`` serves in the foreground, ``reload`` takes a changed checkpoint into service,
-``flags`` prepares a cluster's start."""
+"""``python -m serve_app``: ``run`` serves in the foreground, ``reload`` loads a changed checkpoint into the running
+application, ``flags`` prints the environment that a cluster needs at its start."""
 
 from __future__ import annotations
 
@@ -39,46 +39,47 @@ class ReloadOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str = Field("auto", description="Ray cluster it runs on; auto is the one of this machine")
+    address: str = Field("auto", description="Ray cluster it runs on; auto is the one on this machine")
     app: str = Field(DEFAULT_APP, description="its name on the cluster")
-    timeout: float = Field(60.0, gt=0, description="seconds that the replicas have")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for the replicas")
 
 
 def build_parser() -> Parser:
-    """The command line, derived from ``ReloadOptions``."""
+    """Build the command line from ``RunOptions`` and ``ReloadOptions``."""
     parser = Parser(
-        prog="python -m serve_app", description="Run the serving application, or change one that runs."
+        prog="python -m serve_app", description="Run the serving application, or change a running one."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,reload,flags}")
     command = commands.add_parser(
         "run",
-        help="serve in the foreground, on a port of one's choice, until SIGINT or SIGTERM",
-        description="Serve in the foreground, as `serve run serve_app:app` does, on a port of one's choice. SIGTERM "
-        "ends it as Ctrl-C does: replicas first have time for the requests they have.",
+        help="serve in the foreground, on any port, until SIGINT or SIGTERM",
+        description="Serve in the foreground, like `serve run serve_app:app`, but on any host and port. SIGTERM ends "
+        "it like Ctrl-C: replicas first get time to finish their requests.",
         epilog=RUN_EXAMPLES,
     )
     add_options(command, RunOptions)
     command = commands.add_parser(
         "reload",
         help="load the served checkpoints again, in every replica, without dropping a request",
-        description="Load the served checkpoints again, in every replica: each loads, checks and warms up beside its "
-        "work, and then swaps. One that cannot use what it finds goes on with what it has; the exit code is then 1.",
+        description="Load the served checkpoints again, in every replica: each loads, checks and warms up the new "
+        "models while it serves, then swaps. A replica that cannot use them keeps the old ones; the exit code is then "
+        "1.",
         epilog=EXAMPLES,
     )
     add_options(command, ReloadOptions)
     commands.add_parser(
         "flags",
-        help="print the environment that a cluster's start wants, for eval",
-        description="Print Ray Serve's environment flags as shell commands. A cluster takes them when it starts, with "
-        "HAProxy in front of the replicas; without them the application runs, many times slower. `serve run` "
-        "needs none of this.",
+        help="print the environment that a cluster needs at its start, for eval",
+        description="Print Ray Serve's environment flags as shell commands. A cluster reads them when it starts, and "
+        "then puts HAProxy in front of the replicas; without them the application runs, but many times slower. `serve "
+        "run` does not need this.",
         epilog=FLAGS_EXAMPLE,
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; gives back the exit code."""
+    """Run the command, and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     command = given.pop("command")
     if command == "flags":
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     for reason in refused:
         count = sum(outcome.refused == reason for outcome in outcomes)
         print(
-            f"refused by {count} of {len(outcomes)} replicas, which go on as before: {reason}",
+            f"refused by {count} of {len(outcomes)} replicas, which keep the old models: {reason}",
             file=sys.stderr,
         )
     for outcome in {str(o.versions): o for o in outcomes if not o.refused}.values():

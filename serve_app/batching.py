@@ -1,4 +1,4 @@
-"""Windows that wait at the same moment are forecast together: a batch costs less than its windows one by one."""
+"""Forecast windows that wait at the same moment together: a batch costs less than its windows one by one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Result]):
-    """Collects windows on the event loop and answers each with a future.
+    """Collects windows on the event loop, and answers each with a future.
 
-    Nothing waits for company unless ``wait_s`` says so: what has arrived by the loop's next turn, or while the last
-    batch was computed, is a batch.
+    A window does not wait for others unless ``wait_s`` says so: the windows that arrive before the loop's next turn,
+    or while the last batch is computed, form a batch.
     """
 
     def __init__(
@@ -27,15 +27,15 @@ class Batcher(Generic[Result]):
         wait_s: float = 0.0,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Collect for ``forecast``.
+        """Collect windows for ``forecast``.
 
         Args:
-            forecast: a result for each window; what it raises for several windows is asked of each
-                alone, so that one bad window spoils no other's answer.
+            forecast: returns a result for each window; if it raises for several windows, it is called for each alone,
+                so that one bad window does not spoil the others' answers.
             max_batch_size: most windows at a time.
-            wait_s: seconds to wait for company.
-            thread: where it is computed; None is on the event loop, which a short computation holds up less than
-                a thread's start and end do.
+            wait_s: seconds to wait for more windows.
+            thread: where to compute; None is the event loop, which a short computation blocks for less time than a
+                hand-over to a thread and back would take.
         """
         self._forecast, self._max_batch_size, self._wait_s = forecast, max_batch_size, wait_s
         self._thread = thread
@@ -43,7 +43,7 @@ class Batcher(Generic[Result]):
         self._turn_is_coming = False
 
     def forecast(self, window: Window) -> asyncio.Future[Result]:
-        """The result for ``window``, once its batch is computed; call it on the event loop."""
+        """Return a future of the result for ``window``; call this on the event loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((window, future))
@@ -59,7 +59,7 @@ class Batcher(Generic[Result]):
         batch: list[tuple[Window, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_batch_size:
             window, future = self._waiting.popleft()
-            if not future.done():  # else its client has gone, or its time is up
+            if not future.done():  # else its client has gone, or its time limit has passed
                 batch.append((window, future))
         if not batch:
             self._turn_is_coming = False

@@ -1,4 +1,4 @@
-"""The Ray Serve side: how many replicas, what each asks for, and what a replica does when it starts and is changed."""
+"""The Ray Serve side: the number of replicas, their resources, and how a replica starts and changes its models."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
 CHECKPOINT = "checkpoint"
-"""Key of ``user_config``: the checkpoint to serve. Changing any of it loads what it names anew, without a restart."""
+"""Key of ``user_config``: the checkpoint to serve. A new path is loaded without a restart."""
 SERVE_LIMIT = 10_000
-"""Serve's own limit of requests under way, out of the way: the application says itself when it is busy, and answers
-health checks all the same."""
+"""Serve's own limit on requests under way, too high to matter: the application refuses requests itself when it is busy,
+and still answers health checks."""
 DRAIN_MARGIN_S = 10.0
-"""Seconds a replica that leaves has beyond the time limit of a request: Serve sends it new ones for the first five."""
+"""Seconds a leaving replica has beyond a request's time limit: Serve sends it new requests for the first five."""
 LOCAL = "local"
-"""Ray's word for a cluster that begins and ends with the process."""
+"""Ray's name for a cluster that starts and ends with the process."""
 
 
 @serve.ingress()
@@ -45,7 +45,7 @@ class Forecaster:
     def __init__(self, options: ServeOptions, api_key: str | None) -> None:
         device = assigned_device()
         if device == "cpu":
-            # One window at a time has no work for several threads, and replicas share the machine.
+            # A single window has no work for several threads, and replicas share the machine.
             torch.set_num_threads(1)
         self._measurements, self._publisher = Measurements(), Publisher()
         wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
@@ -61,14 +61,14 @@ class Forecaster:
         self._asked_for = ""
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """What Ray Serve asks for after the constructor."""
+        """Return the ASGI application; Ray Serve calls this after the constructor."""
         return self._web
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what ``user_config`` names: at the start, and whenever it is changed.
+        """Load the checkpoint that ``user_config`` names: at the start, and whenever the name changes.
 
         Raises:
-            ForecastError: at the start; later a checkpoint that cannot be used is refused, and the old one goes on.
+            ForecastError: when it cannot be used at the start; later it is refused, and the old models stay.
         """
         before, self._asked_for = self._asked_for, user_config[CHECKPOINT]
         if self._publishing is None:
@@ -77,12 +77,12 @@ class Forecaster:
                 self._publisher.publish_forever(self._measurements, self._models)
             )
         elif before != self._asked_for:
-            # Serve also calls when replicas are numbered anew: a file that has changed meanwhile waits for `reload`.
+            # Serve also calls this when it renumbers replicas: a file changed in the meantime waits for `reload`.
             self._count(await self._models.replace(self._asked_for))
         write_log()
 
     async def reload(self) -> ReloadOutcome:
-        """Load again what is served, for its file has changed; for ``python -m serve_app reload``."""
+        """Load the served checkpoint again because its file has changed, for ``python -m serve_app reload``."""
         return self._count(await self._models.replace())
 
     def _count(self, outcome: ReloadOutcome) -> ReloadOutcome:
@@ -92,8 +92,8 @@ class Forecaster:
 
 
 def write_log() -> None:
-    """Write out what is logged: Serve keeps it back until there are a thousand records, for writing each halves a
-    replica's requests a second."""
+    """Write out buffered log records: Serve holds them back until there are a thousand, because writing each one halves
+    a replica's requests per second."""
     for handler in logger.handlers:
         handler.flush()
 
@@ -103,11 +103,11 @@ def app(args: dict[str, Any]) -> Application:
 
     Args:
         args: the ``name=value`` arguments of ``serve run``, or ``args`` of a Serve config file: the fields of
-            ``ServeOptions``. They are validated here and not by Ray Serve, so that a mistake is one line.
+            ``ServeOptions``. They are validated here and not by Ray Serve, so that a mistake is reported in one line.
 
     Raises:
-        click.ClickException: with one clear line, when the checkpoint cannot be used or the cluster has not
-            what is asked for. The Serve command prints it and exits with 1.
+        click.ClickException: when the checkpoint cannot be used or the cluster lacks the resources; the message is one
+            line, which the Serve command prints before it exits with 1.
     """
     try:
         return build(parse_settings(ServeOptions, args))
@@ -116,13 +116,13 @@ def app(args: dict[str, Any]) -> Application:
 
 
 def build(options: ServeOptions) -> Application:
-    """The application, bound to its options.
+    """Build the application, bound to its options.
 
     Raises:
-        ForecastError: when the checkpoint cannot be used, the cluster has not what is asked for, or the API key is not
-            there that must be.
+        ForecastError: when the checkpoint cannot be used, the cluster lacks the resources, or a required API key is not
+            set.
     """
-    # A replica may run in another directory.
+    # A replica may run in another working directory.
     checkpoint = Path(options.checkpoint).absolute()
     for path in checkpoint_files(checkpoint):
         load_checkpoint(path)
@@ -134,7 +134,7 @@ def build(options: ServeOptions) -> Application:
             "before Ray starts there"
         )
     if not api_key:
-        logger.warning("%s is not set: whoever reaches the port may ask", API_KEY_VARIABLE)
+        logger.warning("%s is not set: anyone who reaches the port may send requests", API_KEY_VARIABLE)
     deployment = serve.deployment(
         num_replicas=None if options.max_replicas else options.replicas,
         autoscaling_config=_autoscaling(options),
@@ -142,7 +142,7 @@ def build(options: ServeOptions) -> Application:
         max_ongoing_requests=SERVE_LIMIT,
         max_queued_requests=-1,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
-        # A replica that is replaced goes when its successor answers.
+        # A replica that is being replaced leaves once its successor answers.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s + DRAIN_MARGIN_S,
         health_check_period_s=5,
@@ -166,10 +166,10 @@ def _autoscaling(options: ServeOptions) -> AutoscalingConfig | None:
 
 
 def replica_gpus(asked: float | None, available: float) -> float:
-    """The GPU share a replica asks for: a hard request, for which it would wait for ever.
+    """Return the GPU share that a replica asks for; it would wait forever for a share that is not there.
 
     Raises:
-        UsageError: when a share is asked for that the cluster does not have.
+        UsageError: when the cluster does not have the share.
     """
     if asked is None:
         return DEFAULT_GPU_SHARE if available else 0.0
@@ -181,15 +181,15 @@ def replica_gpus(asked: float | None, available: float) -> float:
 
 
 def ray_address() -> str:
-    """The Ray cluster that ``RAY_ADDRESS`` names, else ``LOCAL``, one of the application's own."""
+    """Return the Ray cluster that ``RAY_ADDRESS`` names, else ``LOCAL``, a cluster for this application alone."""
     return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def cluster_gpus() -> float:
-    """GPUs of the cluster the application will run on.
+    """Count the GPUs of the cluster that the application will run on.
 
-    That is the connected one, the one in ``RAY_ADDRESS``, or else the local one that ``serve run`` is about
-    to start, which has this machine's.
+    That is the connected cluster, the one in ``RAY_ADDRESS``, or else the local one that ``serve run`` is about to
+    start, which has this machine's GPUs.
     """
     if not ray.is_initialized() and ray_address() != LOCAL:
         ray.init(namespace="serve", log_to_driver=False)
@@ -199,5 +199,5 @@ def cluster_gpus() -> float:
 
 
 def assigned_device() -> str:
-    """Where this replica's model runs: on the GPU that Ray gave it a share of, else on the CPU."""
+    """Return the device of this replica's models: the GPU that Ray gave it a share of, else the CPU."""
     return device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))

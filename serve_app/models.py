@@ -1,4 +1,4 @@
-"""The models that a replica serves, by symbol, and how new ones take their place."""
+"""The models that a replica serves, by symbol, and how new ones replace them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from serve_app.batching import Batcher, Window
 logger = logging.getLogger("ray.serve")
 
 INLINE_COST = 25e6
-"""Multiply-adds a window up to which a CPU computes on the event loop, about a millisecond: longer ones go to a
+"""Multiply-adds per window, about a millisecond, up to which a CPU computes on the event loop: larger models use a
 thread, so that health checks and refusals do not wait for them."""
 CPU_BATCH, GPU_BATCH = 16, 256
-"""Most windows at a time: on a CPU more are no cheaper."""
+"""Most windows at a time: on a CPU, larger batches are no cheaper."""
 GPU_WAIT_S = 0.002
-"""Seconds to wait for company on a GPU, where a batch costs what one window costs."""
+"""Seconds to wait for more windows on a GPU, where a batch costs as much as one window."""
 
 
 class UnknownSymbol(ForecastError):
-    """No model here forecasts what was asked for."""
+    """No served model forecasts the requested symbol."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Engines:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        engine: what runs the networks.
-        max_batch_size: most windows at a time; None is what suits the device.
-        batch_wait_s: seconds to wait for company; None is what suits the device.
+        engine: the engine that runs the networks.
+        max_batch_size: most windows at a time; None is the device's default.
+        batch_wait_s: seconds to wait for more windows; None is the device's default.
     """
 
     device: str = "cpu"
@@ -55,18 +55,18 @@ class ServedModel:
     Attributes:
         predictor: the model.
         version: SHA-256 of its file, in hexadecimal.
-        cost: multiply-adds a forecast.
-        common_fields: fields that all its answers have in common.
-        prices: collects windows of which only the price is asked.
-        predictions: collects windows of which intervals are asked too.
+        cost: multiply-adds per forecast.
+        common_fields: fields that all its answers share.
+        prices: collects windows that need only a price.
+        predictions: collects windows that need intervals too.
     """
 
     def __init__(self, path: Path, engines: Engines) -> None:
-        """Load, compare engines, and run once at each size, which is when libraries allocate what they keep.
+        """Load, compare engines, and run once at each batch size, because libraries allocate memory on the first run.
 
         Raises:
-            CheckpointError: when the file is missing or not a usable checkpoint, or what it holds cannot forecast
-                from the middle of its own training range.
+            CheckpointError: when the file is missing or not a usable checkpoint, or its model cannot forecast from the
+                middle of its own training range.
             UsageError: when the engine cannot be used.
         """
         self.predictor = Predictor(path, engines.device, engines.engine)
@@ -87,7 +87,7 @@ class ServedModel:
         size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
         self.cost = multiply_adds(config)
-        # One of its own: single windows do not wait for batch requests.
+        # A thread per model, apart from ``Models.threads``: single windows do not wait for batch requests.
         thread = ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None
         wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0
         self.prices = Batcher(self._prices, max_batch_size=size, wait_s=wait_s, thread=thread)
@@ -98,7 +98,7 @@ class ServedModel:
                 self.predictor.forecast([window] * count)
         except WindowError as error:
             raise CheckpointError(
-                f"{path} cannot forecast even a price like those of its training: {error}"
+                f"{path} cannot forecast even prices like those it was trained on: {error}"
             ) from error
 
     def _prices(self, windows: list[Window]) -> list[float]:
@@ -111,7 +111,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a checkpoint was not taken, and when (UTC, ISO 8601)."""
+    """Why and when (UTC, ISO 8601) a checkpoint was refused."""
 
     reason: str
     at: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
@@ -119,7 +119,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ReloadOutcome:
-    """What came of one attempt to load: the versions served after it, by symbol, and why it was refused if it was."""
+    """The result of one attempt to load: the versions served after it, by symbol, and the reason if it was refused."""
 
     versions: dict[str, str]
     refused: str | None = None
@@ -131,8 +131,8 @@ class Models:
     Attributes:
         by_symbol: the models.
         checkpoint: path of the file or directory they were loaded from.
-        threads: where what may take long is computed.
-        refusal: the last attempt to replace them, when it was refused.
+        threads: runs computations that may take long.
+        refusal: the last attempt to replace them, if it was refused.
     """
 
     def __init__(self, engines: Engines) -> None:
@@ -145,15 +145,15 @@ class Models:
         self.refusal: Refusal | None = None
 
     async def load(self, checkpoint: str | None = None) -> None:
-        """Load a file, or every ``.pt`` file of a directory, and serve it instead of what was served.
+        """Load a file, or every ``.pt`` file of a directory, and serve it instead of the old models.
 
-        The work is done beside the event loop, which goes on answering with the old models.
+        A thread does the work, while the event loop continues to answer with the old models.
 
         Args:
-            checkpoint: path of the file or directory; None is what was loaded last.
+            checkpoint: path of the file or directory; None is the one loaded last.
 
         Raises:
-            ForecastError: when something there cannot be used; the old models are still served.
+            ForecastError: when a file there cannot be used; the old models are still served.
         """
         async with self._one_at_a_time:
             place = checkpoint or self.checkpoint
@@ -161,13 +161,13 @@ class Models:
             self.by_symbol, self.checkpoint, self.refusal = loaded, place, None
 
     async def replace(self, checkpoint: str | None = None) -> ReloadOutcome:
-        """``load``, with a refusal kept and logged instead of raised."""
+        """Call ``load``, but keep and log a refusal instead of raising it."""
         before = {symbol: model.version for symbol, model in self.by_symbol.items()}
         try:
             await self.load(checkpoint)
-        except Exception as error:  # whatever it is: what Serve hears of, it answers by ending the replica
+        except Exception as error:  # every kind: Serve ends a replica that raises
             self.refusal = Refusal(str(error))
-            logger.error("new checkpoint refused, the old model goes on: %s", error)
+            logger.error("new checkpoint refused, the old models stay in service: %s", error)
             return ReloadOutcome(before, str(error))
         after = {symbol: model.version for symbol, model in self.by_symbol.items()}
         logger.info("serving %s instead of %s", after, before)
@@ -185,10 +185,10 @@ class Models:
         return loaded
 
     def choose(self, symbol: str | None) -> ServedModel:
-        """The model for ``symbol``, which need not be named where there is one only.
+        """Return the model for ``symbol``, which may be None if only one model is served.
 
         Raises:
-            UnknownSymbol: when it must be named, or there is none for it.
+            UnknownSymbol: when there is no model for it, or it is None and several models are served.
         """
         if symbol is None and len(self.by_symbol) == 1:
             return next(iter(self.by_symbol.values()))
@@ -203,7 +203,7 @@ class Models:
 
 
 def checkpoint_files(place: Path) -> list[Path]:
-    """The file itself, or the ``.pt`` files of a directory, by name.
+    """Return the file itself, or the ``.pt`` files of a directory, sorted by name.
 
     Raises:
         CheckpointError: when a directory has none.
@@ -212,5 +212,5 @@ def checkpoint_files(place: Path) -> list[Path]:
         return [place]
     files = sorted(place.glob("*.pt"))
     if not files:
-        raise CheckpointError(f"{place} has no .pt file; put one checkpoint a symbol there")
+        raise CheckpointError(f"{place} has no .pt file; put one checkpoint per symbol there")
     return files

@@ -15,12 +15,12 @@ from serve_app.models import ReloadOutcome
 
 
 def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
-    """What came of it in each replica.
+    """Reload the checkpoints in every replica, and return each replica's outcome.
 
     Args:
         address: Ray cluster the application runs on.
-        app: its name.
-        timeout_s: seconds that the replicas have.
+        app: the application's name.
+        timeout_s: seconds to wait for the replicas.
 
     Raises:
         ForecastError: when there is no such cluster or application, or it does not answer in time.
@@ -29,13 +29,13 @@ def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
         ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        # Ray shows its token unasked to a cluster it has found itself, and to one that is named only when told to.
-        token = "" if "RAY_AUTH_MODE" in os.environ else ", or set RAY_AUTH_MODE=token where it wants one"
+        # By default Ray sends its token to a cluster it found itself; to one given by address, only in this mode.
+        token = "" if "RAY_AUTH_MODE" in os.environ else ", or set RAY_AUTH_MODE=token if it needs a token"
         raise ForecastError(
             f"no Ray cluster at {address} ({reason}); start the application with `serve run serve_app:app`{token}"
         ) from error
     try:
-        # Serve's own lines about handles are no news here.
+        # Serve's own log lines about handles are noise here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         return asyncio.run(_ask_all(app, timeout_s))
     except RayServeException as error:
@@ -44,14 +44,14 @@ def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
         ) from error
     except TimeoutError as error:
         raise ForecastError(
-            f"the replicas of {app!r} did not answer within {timeout_s:g} seconds; look at `serve status`"
+            f"the replicas of {app!r} did not answer within {timeout_s:g} seconds; check `serve status`"
         ) from error
     finally:
         ray.shutdown()
 
 
 async def _ask_all(app: str, timeout_s: float) -> list[ReloadOutcome]:
-    """Runs on an event loop, which the application's flags make a handle need."""
+    """Call ``reload`` on every replica; with the application's flags, a handle works only on an event loop."""
     handle = serve.get_app_handle(app)
     outcomes: list[ReloadOutcome] = await handle.broadcast("reload").results_async(timeout_s=timeout_s)
     return outcomes

@@ -1,4 +1,4 @@
-"""The described routes: FastAPI's document of the whole interface, and the routes that are not on the fast path."""
+"""The described routes: the OpenAPI document of the whole interface, and the routes that are not on the fast path."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
-"""The page loads nothing from elsewhere, and browsers hold it to that."""
+"""The page loads nothing from other hosts, and browsers enforce that."""
 ASSET_HEADERS = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
-"""Browsers ask whether a file has changed: a new page must not meet the scripts of an old one."""
+"""Browsers check whether a file has changed: a new page must not run with an old page's scripts."""
 
 
 def describe_routes(models: Models) -> FastAPI:
-    """FastAPI with every route: it describes the interface, and answers the routes that are not forecasts."""
-    # Its documentation pages bring their scripts along instead of having browsers load them from elsewhere.
+    """Build a FastAPI application that describes every route, and answers those that are not forecasts."""
+    # Its documentation pages include their scripts: browsers need not load them from another host.
     web = FastAPIOffline(
         title="Price forecaster",
         version=installed_version(),
-        # Its pages would still ask another host for a logo.
+        # ReDoc would still load a logo from another host.
         redoc_url=None,
-        description="Forecasts the next price of a symbol from a window of past ones.",
+        description="Forecasts the next price of a symbol from a window of past prices.",
         summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
 
@@ -63,7 +63,7 @@ def describe_routes(models: Models) -> FastAPI:
             summary=summary,
         )
         async def forecast() -> None:
-            """Described here, answered by ``serve_app.gateway.WebApp``, which no such request passes."""
+            """Describes the route; ``serve_app.gateway.WebApp`` answers the request before it gets here."""
 
     forecast_route("/predict", PREDICT, PredictAnswer, "Forecast the next prices of a window")
     forecast_route("/predict/batch", BATCH, BatchAnswer, "Forecast the next prices of many windows")
@@ -86,19 +86,19 @@ def describe_routes(models: Models) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE, headers={"content-security-policy": PAGE_POLICY, **ASSET_HEADERS})
 
-    # The page's look is that of the reports.
+    # The page shares the style sheet of the reports.
     web.mount("/assets", Assets(packages=[("serve_app", "assets"), ("forecast", "assets")]))
 
-    @web.get("/healthz", summary="Tell readiness")
+    @web.get("/healthz", summary="Report readiness")
     async def healthz() -> HealthAnswer:
         return HealthAnswer()
 
     @web.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        """Unknown routes and methods are refused in the same form as bad bodies."""
+        """Refuse unknown routes and methods in the same form as bad bodies."""
         loc, message = "path", str(error.detail)
         if error.status_code == 404:
-            message = f"there is no {request.url.path}; GET /docs shows what there is"
+            message = f"there is no {request.url.path}; GET /docs lists the routes"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "another method")
             loc, message = "method", f"{request.url.path} does not take {request.method}; use {allowed}"
@@ -116,7 +116,7 @@ class Assets(StaticFiles):
     """Style sheets and scripts."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """A file, with ``ASSET_HEADERS``."""
+        """Answer with a file and ``ASSET_HEADERS``."""
         response = super().file_response(*args, **kwargs)
         response.headers.update(ASSET_HEADERS)
         return response

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_HORIZON = 365
-"""Most steps ahead: each costs a forecast, and says less than the one before."""
+"""Most steps ahead: each costs a forecast, and is worth less than the one before."""
 
 MAX_LEVELS = 20
-"""Most intervals of one request."""
+"""Most intervals per request."""
 
 VALUES_REMEDY = (
     "send past prices as numbers, without quotes, oldest first, at least the model's sequence_length"
@@ -19,13 +19,13 @@ VALUES_REMEDY = (
 ROWS_REMEDY = (
     "send past days, oldest first, each a list of numbers: the model's columns in their order (GET /model)"
 )
-NO_JSON = "; NaN and Infinity are no JSON numbers"
-WINDOWS_REMEDY = "send at least one window, each a list as values of POST /predict"
+NO_JSON = "; NaN and Infinity are not JSON numbers"
+WINDOWS_REMEDY = "send at least one window, each a list like values of POST /predict"
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Tells a client how to mend a field of a request."""
+    """Tells a client how to correct a field of a request."""
 
     text: str
 
@@ -42,18 +42,18 @@ class Options(BaseModel):
 
     model_config = ConfigDict(hide_input_in_errors=True)
     body_remedy: ClassVar[str]
-    """For a body that is not such an object."""
+    """The remedy for a body that is not such an object."""
 
     symbol: Annotated[
         Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None,
         Remedy("send a name in quotes, one of GET /models"),
-    ] = Field(None, description="which model to use; needed only where several are served, see GET /models")
+    ] = Field(None, description="which model to use; required only if several are served, see GET /models")
     horizon: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None,
         Remedy(f"send a whole number from 1 to {MAX_HORIZON}, without quotes"),
     ] = Field(
         None,
-        description="steps to forecast, each from the forecasts before it; the answer then has predictions",
+        description="steps to forecast, each from the previous forecasts; the answer then has predictions",
     )
     levels: Annotated[
         Annotated[list[Level], Field(min_length=1, max_length=MAX_LEVELS)] | None,
@@ -77,7 +77,7 @@ class PredictRequest(Options):
     )
 
     values: Annotated[Window, Remedy(VALUES_REMEDY)] = Field(
-        description="past prices, oldest first, at least the model's sequence_length; the last ones are used"
+        description="past prices, oldest first, at least the model's sequence_length; the model uses the last ones"
     )
 
 
@@ -90,7 +90,7 @@ class BatchRequest(Options):
     )
 
     windows: Annotated[list[Window], Field(min_length=1, fail_fast=True), Remedy(WINDOWS_REMEDY)] = Field(
-        description="windows, each as values of POST /predict; they need not be equally long"
+        description="windows, each like values of POST /predict; their lengths may differ"
     )
 
 
@@ -99,7 +99,7 @@ class PredictRowsRequest(Options):
 
     body_remedy = PredictRequest.body_remedy
     values: Annotated[RowWindow, Remedy(ROWS_REMEDY)] = Field(
-        description="past days, oldest first, each a row of the model's columns in their order (GET /model has them)"
+        description="past days, oldest first, each a row of the model's columns in the order of GET /model"
     )
 
 
@@ -108,57 +108,60 @@ class BatchRowsRequest(Options):
 
     body_remedy = BatchRequest.body_remedy
     windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True), Remedy(WINDOWS_REMEDY)] = Field(
-        description="windows, each as values of POST /predict"
+        description="windows, each like values of POST /predict"
     )
 
 
 class Interval(BaseModel):
-    """A central interval: the model gives the price a chance of ``level`` to be in it."""
+    """A central interval: according to the model, it holds the price with probability ``level``."""
 
     level: float
-    lower: float | list[float] = Field(description="in price units; one a step when horizon was given")
+    lower: float | list[float] = Field(
+        description="in price units; a list, one per step, if horizon was given"
+    )
     upper: float | list[float]
 
 
 class ForecastAnswer(BaseModel):
-    """Fields that every answer with forecasts has in common."""
+    """The fields that every answer with forecasts has."""
 
     ok: bool = Field(True, description="always true in an answer with status 200")
     checkpoint_path: str = Field(description="the checkpoint that is served")
-    sequence_length: int = Field(description="past prices the model looks at")
+    sequence_length: int = Field(description="number of past prices that the model looks at")
     symbol: str
     feature: str
     warnings: list[str] | None = Field(
-        None, description="what to know about the answer; only there when there is something"
+        None, description="reasons to doubt the answer; present only if there are any"
     )
 
 
 class PredictAnswer(ForecastAnswer):
-    """The forecast and which model made it."""
+    """The forecast and the model that made it."""
 
     prediction: float = Field(description="forecast of the next price, in price units")
     predictions: list[float] | None = Field(
-        None, description="forecasts of the next horizon prices; only there when horizon was given"
+        None, description="forecasts of the next prices, one per step; present only if horizon was given"
     )
     intervals: list[Interval] | None = Field(
         None,
-        description="one for each of the levels; beyond one step ahead they are read from simulated futures",
+        description="one for each level; beyond one step ahead they come from simulated futures",
     )
 
 
 class BatchAnswer(ForecastAnswer):
-    """The forecasts of many windows and which model made them."""
+    """The forecasts of many windows and the model that made them."""
 
     predictions: list[float] | list[list[float]] = Field(
-        description="forecast of each window's next price; of its next horizon prices when horizon was given"
+        description="forecast of each window's next price; if horizon was given, a list, one per step"
     )
     intervals: list[list[Interval]] | None = Field(
-        None, description="each window's, as those of POST /predict; only there when levels were given"
+        None,
+        description="each window's intervals, like those of POST /predict; present only if levels were given",
     )
 
 
 class Problem(BaseModel):
-    """One thing that is wrong with a request."""
+    """One problem with a request."""
 
     loc: list[str | int] = Field(description="where: body, then the field, then the index")
     msg: str = Field(description="what is wrong and the remedy")
@@ -173,22 +176,22 @@ class ErrorAnswer(BaseModel):
 
 
 class RefusalAnswer(BaseModel):
-    """A checkpoint that was not taken."""
+    """A refused checkpoint."""
 
     reason: str
     at: str = Field(description="UTC, ISO 8601")
 
 
 class ModelLine(BaseModel):
-    """One of the served models, in short."""
+    """A summary of one served model."""
 
     symbol: str
     feature: str
-    sequence_length: int = Field(description="past prices the model looks at")
+    sequence_length: int = Field(description="number of past prices that the model looks at")
     columns: list[str] = Field(
-        description="what it sees of each day; values are rows of them if there are several"
+        description="columns that it sees of each day; with several, values are rows of them"
     )
-    sha256: str = Field(description="of the checkpoint's file")
+    sha256: str = Field(description="hash of the checkpoint's file")
     checkpoint_path: str
 
 
@@ -199,15 +202,15 @@ class ModelsAnswer(BaseModel):
 
 
 class ModelAnswer(ModelLine):
-    """The served model: what it forecasts, from what it was trained, and how good it is."""
+    """A served model: its forecasts, its training data and its scores."""
 
     target: str
     likelihood: str = Field(
-        description="mse: intervals from past errors; student_t: a distribution of its own"
+        description="mse: intervals from past errors; student_t: the model forecasts a distribution"
     )
-    widest_level: float = Field(description="level up to which it has intervals; 0 where it has none")
+    widest_level: float = Field(description="highest level of its intervals; 0 if it has none")
     trained_on: dict[str, Any] | None = Field(
-        description="source, first and last date, rows, hash of the prices, of which split says who used which"
+        description="source, first and last date, rows and hash of the prices; split says which part used which rows"
     )
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
     metrics_validation: dict[str, float] | None
@@ -224,15 +227,15 @@ class ModelAnswer(ModelLine):
     versions: dict[str, str] | None = Field(description="library versions at training")
     created: str | None
     train_range: tuple[float, float] | None = Field(
-        description="least and largest price of the training; a window beyond them is answered with a warning"
+        description="lowest and highest price in training; a window beyond them gets a warning"
     )
     latest_window: list[float] | list[list[float]] | None = Field(
-        description="the last values of the series it was trained on, as values of POST /predict"
+        description="the last values of the series it was trained on, in the form of values of POST /predict"
     )
     device: str
-    engine: str = Field(description="what runs the network: torch or onnx")
+    engine: str = Field(description="engine that runs the network: torch or onnx")
     refused: RefusalAnswer | None = Field(
-        description="the last checkpoint this replica was to load instead, if it was refused"
+        description="the last checkpoint that this replica tried to load, if it was refused"
     )
 
 
@@ -243,15 +246,15 @@ class HealthAnswer(BaseModel):
 
 
 MAX_PROBLEMS = 10
-"""Most problems reported of one request."""
+"""Most problems reported per request."""
 
 
 def problems_of(error: ValidationError, request: type[Options]) -> list[Problem]:
-    """The first problems of a validation error, without the input, which may hold values that JSON cannot.
+    """Return the first problems of a validation error, without the input, which may hold values that JSON cannot.
 
     Args:
-        error: of validating a body.
-        request: the form of the route's bodies.
+        error: raised by validating a body.
+        request: the schema of the route's bodies.
     """
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return [
@@ -265,7 +268,7 @@ def problems_of(error: ValidationError, request: type[Options]) -> list[Problem]
 
 
 def _remedy(where: tuple[int | str, ...], request: type[Options]) -> str:
-    """That of the field at ``where``, or of the whole body."""
+    """Return the remedy for the field at ``where``, or for the whole body."""
     field = request.model_fields.get(str(where[0])) if where else None
     found = [entry.text for entry in field.metadata if isinstance(entry, Remedy)] if field else []
     return found[0] if found else request.body_remedy

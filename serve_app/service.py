@@ -1,4 +1,4 @@
-"""From a request's body to an answer's: what the two forecast routes do, without HTTP or a cluster."""
+"""Turn a request's body into an answer's: the work of the two forecast routes, without HTTP or a cluster."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from serve_app.schemas import (
 )
 
 CHUNK_COST = 4e9
-"""Multiply-adds forecast at a time in a batch request, some tenths of a second on a CPU: after them others have
-their turn, and a request whose time is up ends. At least one forecast."""
+"""Multiply-adds that a batch request computes at a time, some tenths of a second on a CPU: after each chunk, other
+requests get a turn, and a request past its time limit ends. A chunk has at least one forecast."""
 MAX_CHUNK = 256
-"""Windows forecast at a time even where more would be cheap: more are no faster."""
+"""Most windows in a chunk, even where more would be cheap: larger chunks are no faster."""
 RETRY_AFTER_S = 1
-"""Seconds after which a client that was refused for want of room is told to come again."""
+"""Seconds that a client refused with 503 should wait before it tries again."""
 
 JSON = (b"content-type", b"application/json")
 
 Asked = TypeVar("Asked", PredictRequest | PredictRowsRequest, BatchRequest | BatchRowsRequest)
 Kinds = tuple[type[Asked], type[Asked]]
-"""What a route takes: for a model of one column, and for one of several."""
+"""The bodies that a route accepts: for a model of one column, and for one of several."""
 PREDICT: Kinds[PredictRequest | PredictRowsRequest] = (PredictRequest, PredictRowsRequest)
 BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 
@@ -59,12 +59,12 @@ class Answer:
 
 
 def refuse(status: int, problems: list[Problem], *headers: tuple[bytes, bytes]) -> Answer:
-    """An answer that says what is wrong, where, and the remedy."""
+    """Build an answer that says what is wrong, where, and the remedy."""
     return Answer(status, ErrorAnswer(ok=False, detail=problems).model_dump_json().encode(), (JSON, *headers))
 
 
 def busy(reason: str) -> Answer:
-    """503, and when to come again."""
+    """Build a 503 answer that says when to try again."""
     problem = Problem(loc=[], msg=reason, type="overloaded")
     return refuse(503, [problem], (b"retry-after", str(RETRY_AFTER_S).encode()))
 
@@ -73,12 +73,12 @@ class ForecastService:
     """Answers ``/predict`` and ``/predict/batch``.
 
     Attributes:
-        models: what it forecasts with.
-        measurements: where it counts.
+        models: the models that it forecasts with.
+        measurements: the counts that it updates.
     """
 
     def __init__(self, models: Models, measurements: Measurements, *, max_forecasts: int) -> None:
-        """Forecast at most ``max_forecasts`` prices a request."""
+        """Limit each request to ``max_forecasts`` prices."""
         self.models, self.measurements = models, measurements
         self._max_forecasts = max_forecasts
 
@@ -89,7 +89,7 @@ class ForecastService:
             horizon, levels = self._require_possible(asked, model, 1)
         except Refused as refused:
             return refused.answer
-        # Only what the model looks at waits for its turn; a window that is too short is refused there.
+        # Only the values that the model looks at are queued; a window that is too short is refused there.
         window = asked.values[-model.sequence_length :]
         bounds: Bounds | None = None
         try:
@@ -130,18 +130,18 @@ class ForecastService:
         return self._answer(model, result, windows)
 
     def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
-        """What is asked, and the model that answers it.
+        """Parse the request, and choose the model that answers it.
 
         Raises:
-            Refused: when the body is none of ``kinds``, or no model here is for it.
+            Refused: when the body is none of ``kinds``, or no served model fits it.
         """
         plain, rows = kinds
         try:
             try:
                 asked = plain.model_validate_json(body)
             except ValidationError:
-                # Rows of numbers are looked at a second time: most models take plain ones. Which of the two it should
-                # have been, the model says; what is neither is told of in terms of what is served here.
+                # Rows are tried second, because most models take plain numbers. The model later checks which of the two
+                # it needs; a body that is neither is described in terms of the models served here.
                 try:
                     asked = rows.model_validate_json(body)
                 except ValidationError:
@@ -156,11 +156,11 @@ class ForecastService:
             raise Refused(refuse(422, [problem])) from None
 
     def _require_possible(self, asked: Options, model: ServedModel, windows: int) -> tuple[int, list[float]]:
-        """The horizon and the levels that are asked for.
+        """Return the requested horizon and levels.
 
         Raises:
-            Refused: when the model has no such intervals or cannot forecast so many steps, or they make more forecasts
-                than one request may ask for.
+            Refused: when the model has no such intervals, cannot forecast so many steps, or the request needs more
+                forecasts than allowed.
         """
         horizon, levels = asked.horizon or 1, asked.levels or []
         try:
@@ -190,9 +190,9 @@ class ForecastService:
     async def _forecast_aside(
         self, model: ServedModel, windows: Sequence[Window], horizon: int, levels: list[float]
     ) -> tuple[list[list[float]], Bounds | None]:
-        """Forecasts (n, horizon), and bounds (n, horizon, levels, 2) where there are levels, in a thread.
+        """Return forecasts (n, horizon), and bounds (n, horizon, levels, 2) if there are levels, from a thread.
 
-        Some at a time: they may take long, and others wait for it too.
+        The thread computes them in chunks: they may take long, and other requests use the same thread.
 
         Raises:
             BadWindow: when a window does not fit the model.
@@ -211,7 +211,7 @@ class ForecastService:
                 continue
             prices: list[list[float]] = [[] for _ in chunk]
             while (left := horizon - len(prices[0])) > 0:
-                # Each piece goes on from what the last one has forecast.
+                # Each piece continues from the forecasts of the previous one.
                 past = [[*window, *done] for window, done in zip(chunk, prices, strict=True)]
                 steps = min(left, max(1, at_a_time // len(chunk)))
                 piece = await loop.run_in_executor(
@@ -230,7 +230,7 @@ class ForecastService:
     async def _simulate(
         self, predictor: Predictor, window: Window, horizon: int, levels: list[float], at_a_time: int
     ) -> Bounds:
-        """Bounds (1, horizon, levels, 2) from simulated futures, in a thread, ``at_a_time`` forecasts at a time."""
+        """Simulate futures in a thread, ``at_a_time`` forecasts a turn; return bounds (1, horizon, levels, 2)."""
         loop = asyncio.get_running_loop()
         steps: list[Bounds] = []
         futures = await loop.run_in_executor(self.models.threads, predictor.futures, window, levels)
@@ -258,7 +258,7 @@ class ForecastService:
 
 
 class Refused(Exception):
-    """A request that is answered with a refusal."""
+    """A request must be refused with ``answer``."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -276,7 +276,7 @@ class BadWindow(WindowError):
 def _forecast_piece(
     predictor: Predictor, windows: Sequence[Window], steps: int, first: int
 ) -> list[list[float]]:
-    """Forecasts (n, steps) of windows that are a request's from ``first`` on; runs in a thread.
+    """Forecast (n, steps) a request's windows, the first of which has index ``first``; runs in a thread.
 
     Raises:
         BadWindow: when a window does not fit the model.
@@ -292,7 +292,7 @@ def _forecast_piece(
 def _piece_with_intervals(
     predictor: Predictor, windows: Sequence[Window], levels: list[float], first: int
 ) -> tuple[list[list[float]], Bounds]:
-    """Forecasts (n, 1) and bounds (n, 1, levels, 2) of windows that are a request's from ``first`` on.
+    """Forecast (n, 1) a request's windows from index ``first`` on, with bounds (n, 1, levels, 2); runs in a thread.
 
     Raises:
         BadWindow: when a window does not fit the model.
@@ -307,7 +307,7 @@ def _piece_with_intervals(
 
 def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> None:
     """Raise BadWindow for the first window that does not fit the model."""
-    # Most do not fit before anything is computed, which is cheap to find out.
+    # The first check is cheap, because it computes no forecast, and finds most misfits.
     for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
         for index, window in enumerate(windows, first):
             try:

@@ -1,4 +1,4 @@
-"""Bodies that ``POST /predict`` must refuse, and with which status."""
+"""Bodies that ``POST /predict`` must refuse, each with its status."""
 
 GOOD = [1000.0 + row for row in range(20)]
 

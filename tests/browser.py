@@ -1,4 +1,4 @@
-"""A real headless browser, and what it saw."""
+"""A real headless browser that records errors and requests."""
 
 import contextlib
 import shutil
@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# WebGL, which draws the front in three dimensions, without a GPU; and no sandbox, which root cannot have.
+# WebGL without a GPU, to draw the front in three dimensions; no sandbox, because root cannot use it.
 ARGUMENTS = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 
 
 @contextlib.contextmanager
 def chromium():
-    """The browser, or a skipped test."""
+    """Start the browser, or skip the test."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     if path is None:
@@ -25,7 +25,7 @@ def chromium():
 
 
 class Watched:
-    """A tab that keeps what went wrong in it and where it asked for something."""
+    """A tab that records its errors and the hosts it requests from."""
 
     def __init__(self, browser, width=1280, scheme="light", **context):
         self.context = browser.new_context(
@@ -38,5 +38,5 @@ class Watched:
         self.tab.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
 
     def cut_off(self):
-        """Pixels by which the page is wider than its window."""
+        """Return by how many pixels the page is wider than its window."""
         return self.tab.evaluate("document.documentElement.scrollWidth - innerWidth")

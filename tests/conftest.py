@@ -1,4 +1,4 @@
-"""What every test shares: one small model, one Ray cluster, and no reach beyond the test."""
+"""Fixtures for every test: one small model, one Ray cluster, and isolation from the machine."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import pytest
 from hypothesis import settings
 
 # Set before torch or Ray are imported anywhere: many small tests on few cores run best single-threaded, and
-# a cluster that happens to run on the machine is not ours to use.
+# tests must not use a cluster that happens to run on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
-# A shell without job control starts what it puts in the background with SIGINT ignored, and what it starts
-# inherits that: tests send that signal to servers, as Ctrl-C would.
+# A shell without job control starts background processes with SIGINT ignored, and their children inherit that; but
+# tests send SIGINT to servers, as Ctrl-C would.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SERVERS = ("test_docs", "test_serving", "test_serve_deploy", "test_container")
-"""Files whose tests listen on ports that are the application's own."""
+"""Files whose tests listen on the application's default ports."""
 FIRST = (*SERVERS, "test_job", "test_nodes", "test_ray_up")
-"""Files that take longest."""
+"""The files that take longest."""
 
 
 def pytest_configure(config):
-    """Many properties are checked on a machine that is busy with other tests: how long one takes says nothing."""
+    """Turn off Hypothesis deadlines: on a machine that is busy with other tests, the duration says nothing."""
     settings.register_profile("busy", deadline=None)
     settings.load_profile("busy")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Divide the tests among processes (``pytest -n``): a file's stay together, and so do those of all servers."""
+    """Divide the tests among processes (``pytest -n``): each file's tests stay together, and so do all server files."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -46,7 +46,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Begin with the files that take longest, so that no process ends long after the others."""
+    """Start with the files that take longest, so that no process ends long after the others."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
@@ -77,7 +77,7 @@ def tiny_result(snapshot):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_result, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of ``tiny_result``."""
+    """The checkpoint file of ``tiny_result``."""
     from forecast import save_checkpoint
 
     path = tmp_path_factory.mktemp("model") / "tiny.pt"
@@ -87,7 +87,7 @@ def tiny_checkpoint(tiny_result, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One local Ray cluster a process of two CPUs and a GPU that is only a number, for all tests that need one."""
+    """One local Ray cluster per process, with two CPUs and a fake GPU, for all tests that need one."""
     import ray
 
     ray.init(
@@ -99,7 +99,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium; while it is there, the thread's event loop is taken."""
+    """A headless Chromium; it occupies the thread's event loop."""
     from browser import chromium
 
     with chromium() as found:

@@ -1,6 +1,6 @@
-"""The steps of the Dockerfile without Docker: ``python tests/image.py DIRECTORY`` makes the image's environment there.
+"""The steps of the Dockerfile without Docker: ``python tests/image.py DIRECTORY`` builds the image's environment there.
 
-Only the instructions that Python runs are taken, as they stand; what Debian and Docker do is left to them.
+Only the instructions that need Python are executed, as they stand; those for Debian and Docker are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VENV = "/opt/venv"
 
 @dataclass
 class Stage:
-    """One ``FROM``: its name, the one it starts from, and its instructions in order."""
+    """One ``FROM``: its name, its base, and its instructions in order."""
 
     name: str
     base: str
@@ -28,7 +28,7 @@ class Stage:
 
 
 def stages() -> dict[str, Stage]:
-    """The stages of the Dockerfile by name."""
+    """Read the stages of the Dockerfile, by name."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
     found: dict[str, Stage] = {}
     stage = Stage("", "")
@@ -43,7 +43,7 @@ def stages() -> dict[str, Stage]:
 
 
 def settings(name: str) -> dict[str, str]:
-    """The environment that a stage's commands run in, those of the stages below it too."""
+    """Return the environment variables of a stage, including those of its bases."""
     stage = stages().get(name)
     if stage is None:
         return {}
@@ -55,7 +55,7 @@ def settings(name: str) -> dict[str, str]:
 
 
 def last(name: str, word: str) -> str:
-    """What the last instruction of this kind says in a stage, or in those below it.
+    """Return the last instruction of this kind in a stage, or else in its bases.
 
     Raises:
         KeyError: when none of them has one.
@@ -66,7 +66,7 @@ def last(name: str, word: str) -> str:
 
 
 def is_made_of_this(venv: Path) -> bool:
-    """Whether ``build`` has made this environment since what goes into it was changed last."""
+    """Return whether ``build`` made this environment after its inputs last changed."""
     last_made = venv / "bin" / "forecaster-haproxy"
     copied = [
         ROOT / name
@@ -83,7 +83,7 @@ def is_made_of_this(venv: Path) -> bool:
 
 
 def build(directory: Path) -> Path:
-    """Run the steps of the stage ``build``; gives back the environment that they make.
+    """Run the steps of the stage ``build``, and return the environment that they make.
 
     Raises:
         subprocess.CalledProcessError: when a step fails.

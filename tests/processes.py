@@ -1,4 +1,4 @@
-"""The processes under a server, by what they are."""
+"""Find the processes under a server."""
 
 import contextlib
 
@@ -6,12 +6,12 @@ import psutil
 
 
 def family(pid):
-    """Each process under ``pid`` with its command line."""
+    """Yield each process under ``pid`` with its command line."""
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             yield process, " ".join(process.cmdline())
 
 
 def replicas(pid):
-    """Process ids of Serve's replicas under ``pid``."""
+    """Return the process ids of Serve's replicas under ``pid``."""
     return {process.pid for process, title in family(pid) if title.startswith("ray::ServeReplica:")}

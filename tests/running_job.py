@@ -1,4 +1,4 @@
-"""The tuning command in a process of its own, and the study it leaves."""
+"""Run the tuning command in a separate process, and read its study."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import optuna
 
 
 def study_of(directory):
-    """The study in a job's output directory."""
+    """Open the study in a job's output directory."""
     return optuna.load_study(
         study_name="stock_lstm_optuna", storage=f"sqlite:///{directory / 'optuna_study.db'}"
     )
@@ -40,12 +40,12 @@ def wait_until(happened, process, seconds=120):
 
 
 def wait_for_finished(directory, count, process, seconds=120):
-    """Wait until so many trials of a running job are finished."""
+    """Wait until that many trials of a running job have finished."""
     wait_until(lambda: len(list((directory / "checkpoints").glob("trial_*.pt"))) >= count, process, seconds)
 
 
 def wait_for_end(process, seconds=200):
-    """Wait until the command ends by itself; gives back its exit code and what it said."""
+    """Wait until the command ends by itself, and return its exit code and its messages."""
     try:
         _, errors = process.communicate(timeout=seconds)
     finally:

@@ -1,4 +1,4 @@
-"""The serving application as a replica runs it, in this process and without Ray."""
+"""Run the serving application as a replica does, but in this process and without Ray."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ from serve_app.options import ServeOptions
 from serve_app.service import ForecastService
 
 LIMIT = 20_000
-"""Bytes of a body."""
+"""The largest request body, in bytes."""
 
 
 def build(checkpoint, api_key=None, **options):
-    """The ASGI application, and the service behind it."""
+    """Build the ASGI application and the service behind it."""
     options = ServeOptions(**({"max_body_bytes": LIMIT} | options))
     models = Models(Engines(engine=options.engine))
     asyncio.run(models.load(str(checkpoint)))
@@ -30,7 +30,7 @@ def build(checkpoint, api_key=None, **options):
 
 @contextlib.contextmanager
 def serving(checkpoint, api_key=None, **options):
-    """A client of it; ``client.service`` is what is behind it."""
+    """Start a client of the application; ``client.service`` is the service behind it."""
     web, service = build(checkpoint, api_key, **options)
     with TestClient(web) as client:
         client.service = service

@@ -1,4 +1,4 @@
-"""What the layer contracts of ``pyproject.toml`` cannot say of the code's structure."""
+"""Rules about the code's structure that the layer contracts of ``pyproject.toml`` cannot express."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ KEEPERS = {
 
 
 def private_names(path):
-    """Private attributes of objects that are not the file's own, and private imports."""
+    """Yield private attributes that the file does not define itself, and private imports."""
     tree = ast.parse(path.read_text())
     own = {
         node.attr

@@ -1,4 +1,4 @@
-"""Backtests: what a fold may know, and what the command leaves."""
+"""Backtests: the rows that a fold may see, and the files that the command writes."""
 
 import csv
 import itertools
@@ -75,7 +75,7 @@ def test_replacing_every_row_from_a_folds_origin_on_changes_nothing_before_it(sn
         other.metrics_validation,
     )
     assert np.array_equal(one.calibration_scores, other.calibration_scores)
-    # The first scored row is forecast from the rows before the origin alone, the baselines' too.
+    # The first scored row is forecast only from rows before the origin, by the baselines too.
     assert first_forecasts[0] == first_forecasts[1]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, safe to load, and the original system's load too."""
+"""Checkpoints: complete or absent, safe to load, and compatible with the original system's files."""
 
 import os
 import pickle
@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_litter(tiny_checkpoint,
 
 @pytest.fixture
 def original_checkpoint(tmp_path):
-    """A file as the original system wrote it, and the number its own code would predict."""
+    """Write a file as the original system did, and return the number that its code would predict."""
     torch.manual_seed(0)
     lstm = torch.nn.LSTM(1, 16, 2, batch_first=True, dropout=0.2).eval()
     regressor = torch.nn.Linear(16, 1)

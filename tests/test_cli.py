@@ -1,4 +1,4 @@
-"""``python -m forecast``: what it prints, what it writes, and how it fails."""
+"""``python -m forecast``: its output, its files and its errors."""
 
 import io
 import json

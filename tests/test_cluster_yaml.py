@@ -1,4 +1,4 @@
-"""The clusters that ``ray up`` makes, by Ray's own validation, and what they must not lose."""
+"""The clusters that ``ray up`` makes, checked with Ray's own validation, and the settings that they must keep."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def cluster_file(request):
 
 
 def heads_and_workers(cluster_file):
-    """The head's type, and those of the workers by name."""
+    """Return the head's node type, and the workers' node types by name."""
     types = dict(cluster_file["available_node_types"])
     return types.pop(cluster_file["head_node_type"]), types
 

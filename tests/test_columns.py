@@ -18,7 +18,7 @@ COLUMNS = ("Volume", "High")
 
 @pytest.fixture(scope="module")
 def prices(tmp_path_factory):
-    """A file whose next close follows the last day's volume."""
+    """Write a file in which each close follows from the previous day's volume."""
     generator = np.random.default_rng(0)
     signal = generator.normal(0, 1, 500)
     moves = np.concatenate([[0], 0.02 * signal[:-1]]) + generator.normal(0, 0.002, 500)
@@ -74,7 +74,7 @@ def test_each_column_is_cleaned_and_what_was_dropped_is_said_by_column(prices):
 def test_a_column_that_tells_of_the_next_change_is_learned_from(prices, model):
     checkpoint = load_checkpoint(model)
     assert checkpoint.metrics_test["MAE"] < 0.5 * checkpoint.persistence["test"]["MAE"]
-    # Each column has statistics of its own, of training rows.
+    # Each column is normalized with its own statistics of the training rows.
     scalings = checkpoint.normalization.scalings
     assert len(scalings) == 3
     assert len({scaling.change_std for scaling in scalings}) == 3

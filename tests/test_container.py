@@ -1,4 +1,4 @@
-"""What containers are made of, as far as that can be known without Docker."""
+"""The contents of the containers, as far as they can be checked without Docker."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from serve_app.options import RunOptions
 from tune_jobs.pareto import build_parser as tuning
 
 MADE_BEFORE = ROOT / "build" / "image"
-"""Where ``make image-steps`` has left the environment, if it has."""
+"""Where ``make image-steps`` leaves the environment, if it was run."""
 PORT = 9010
 
 
@@ -58,7 +58,7 @@ def test_ray_s_object_store_fits_its_shared_memory(compose):
 
 
 def test_haproxy_may_open_as_many_files_as_it_asks_for(compose):
-    # Two a connection, and some of its own.
+    # Two per connection, and some for itself.
     assert all(service["ulimits"]["nofile"] > 10_500 for service in compose["services"].values())
 
 

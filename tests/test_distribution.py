@@ -1,4 +1,4 @@
-"""Distributions: what they claim, how they are calibrated, and how they are scored."""
+"""Distributions: their quantiles, their calibration and their scores."""
 
 from dataclasses import asdict
 
@@ -62,7 +62,7 @@ def test_student_t_quantiles_are_those_of_scipy_and_bounds_are_symmetric(level, 
 def test_a_conformal_interval_leaves_out_no_more_of_the_rows_it_was_made_from_than_it_may(seed, count, level):
     errors = np.sort(np.random.default_rng(seed).standard_t(3, count))
     lower, upper = Conformal(np.zeros(1), np.ones(1), errors).quantiles(interval_probabilities([level]))[0]
-    # Of the rows and one more, exchangeable with them, at least the level's share must be inside.
+    # Of these rows and one more that is exchangeable with them, at least a share of `level` must be inside.
     assert ((lower <= errors) & (errors <= upper)).sum() + 1 >= level * (count + 1)
     assert 0 < level <= Conformal(np.zeros(1), np.ones(1), errors).widest_level
 
@@ -212,7 +212,7 @@ def test_the_long_run_variance_is_that_of_a_mean_of_values_that_depend_on_each_o
     for _ in range(200):
         shocks = generator.normal(0, 1, 2001)
         found.append(long_run_variance(shocks[1:] + 0.5 * shocks[:-1]))
-    # A moving average's: the square of the sum of its weights (1 + 0.5), not the sum of their squares (1.25).
+    # For a moving average: the square of the sum of its weights (1 + 0.5), not the sum of their squares (1.25).
     assert np.mean(found) == pytest.approx(2.25, rel=0.1)
 
 

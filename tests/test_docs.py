@@ -1,12 +1,12 @@
-"""The commands of README and docs, run as they stand there; and what the pages promise of each other.
+"""The commands of README and docs, run exactly as written; and the links between the pages.
 
-A comment on the line before a block says what is special about it:
+A comment on the line before a block says how to treat it:
 
-- ``stays: URL``: it stays in the foreground, and answers there;
-- ``tested: FILE``: its commands run in that file, with ports and hosts of its own;
-- ``needs: cloud``, ``docker`` or ``kubernetes``: what no test has.
+- ``stays: URL``: it stays in the foreground, and answers at that address;
+- ``tested: FILE``: that file runs its commands, with other ports and hosts;
+- ``needs: cloud``, ``docker`` or ``kubernetes``: it needs something that no test has.
 
-What would take long takes less: the ``python`` of these tests adds options to the commands that train.
+To save time, the ``python`` of these tests adds options to the commands that train.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ LEARNING = [
         for name in ("swap-a-model", "monitor", "own-csv", "resume", "another-symbol")
     ),
 ]
-"""Read one after the other: each starts from what the ones before it have left, the server too."""
+"""Read in this order: each page starts from the files, and the server, that the previous ones left."""
 SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
     ("README.md", "README.pt-BR.md", "docs/how-to/deploy.md"), "readme"
 )
@@ -61,7 +61,7 @@ case "$*" in
   "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
   "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
-  # Other clusters run on this machine: this is the server of these pages.
+  # Other clusters run on this machine: name that of the pages' server.
   "-m serve_app reload"*) export RAY_ADDRESS=$(cat "$SERVER_ADDRESS") ;;
 esac
 exec "{python}" "$@"
@@ -72,9 +72,9 @@ CURL = f"""\
 #!/bin/bash
 exec {shutil.which("curl")} --fail-with-body "$@"
 """
-"""So that a page is wrong whose request is refused."""
+"""Makes a page fail when one of its requests is refused."""
 COMMAND = re.compile(r"python -m (forecast|serve_app|tune_jobs\.\w+)\b([^|>&;')\n]*)")
-"""One of this project's commands: its module, and what it is given."""
+"""One of this project's commands: its module and its arguments."""
 PARSERS = {
     "forecast": "forecast.__main__",
     "serve_app": "serve_app.__main__",
@@ -82,12 +82,12 @@ PARSERS = {
     "tune_jobs.backtest": "tune_jobs.backtest",
 }
 CURL_REFUSED = 22
-"""curl's exit code for a refusal."""
+"""curl's exit code for a refused request."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, what the comment before it says, and the block after it."""
+    """A fenced block: its language, its text, the comment before it (``told``), and the block after it."""
 
     language: str
     text: str
@@ -96,7 +96,7 @@ class Block:
 
     @property
     def commands(self):
-        """The text without comments."""
+        """The block's text without comments."""
         return re.sub(r"\s+#.*", "", self.text).strip()
 
     @property
@@ -116,7 +116,7 @@ def blocks_of(page):
 
 
 class Reader:
-    """A person with a copy of the checkout who types what the pages say."""
+    """A person with a copy of the checkout who types the commands of the pages."""
 
     def __init__(self, place, cluster):
         self.place = place / "clone"
@@ -125,7 +125,7 @@ class Reader:
         )
         shutil.copytree(ROOT, self.place, ignore=ignored)
         (self.place / ".venv").symlink_to(sys.prefix)
-        os.utime(self.place / "pyproject.toml", (0, 0))  # the environment is made already
+        os.utime(self.place / "pyproject.toml", (0, 0))  # the environment exists already
         wrappers = place / "bin"
         wrappers.mkdir()
         for name, text in (("python", REPLACED.format(python=sys.executable)), ("curl", CURL)):
@@ -146,7 +146,7 @@ class Reader:
         self.done, self.servers = set(), {}
 
     def run(self, block):
-        """Run a block, once a session."""
+        """Run a block, once per session."""
         if block.commands in self.done:
             return
         self.done.add(block.commands)
@@ -165,9 +165,9 @@ class Reader:
         return ["bash", "-euo", "pipefail", "-c", block.text]
 
     def start(self, block, url):
-        """Start what stays in the foreground, instead of what answered on such a path before.
+        """Start a command that stays in the foreground, and stop the server that answered on the same path before.
 
-        One application's server fits on a machine, whatever its port.
+        A machine has room for only one server of the application, whatever its port.
         """
         path = httpx.URL(url).path
         if path in self.servers:
@@ -201,10 +201,10 @@ class Reader:
     def stop(self, path):
         process = self.servers.pop(path)
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: `make` passes it on to nobody
+        os.killpg(process.pid, signal.SIGINT)  # to the group, as Ctrl-C does: `make` does not pass it on
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(40)
-        # What stayed would answer in the place of the next one.
+        # A process left behind would answer instead of the next server.
         _, left = psutil.wait_procs(everybody, 10)
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -212,7 +212,7 @@ class Reader:
 
 
 def write_original_checkpoint(path):
-    """A file as the original system left one; what it holds is tested in ``test_checkpoint.py``."""
+    """Write a file as the original system did; ``test_checkpoint.py`` tests its contents."""
     torch.manual_seed(0)
     layers = torch.nn.ModuleDict(
         {"lstm": torch.nn.LSTM(1, 8, batch_first=True), "regressor": torch.nn.Linear(8, 1)}
@@ -230,7 +230,7 @@ def write_original_checkpoint(path):
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory):
-    """One reader a session; their jobs share a cluster, which takes longer to start than the jobs to end."""
+    """One reader per session; their jobs share a cluster, which takes longer to start than the jobs take to run."""
     sessions, cluster = (
         {},
         Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}),
@@ -265,7 +265,7 @@ def readers(tmp_path_factory):
 def test_every_command_of_a_page_works_as_it_stands(readers, page, monkeypatch):
     reader = readers(page)
     with monkeypatch.context() as patch:
-        # A symbol that Yahoo sent once: what is there when it cannot be reached.
+        # A symbol that Yahoo sent once, so that the cache has it when Yahoo cannot be reached.
         patch.setenv("FORECAST_CACHE_DIR", reader.environment["FORECAST_CACHE_DIR"])
         store("ETH-USD", load("BTC-USD"))
     for block in blocks_of(page):
@@ -280,7 +280,7 @@ def test_what_is_said_of_a_block_is_true_and_every_link_leads_somewhere(page):
         if kind == "tested":
             there = (ROOT / what).read_text()
             for line in block.commands.splitlines():
-                # Options, ports and hosts may be others there, and another client may ask.
+                # That file may use other options, ports, hosts and clients.
                 words = [
                     word for word in line.split()[:2] if word.isalpha() and word not in ("curl", "export")
                 ]
@@ -303,7 +303,7 @@ def test_what_is_said_of_a_block_is_true_and_every_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES_TO_READ)
 def test_every_command_of_this_project_has_the_options_it_is_given(page):
-    """Also of those that no test runs as they stand."""
+    """This also checks the commands that no test runs."""
     for block in blocks_of(page):
         if block.language != "bash":
             continue

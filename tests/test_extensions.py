@@ -1,4 +1,4 @@
-"""What another package adds without a change here: a source, a metric that becomes an objective, a network."""
+"""Another package adds a source, a metric that becomes an objective, and a network, without a change here."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ OUTSIDE = Path(__file__).with_name("outside")
 
 @pytest.fixture
 def outside(monkeypatch):
-    """The package's module, importable here; its entry points are found in other processes only."""
+    """The package's module, importable here; its entry points are found only in other processes."""
     monkeypatch.syspath_prepend(str(OUTSIDE))
     import outside
 
@@ -37,7 +37,7 @@ def gru(outside):
 
 
 def run_with_the_package(*arguments, timeout=200):
-    """A command in a process whose environment has the package installed."""
+    """Run a command in a process whose environment has the package installed."""
     environment = {**os.environ, "PYTHONPATH": str(OUTSIDE)}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.run(
@@ -67,7 +67,7 @@ def test_an_installed_package_gives_a_job_its_prices_an_objective_and_the_networ
     checkpoint = load_checkpoint(tmp_path / "best_pareto_lstm.pt")
     assert checkpoint.config.network == "gru"
     assert any(name.startswith("gru.") for name in checkpoint.model_state)
-    # The study knows the network that its trials share.
+    # The study records the network that its trials share.
     again = run_with_the_package(
         *("tune_jobs.pareto", "--source", "walk", "--symbol", "ACME", "--likelihood", "student_t"),
         *("--objectives", "mae,tail", "--strategy", "min_tail", "--space", "small", "--resume"),

@@ -1,4 +1,4 @@
-"""Price files in the shapes people have them."""
+"""Price files in the formats that people have."""
 
 import numpy as np
 import pandas as pd

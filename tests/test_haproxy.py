@@ -1,4 +1,4 @@
-"""HAProxy's configuration as Ray writes it, mended: every change is one that this version of Ray still needs."""
+"""HAProxy's configuration as Ray writes it, hardened: this version of Ray still needs every change."""
 
 import subprocess
 
@@ -12,7 +12,7 @@ from serve_app.haproxy import harden
 
 @pytest.fixture
 def written(tmp_path):
-    """What Ray writes for one application."""
+    """The configuration that Ray writes for one application."""
     options = HAProxyConfig(
         http_options=HTTPOptions(host="0.0.0.0", port=9010),
         socket_path=str(tmp_path / "admin.sock"),

@@ -1,4 +1,4 @@
-"""Integrity rules: each counts what it finds, and nothing is lost without being counted."""
+"""Integrity rules: each counts its findings, and no row is lost without being counted."""
 
 import datetime as dt
 

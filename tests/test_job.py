@@ -255,7 +255,7 @@ def test_trials_that_diverge_are_failures_with_their_reason_and_never_on_the_fro
 
 
 def test_a_trial_that_raises_is_a_failure_and_the_others_finish(cluster, tmp_path, snapshot):
-    # One of the two widths is beyond what a configuration allows.
+    # One of the two hidden sizes is larger than a configuration allows.
     space = replace(TINY_SPACE, hidden_size=(8, 100_000))
     trials, _ = small_search(tmp_path, prepare(snapshot, options(tmp_path)), space, samples=6)
     states = {trial.params["hidden_size"]: trial.state for trial in trials}
@@ -266,7 +266,7 @@ def test_a_trial_that_raises_is_a_failure_and_the_others_finish(cluster, tmp_pat
 
 
 class DyingTrial(TrainingTrial):
-    """Its process dies at once where the width is 16, and in the second step, once, where it is 8."""
+    """Its process dies at once if the hidden size is 16, and once, in the second step, if it is 8."""
 
     def step(self):
         if self._params["hidden_size"] == 16:
@@ -282,7 +282,7 @@ class DyingTrial(TrainingTrial):
 
 @pytest.fixture
 def _classes_of_this_file_travel():
-    # Workers cannot import this file: its classes travel with their code.
+    # Workers cannot import this file, so its classes are pickled with their code.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -303,7 +303,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_rung_and_fails_when_it_dies
 
 
 class RecordingTrial(TrainingTrial):
-    """Writes down from which epoch each of its steps starts."""
+    """Records the epoch at which each of its steps starts."""
 
     def step(self):
         with (Path(self._experiment.output_dir) / f"steps_of_{self._ticket.number}").open("a") as steps:
@@ -403,7 +403,7 @@ def test_asking_for_more_than_the_cluster_has_is_refused_at_once(cluster):
 
 
 def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
-    # The cluster's one GPU is a number to Ray: it schedules by it, and torch finds none behind it.
+    # The cluster's one GPU is fake: Ray schedules by it, but torch finds none.
     outcome = jobs.run_job(options(tmp_path, num_samples=2, gpu_from=0))
     assert outcome.summary["trials"]["COMPLETE"] == 2
     assert [trial.user_attrs["gpus"] for trial in study_of(tmp_path).trials] == [0.25, 0.25]

@@ -1,4 +1,4 @@
-"""The manifests for KubeRay: what of them Ray and this project can judge, and what they must not lose."""
+"""The manifests for KubeRay: the parts that Ray and this project can check, and the settings that they must keep."""
 
 from importlib.metadata import version
 
@@ -20,7 +20,7 @@ MANIFESTS = ROOT / "deploy" / "kubernetes"
 SERVICE, JOB = (yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text()) for name in ("rayservice", "rayjob"))
 CLUSTERS = [SERVICE["spec"]["rayClusterConfig"], JOB["spec"]["rayClusterSpec"]]
 AGENT = {"path": "/api/healthz", "port": 52365}
-"""Where the agent of each of Ray's nodes tells whether it is well."""
+"""Where the agent of each Ray node reports its health."""
 
 
 def groups(cluster):
@@ -68,7 +68,7 @@ def test_the_jobs_command_is_one_that_there_is():
     assert command[:3] == ["python", "-m", "tune_jobs.pareto"]
     options = parse_settings(TuneOptions, vars(build_parser().parse_args(command[3:])))
     assert (options.address, options.resume) == ("auto", True)
-    # KubeRay does not tell what it could start.
+    # KubeRay does not report which nodes it could start.
     assert options.max_concurrent == sum(
         group["maxReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
         for group in CLUSTERS[1]["workerGroupSpecs"]
@@ -83,7 +83,7 @@ def test_the_jobs_command_is_one_that_there_is():
 def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_confined(cluster):
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
-    # What the restricted Pod Security Standard asks for.
+    # The restricted Pod Security Standard requires this.
     for group in groups(cluster):
         context = group["template"]["spec"]["securityContext"]
         assert context["runAsNonRoot"]
@@ -96,10 +96,10 @@ def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_confined(clu
         name, _, tag = container["image"].partition(":")
         assert (name, tag.removesuffix("-gpu")) == ("pareto-price-forecaster", installed_version())
         assert tag.endswith("-gpu") == ("nvidia.com/gpu" in container["resources"]["requests"])
-        # KubeRay's own probes run what the image has not.
+        # KubeRay's default probes run a program that the image does not have.
         assert container["livenessProbe"]["httpGet"] == AGENT
         assert container["readinessProbe"]["httpGet"] in (AGENT, {"path": "/-/healthz", "port": "serve"})
-        # Ray goes to the disk where its object store is larger than what is there of /dev/shm.
+        # Ray falls back to the disk if its object store is larger than /dev/shm.
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
     for group in groups(cluster):
         (shared,) = (volume for volume in group["template"]["spec"]["volumes"] if volume["name"] == "shm")

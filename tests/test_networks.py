@@ -1,4 +1,4 @@
-"""ONNX Runtime answers as torch does, whatever the search has picked."""
+"""ONNX Runtime gives the same answers as torch, whatever network the search picks."""
 
 import pytest
 import torch

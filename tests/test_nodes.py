@@ -1,4 +1,4 @@
-"""Tuning jobs on clusters of several nodes, which come and go while the job runs."""
+"""Tuning jobs on clusters of several nodes that come and go while the job runs."""
 
 import contextlib
 import datetime as dt
@@ -23,14 +23,14 @@ class Nodes(Cluster):
 
 @pytest.fixture
 def nodes():
-    """A cluster without nodes: the first one added is its head. Its GPUs are only numbers."""
+    """A cluster without nodes: the first node added is its head. Its GPUs are fake."""
     cluster = Nodes()
     yield cluster
     cluster.shutdown()
 
 
 def ended(directory):
-    """Trials that completed, and those that genuinely failed."""
+    """Return the trials that completed, and those that genuinely failed."""
     trials = study_of(directory).trials
     assert all(trial.state.is_finished() for trial in trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -45,7 +45,7 @@ def span(trial):
 
 
 def most_at_once(trials):
-    """The largest number of trials that were running at the same moment."""
+    """Return the largest number of trials that were running at the same moment."""
     spans = [span(trial) for trial in trials]
     return max((sum(start <= moment < end for start, end in spans) for moment, _ in spans), default=0)
 
@@ -75,7 +75,7 @@ def test_gpus_and_cores_are_used_at_the_same_time(nodes, tmp_path):
 def test_cores_of_a_gpu_node_are_left_to_its_gpu(nodes, tmp_path):
     nodes.add_node(num_cpus=1, num_gpus=1)
     nodes.add_node(num_cpus=1)
-    # A small trial may take the only core of the node with the GPU: the GPU must not wait to the end for it.
+    # A small trial may take the only core of the node with the GPU: the GPU must not wait for it until the job ends.
     process = start_job(
         tmp_path, "--num-samples", "30", "--gpus-per-trial", "1", "--gpu-from", "0.3", address=nodes.address
     )
@@ -90,10 +90,10 @@ def test_cores_of_a_gpu_node_are_left_to_its_gpu(nodes, tmp_path):
 
 
 def trains_on(node):
-    """Whether a trial's step is running in a process of that node."""
+    """Return whether a trial's step is running in a process of that node."""
     raylet = node.all_processes["raylet"][0].process.pid
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended in the meantime
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == raylet and "Trainable.train" in (process / "cmdline").read_text():
                 return True
@@ -128,7 +128,7 @@ def test_a_trial_whose_gpu_is_gone_for_good_goes_on_on_a_core(nodes, tmp_path):
     complete, failed = ended(tmp_path)
     assert (len(complete), failed) == (10, [])
     assert complete[-1].user_attrs["gpus"] == 0
-    # Ray takes seconds to miss a node: meanwhile a trial may have been put back for it more than once.
+    # Ray takes seconds to notice that a node is gone: a trial may have been put back more than once by then.
     trials = study_of(tmp_path).trials
     interrupted = [trial.number for trial in trials if trial.state == TrialState.FAIL]
     reruns = [trial.user_attrs["rerun_of"] for trial in trials if "rerun_of" in trial.user_attrs]

@@ -1,4 +1,4 @@
-"""What schemathesis makes of the OpenAPI document, asked of the application in this process."""
+"""Schemathesis tests the application in this process against its OpenAPI document."""
 
 import schemathesis
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""The wheel: what a person gets from ``pip install``."""
+"""The wheel: the files that ``pip install`` installs."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_three_packages_and_the_snapshot(tmp_path):
 def test_the_source_distribution_holds_everything_of_the_checkout_that_is_no_business_of_git():
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("this is no checkout, or git is not installed")
-    # Whoever owns the files.
+    # Works whoever owns the files.
     git = ["git", "-c", "safe.directory=*", "ls-files"]
     listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

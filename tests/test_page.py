@@ -21,7 +21,7 @@ KEY = "a key to the door"
 
 @contextlib.contextmanager
 def listening(checkpoint, api_key=None):
-    """Its address, on a free port."""
+    """Serve the page on a free port, and return its address."""
     with ThreadPoolExecutor(1) as pool:  # this thread's event loop drives the browser
         web, _ = pool.submit(build, checkpoint, api_key).result()
     server = uvicorn.Server(uvicorn.Config(web, port=0, log_level="error", lifespan="off"))
@@ -58,7 +58,7 @@ def open_page(browser):
 
 
 def shown(tab, text="Next value"):
-    """The answer on the page, once it has ``text``."""
+    """Return the answer on the page, once it contains ``text``."""
     tab.wait_for_function("text => document.getElementById('answer').textContent.includes(text)", arg=text)
     return tab.text_content("#answer")
 
@@ -131,7 +131,7 @@ def test_what_is_no_number_is_named_before_the_server_is_asked(open_page, addres
     page.tab.fill("#values", "8710.15 8809.17 n/a")
     page.tab.locator("#problem").wait_for(state="visible")
     assert "“n/a” is not a number" in page.tab.text_content("#problem")
-    # Neither is there a command for something else than what the fields say.
+    # No command is shown that does not match the fields.
     assert page.tab.text_content("#curl") == page.tab.text_content("#count") == ""
 
 
@@ -147,7 +147,7 @@ def test_an_uploaded_table_is_read_oldest_first_by_the_models_column(open_page, 
     path.write_text("Date,Open\n2020-01-01,7")
     page.tab.set_input_files("#file", path)
     page.tab.locator("#problem").wait_for(state="visible")
-    assert "There is no column Close; there are Date, Open" in page.tab.text_content("#problem")
+    assert "There is no column Close; the columns are Date, Open" in page.tab.text_content("#problem")
 
 
 def test_everything_is_reached_by_the_keyboard(open_page, address):
@@ -190,7 +190,7 @@ def test_a_server_with_a_key_asks_for_it_and_tells_no_more_before(open_page, tin
 def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, tiny_checkpoint, tmp_path):
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": "ETH-USD"})
     save_checkpoint(tiny_result.checkpoint, tmp_path / "btc.pt")
-    # As a file of the original system is: nothing is known of its prices.
+    # Like a file of the original system: nothing is known about its prices.
     unknown = {"latest_window": None, "provenance": None, "metrics_test": None}
     bare = tiny_result.checkpoint.model_copy(update={"config": config, **unknown})
     save_checkpoint(bare, tmp_path / "eth.pt")
@@ -200,10 +200,10 @@ def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, t
         page.tab.select_option("#symbol", "ETH-USD")
         page.tab.wait_for_function("() => document.querySelector('h1').textContent.startsWith('ETH-USD')")
         assert page.tab.input_value("#values") == ""
-        # Nothing of the other symbol's stays, and nothing was asked that cannot be answered.
+        # Nothing of the other symbol stays, and no request was sent that cannot be answered.
         assert page.tab.locator("#chart svg").count() == 0
         assert page.tab.get_attribute("#chart", "aria-label") == "No forecast yet"
-        assert "upload 20 values or more" in page.tab.text_content("#count")
+        assert "upload at least 20 values" in page.tab.text_content("#count")
         assert not page.tab.locator("#problem").is_visible()
         assert page.errors == []
         rises(page.tab, range(7000, 7020))
@@ -260,7 +260,7 @@ def test_an_answer_that_comes_after_the_next_question_is_not_shown(open_page, ad
     page.tab.wait_for_function("() => document.getElementById('curl').textContent.includes('5019')")
     rises(page.tab, range(7000, 7020))
     assert "7,019" in shown(page.tab, "7,019")
-    with contextlib.suppress(Exception):  # it was given up by the page
+    with contextlib.suppress(Exception):  # the page aborted it
         held[0].continue_()
     page.tab.wait_for_timeout(200)
     assert "7,019" in page.tab.text_content("#answer")
@@ -311,7 +311,7 @@ TEXTS = {
 }
 REFUSED = (
     *("[1, null]", "1 NaN", "infinity", '{"prices": [1]}', "1e999", "0x10", "[1,"),
-    # One number or two, and before or after.
+    # Ambiguous: one number or two, or which date comes first.
     *("101,102,103\n104,105,106", "100,200,\n300,400", "1,105 1,106 1,107", "Date;Close\n2020-01-01;1,105"),
     *("8710,15\n8809,17", "8710,15", "Date,Close\n01/17/2020,2\n01/16/2020,1"),
     "Date,Close\n2020-01-01,8,710",

@@ -1,4 +1,4 @@
-"""What each trial asks for and how many are under way, on clusters that exist only here."""
+"""The resources of each trial and the number of trials under way, on simulated clusters."""
 
 import json
 
@@ -24,7 +24,7 @@ COSTLY, CHEAP = 100, 1
 
 
 class Cluster:
-    """Nodes that come and go, and a clock that is told the time."""
+    """A simulated cluster whose nodes come and go, and a clock that the test sets."""
 
     def __init__(self, *nodes):
         self.nodes, self.seconds = list(nodes), 0.0
@@ -38,7 +38,7 @@ class Cluster:
 
 
 def start_all(placement, costs):
-    """Start trials while there is room; gives back what each was given."""
+    """Start trials while there is room, and return what each was given."""
     given = []
     for number, cost in enumerate(costs):
         if not placement.has_room():
@@ -125,7 +125,7 @@ def test_a_trial_does_not_wait_for_ever_for_a_gpu_that_the_autoscaler_cannot_sta
     placement.look()
     assert placement.is_stranded("first")
     assert placement.place("second", COSTLY).demand == CORE
-    # The instance comes after all: what is asked for next may go there.
+    # The instance arrives after all: the next trial may use it.
     cluster.change(Node(2), Node(4, 1))
     assert placement.place("third", COSTLY).demand.gpus == 0.25
 

@@ -1,4 +1,4 @@
-"""``ray up`` to ``ray down`` over SSH: ``cluster.yaml`` on two hosts instead of a cloud, with README's commands."""
+"""``ray up`` to ``ray down`` over SSH: ``cluster.yaml`` on two hosts instead of a cloud, with the README's commands."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def hosts(tmp_path):
 
 
 def write_cluster_file(hosts):
-    """``cluster.yaml`` with two hosts for its cloud, where this test's environment need not be installed again."""
+    """Write ``cluster.yaml`` with two hosts instead of its cloud; they use this test's environment as it is."""
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     for of_the_cloud in ("available_node_types", "head_node_type", "max_workers"):
         del cluster[of_the_cloud]
@@ -45,7 +45,7 @@ def write_cluster_file(hosts):
     head, worker = (
         cluster[commands] for commands in ("head_start_ray_commands", "worker_start_ray_commands")
     )
-    # The autoscaler takes several looks to start a worker, else five seconds apart.
+    # The autoscaler needs several updates to start a worker; by default they are five seconds apart.
     head[-1] = f"export AUTOSCALER_UPDATE_INTERVAL_S=1; {head[-1]} --num-cpus=1"
     worker[-1] += " --num-cpus=1"
     path = hosts.place / "cluster.yaml"
@@ -54,7 +54,7 @@ def write_cluster_file(hosts):
 
 
 def write_serve_config(hosts, checkpoint):
-    """``serve_config.yaml`` with a replica for each node."""
+    """Write ``serve_config.yaml`` with a replica for each node."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["applications"][0]["args"] = {"checkpoint": str(checkpoint), "replicas": 2}
     path = hosts.place / "serve_config.yaml"
@@ -66,7 +66,7 @@ def test_a_cluster_made_by_ray_up_tunes_on_both_nodes_and_each_serves_the_pick(h
     cluster, artifacts = write_cluster_file(hosts), hosts.place / "artifacts"
 
     def ray(command, *arguments):
-        # With its second version, the default, Ray's autoscaler never starts a worker of this provider.
+        # Version 2 of Ray's autoscaler, the default, never starts a worker of this provider.
         return hosts.run("ray", command, *arguments, cwd=ROOT, RAY_UP_enable_autoscaler_v2="0")
 
     hosts.run("ray", "get-auth-token", "--generate")
@@ -88,5 +88,5 @@ def test_a_cluster_made_by_ray_up_tunes_on_both_nodes_and_each_serves_the_pick(h
         assert json.loads(answer)["prediction"] == pytest.approx(forecast)
 
     ray("down", cluster, "--yes")
-    # It ends the head. Workers it leaves to their provider to end, and this one cannot.
+    # It ends the head, but leaves workers to their provider, and this provider cannot end them.
     assert "gcs_server" not in {process.name() for process in hosts.processes()}

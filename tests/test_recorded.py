@@ -1,8 +1,8 @@
-"""Files and answers that version 0.1.0 left, read and given again.
+"""Read the files of version 0.1.0, and reproduce its answers.
 
 ``recorded/`` holds its checkpoints, a job that was killed while a trial ran, and in ``answers.json`` its answers in
-Python, over HTTP and on the command line. The last digits of a number depend on the processor: they are compared where
-torch's own arithmetic is that of the recording.
+Python, over HTTP and on the command line. The last digits of a number depend on the processor: they are compared only
+if torch's arithmetic here equals that of the recording.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ ANSWERS = json.loads((RECORDED / "answers.json").read_text())
 OURS = ("mse", "student_t", "level", "columns")
 EVERY = (*OURS, "original")
 ADDED = {"network"}
-"""Fields of a configuration that came later."""
+"""Fields of a configuration that were added later."""
 
 
 def arithmetic():
-    """A hash of the bits that torch and numpy compute here, without code of ours."""
+    """Hash the bits that torch and numpy compute here, without our code."""
     before, generator = torch.get_num_threads(), torch.random.get_rng_state()
     torch.set_num_threads(1)
     torch.manual_seed(1)
@@ -58,7 +58,7 @@ def arithmetic():
 
 
 def numbers_of(value, path=""):
-    """A nested value flat: each leaf by its path."""
+    """Flatten a nested value: each leaf by its path."""
     if isinstance(value, dict):
         return {k: v for key in value for k, v in numbers_of(value[key], f"{path}/{key}").items()}
     if isinstance(value, list | tuple):
@@ -68,7 +68,7 @@ def numbers_of(value, path=""):
 
 @pytest.fixture(scope="module")
 def same():
-    """Assert that a value is the recorded one: to the bit where the processor computes as that of the recording did."""
+    """Assert that a value is the recorded one: to the bit, if this processor computes as the recording one did."""
     exact = arithmetic() == ANSWERS["arithmetic"]
 
     def assert_same(found, recorded):
@@ -210,7 +210,7 @@ def test_a_job_that_0_1_0_left_is_finished_with_the_trials_that_0_1_0_would_have
     recorded = ANSWERS["study"]
     trials = study_of(job).trials
     assert [trial.state.name for trial in trials] == [row["state"] for row in recorded]
-    # Another processor may stop other trials, and then suggest others.
+    # Another processor may stop other trials, and then suggest other ones.
     if arithmetic() == ANSWERS["arithmetic"]:
         for trial, row in zip(trials, recorded, strict=True):
             found = {name: trial.user_attrs.get(name) for name in ("epoch", "val_loss_best", "rungs")}

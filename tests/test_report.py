@@ -37,7 +37,7 @@ RULE = "<script>alert('a file may be called this')</script>"
 
 
 def trials_of(objectives):
-    """64 finished trials of that many objectives, the best one last, and a failed one."""
+    """Build 64 finished trials of that many objectives, the best one last, and a failed one."""
     trials = []
     for number in range(64):
         params = {
@@ -111,7 +111,7 @@ def test_it_opens_without_a_network_with_every_plot_drawn_and_nothing_cut_off(br
     assert drawn.count() == plots.count() == 8
     assert page.tab.locator(".plot canvas").count() > 0
     assert page.cut_off() == 0
-    if width == 1280:  # on a phone, tables and parallel coordinates are scrolled in their own boxes
+    if width == 1280:  # on a phone, tables and parallel coordinates scroll in their own boxes
         hidden = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
         assert max(page.tab.evaluate(hidden)) <= 0
     assert page.errors == []
@@ -176,7 +176,7 @@ def test_trials_that_do_not_differ_are_said_to_tell_nothing(tiny_result, snapsho
     for number, trial in enumerate(alike):
         trial.number, trial.datetime_complete = number, STARTED
     write_report(replace(found, trials=alike), tmp_path / "report.html")
-    assert "nothing can be said of importance" in (tmp_path / "report.html").read_text()
+    assert "importance cannot be computed" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("objectives", [["crps"], ["mae", "crps"], ["mae", "rmse", "mape", "crps"]])

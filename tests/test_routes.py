@@ -1,4 +1,4 @@
-"""The web application without a cluster: what it answers, and what it refuses."""
+"""The web application without a cluster: its answers and its refusals."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def test_what_is_no_route_is_refused_in_the_form_of_every_refusal(client):
     assert (nowhere.status_code, client.get("/assets/nothing.js").status_code) == (404, 404)
     for answer, loc, message in (
         (wrong_method, "method", "/predict does not take GET; use POST"),
-        (nowhere, "path", "there is no /nowhere; GET /docs shows what there is"),
+        (nowhere, "path", "there is no /nowhere; GET /docs lists the routes"),
     ):
         (problem,) = answer.json()["detail"]
         assert answer.json()["ok"] is False

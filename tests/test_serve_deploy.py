@@ -1,4 +1,4 @@
-"""``serve deploy serve_config.yaml`` on a cluster that already runs, as it stands, and what is changed under way."""
+"""``serve deploy serve_config.yaml``, unchanged, on a running cluster, and changes while it serves."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def free_port():
 
 
 class Deployed:
-    """A Ray cluster started beside a checkpoint, and ``serve deploy`` on it."""
+    """A Ray cluster started in a checkpoint's directory, and ``serve deploy`` on it."""
 
     def __init__(self, place):
         self.place = place
@@ -62,7 +62,7 @@ class Deployed:
         ]
         metrics_port = free_port()
         self.agent = f"http://127.0.0.1:{metrics_port}/metrics"
-        # Of its own: where it stays, later starts of Ray on the machine would look for this cluster.
+        # A separate directory: if it stays behind, later starts of Ray on the machine do not look for this cluster.
         self.temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         command += [f"--metrics-export-port={metrics_port}", f"--temp-dir={self.temp_dir}"]
         self.log = place / "ray.log"
@@ -90,7 +90,7 @@ class Deployed:
             )
             if done.returncode == 0:
                 return
-            # The dashboard comes up some seconds after the cluster.
+            # The dashboard starts some seconds after the cluster.
             assert time.monotonic() < deadline, done.stderr + self.log.read_text()
             time.sleep(1)
 
@@ -116,7 +116,7 @@ class Deployed:
         return replicas(self.head.pid)
 
     def metrics(self):
-        """What the node's agent tells Prometheus."""
+        """Return what the node's agent reports to Prometheus."""
         return httpx.get(self.agent).text
 
     def stop(self):
@@ -132,7 +132,7 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def models(tiny_checkpoint, tiny_result, tmp_path_factory):
-    """A directory as a job leaves it, and a second model in it with its own forecast."""
+    """A directory as a job leaves it, with a second model whose forecast differs."""
     place = tmp_path_factory.mktemp("deploy")
     (place / "artifacts").mkdir()
     shutil.copy(tiny_checkpoint, place / "artifacts" / "best_pareto_lstm.pt")
@@ -155,7 +155,7 @@ def deployed(models):
 
 @contextlib.contextmanager
 def asking():
-    """Two clients ask all the time; what they were answered is counted by status and forecast."""
+    """Let two clients send requests all the time, and count their answers by status and forecast."""
     seen, stop = Counter(), threading.Event()
 
     def ask():

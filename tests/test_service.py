@@ -1,4 +1,4 @@
-"""What the served forecasts can do beyond one window, who may ask, and what happens under load and to new models."""
+"""Forecasts beyond one window, the API key, behaviour under load, and new models."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def client(tiny_checkpoint):
 
 
 def another_model(tiny_result, path, symbol="BTC-USD", bias=0.5):
-    """A checkpoint that forecasts something else."""
+    """Write a checkpoint with different forecasts."""
     state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
     state["regressor.bias"] += bias
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
@@ -132,7 +132,7 @@ def test_a_symbol_is_needed_only_where_there_are_several(client, two_symbols):
             assert refused.status_code == 422
             assert "give symbol as one of: BTC-USD, ETH-USD" in refused.text
         assert both.get("/model").status_code == 422
-    # Never another symbol's forecast, even where there is only one.
+    # Never another symbol's forecast, even if only one model is served.
     assert client.post("/predict", json={"values": GOOD, "symbol": "ETH-USD"}).status_code == 422
 
 
@@ -152,7 +152,7 @@ def test_a_window_outside_the_training_range_is_answered_counted_and_says_so(cli
     assert answer["warnings"] == [
         f"the window has prices outside the training range of {low:g} to {high:g}; trust the forecast less"
     ]
-    # What the model does not look at does not count.
+    # Values that the model does not look at do not count.
     assert "warnings" not in predictions(client, values=[high * 2, *GOOD])
     assert client.service.measurements.take().out_of_range == {"BTC-USD": 1}
 
@@ -248,7 +248,7 @@ def test_the_described_model_is_the_file_that_is_served(client, tiny_checkpoint,
 
 
 class Connection:
-    """One request to an ASGI application, whose body arrives when it is told to."""
+    """One request to an ASGI application, whose body arrives when the test sends it."""
 
     def __init__(self, web, path="/predict", method="POST"):
         self.scope = {

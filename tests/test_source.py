@@ -24,7 +24,7 @@ def _fast_and_clean_client(monkeypatch, tmp_path_factory):
     # The client remembers time zones in a file and in the process; each test starts with neither.
     yfinance.set_tz_cache_location(str(tmp_path_factory.mktemp("yfinance")))
     monkeypatch.setattr(yfinance.cache._TzCacheManager, "_tz_cache", None)
-    # Cookies and crumbs come from addresses of their own; the chart needs neither.
+    # Cookies and crumbs come from other addresses; the chart needs neither.
     monkeypatch.setattr(
         yfinance.data.YfData, "_get_cookie_and_crumb", lambda self, timeout=30: (None, "basic")
     )
@@ -181,7 +181,7 @@ def test_auto_never_answers_with_another_symbols_prices(yahoo_at, closed_port):
         load_series("BTC-USD")
         with pytest.raises(DataError, match=r"no cached copy or snapshot of 'ETH-USD'.*`source`"):
             load_series("ETH-USD")
-    # Even where a copy lies under another symbol's name.
+    # Even if a copy is stored under the other symbol's name.
     cache.cache_path("BTC-USD").rename(cache.cache_path("ETH-USD"))
     yahoo_at(closed_port)
     with pytest.raises(DataError, match="no cached copy or snapshot of 'ETH-USD'"):

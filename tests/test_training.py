@@ -1,4 +1,4 @@
-"""Training: what it starts from, what it keeps, and that it can be cut into pieces."""
+"""Training: its start, the state it keeps, and that it can run in pieces."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
-"""Two hosts that listen for SSH and a third machine beside them, made of this one's namespaces.
+"""Two hosts that listen for SSH, and a third machine on their network, made from namespaces of this machine.
 
 Each has its own address, processes, shared memory, ``/home``, ``/tmp``, ``/run`` and ``/var/log``; the rest of the file
-system is this machine's. Their network is one that this machine is not on. All three end with one process, and that one
-with the test's: whatever becomes of a test, nothing of them stays.
+system is this machine's. This machine is not on their network. All three end with one process, and that one ends with
+the test's: however a test ends, nothing of them stays.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import psutil
 
 HEAD, WORKER = "10.77.0.2", "10.77.0.3"
 USER, HOME = "ubuntu", "/home/ubuntu"
-"""Root in all but name."""
+"""The user that logs in; its id is root's."""
 
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = ("curl", "ip", "nsenter", "rsync", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare")
@@ -36,14 +36,14 @@ mkdir -p {HOME} /run/sshd
 touch {HOME}/.bashrc /var/log/lastlog
 ip link set lo up
 """
-"""Shell that hides what is this machine's, except for the directories it is called with."""
+"""Shell code that hides this machine's directories, except those given as arguments."""
 
 HOST = f"""
 {OWN_DIRECTORIES}
 until ip link show eth0 > /dev/null 2>&1; do sleep 0.02; done
 ip address add $ADDRESS/24 dev eth0
 ip link set eth0 up
-# By the way to the internet Ray finds out a node's address.
+# Ray finds out a node's address by its route to the internet.
 ip route add default via 10.77.0.1
 exec "$(command -v sshd)" -D -e -f "$PLACE/sshd_config"
 """
@@ -70,9 +70,9 @@ wait -n
 
 
 def what_is_missing():
-    """What the hosts need and this machine does not have or allow, in words; None when it has it all."""
+    """Describe what the hosts need but this machine lacks or forbids; None if nothing is missing."""
     if os.geteuid() != 0:
-        return "hosts of their own need root"
+        return "simulated hosts need root"
     if missing := [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]:
         return (
             f"not installed: {', '.join(missing)} (on Debian: curl iproute2 openssh-server rsync util-linux)"
@@ -83,7 +83,7 @@ def what_is_missing():
 
 
 class Hosts:
-    """The hosts ``HEAD`` and ``WORKER``, and the machine beside them, where ``run`` runs commands.
+    """The hosts ``HEAD`` and ``WORKER``, and the third machine, where ``run`` runs commands.
 
     All three see ``place`` and the directories ``shared``, and log in with ``key``.
     """
@@ -104,7 +104,7 @@ class Hosts:
         directories = [str(path) for path in (place, *shared, sys.prefix, sys.base_prefix)]
         with (place / "hosts.log").open("w") as log:
             self._process = subprocess.Popen(
-                # A test's process that is killed cannot clean up: this one is then killed too.
+                # A killed test process cannot clean up, so this process is then killed too.
                 [
                     "setpriv",
                     "--pdeathsig",
@@ -128,7 +128,7 @@ class Hosts:
         assert said == "ready\n", self._log()
 
     def run(self, *command, cwd=HOME, seconds=120, **environment):
-        """Run a command beside the hosts to its end; gives back what it printed."""
+        """Run a command on the third machine, and return its output."""
         (first,) = psutil.Process(self._process.pid).children()
         done = subprocess.run(
             [
@@ -151,11 +151,11 @@ class Hosts:
         return done.stdout
 
     def processes(self):
-        """Every process of the three machines."""
+        """Return every process of the three machines."""
         return psutil.Process(self._process.pid).children(recursive=True)
 
     def remove(self):
-        """End them, and wait until nothing of them is left."""
+        """End the machines, and wait until none of their processes is left."""
         processes = self.processes()
         self._process.kill()
         self._process.communicate()

@@ -14,7 +14,7 @@ DAY = 86_400
 
 
 class YahooServer(ThreadingHTTPServer):
-    """Answers as ``mode`` says: success, empty, unknown, rate_limit, refusal, garbage or slow.
+    """Answers according to ``mode``: success, empty, unknown, rate_limit, refusal, garbage or slow.
 
     Attributes:
         closes: the daily closes of its one symbol, BTC-USD; None is a row without a price.

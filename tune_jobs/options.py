@@ -125,7 +125,7 @@ class TuneOptions(ExperimentConfig):
             return self
         if not self.strategy.startswith(LEAST):
             raise ValueError(
-                f"`strategy` {self.strategy}: give {WEIGHTED}, or {LEAST} and an objective, for example {LEAST}mape"
+                f"`strategy` {self.strategy}: give {WEIGHTED}, or {LEAST} with an objective, for example {LEAST}mape"
             )
         needed = self.strategy.removeprefix(LEAST)
         if needed not in self.objectives:

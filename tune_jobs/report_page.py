@@ -265,9 +265,7 @@ def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | 
         return [Text(f"Hyperparameter importance needs at least {FEW} finished trials.")]
     values = np.array([trial.values for trial in trials])
     if (np.ptp(values, axis=0) == 0).any() or all(trial.params == trials[0].params for trial in trials):
-        return [
-            Text("All trials have the same objective or hyperparameters: importance cannot be computed.")
-        ]
+        return [Text("All trials have the same objective or hyperparameters: importance cannot be computed.")]
     try:
         with warnings.catch_warnings():
             # One warns that smaller is assumed to be better, which holds here.
@@ -306,7 +304,7 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     if found.picked.test.intervals:
         tables = [
             Text(
-                "Share of test rows inside the intervals; persistence's have a constant width, from all earlier changes."
+                "Share of test rows inside the intervals; persistence's have one width, from all earlier changes."
             ),
             grid_of(intervals_table([found.picked.test])),
             Plot(
@@ -357,7 +355,7 @@ def _data(found: Findings) -> list[Text | Grid]:
     return [
         *(Text(line.strip()) for line in series_lines(found.job.series, found.job.options)[-1:]),
         Grid(["origin", ""], origin, text_columns=[0, 1]),
-        Text("Integrity: how many rows each rule found, and the action taken."),
+        Text("Integrity: what each rule found, and the action taken."),
         Grid(["rule", "found", "action", "detail"], rules, text_columns=[0, 2, 3]),
     ]
 

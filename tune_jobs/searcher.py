@@ -302,7 +302,7 @@ class StudySearch(OptunaSearch):
         """Save nothing: the database is the state, and a job is resumed from it alone."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its searcher for its own way of resuming, which is not ours.
+        # Tune pickles its searcher for its own way of resuming, which we do not use.
         return {}
 
 

@@ -43,7 +43,7 @@ FAILURE = "failure"
 """Key of a result that ends a trial as failed: the reason, in one line."""
 
 GPU_ERRORS = (torch.AcceleratorError, torch.OutOfMemoryError)
-"""Errors that make a process's GPU unusable, or that others on the GPU cause: the trial continues in another process."""
+"""Errors that leave a process's GPU unusable, or come from others on it: the trial continues in another process."""
 
 STATE_FILE = "state.pt"
 
@@ -82,9 +82,9 @@ def trial_config(
 
 
 def trial_cost(experiment: ExperimentConfig, params: dict[str, Any]) -> int:
-    """Multiply-adds of one window through a trial's network.
+    """Return the multiply-adds of one window through a trial's network.
 
-    The configuration is not validated: an impossible one is the failure of its trial, and must not end the search.
+    The configuration is not validated: an impossible one must fail its trial, and not end the search.
     """
     return multiply_adds(TrainConfig.model_construct(**_settings(experiment, params)))
 

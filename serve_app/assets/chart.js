@@ -11,7 +11,7 @@ function element(name, attributes, parent) {
   return made;
 }
 
-// The distance of about `count` round numbers between two.
+// The step between about `count` round numbers from `low` to `high`.
 function tickStep(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -24,20 +24,20 @@ function ticks(low, high, step) {
   return found;
 }
 
-// Six digits, or as many as show hundredths.
+// Six significant digits, or enough to show hundredths.
 function format(value) {
   const whole = Math.floor(Math.log10(Math.abs(value) || 1)) + 1;
   return value.toLocaleString("en-US", { maximumSignificantDigits: Math.min(17, Math.max(6, whole + 2)) });
 }
 
-// Numbers of an axis, as many decimals as their distance has.
+// Format the marks of an axis with as many decimals as their step needs.
 function formatTicks(marks, step) {
   const decimals = Math.min(12, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)));
   const settings = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
   return marks.map((mark) => mark.toLocaleString("en-US", settings));
 }
 
-// prices: the window, oldest first; predictions: one a step; interval: {level, lower: […], upper: […]} or null.
+// prices: the window, oldest first; predictions: one per step; interval: {level, lower: […], upper: […]} or null.
 function drawChart(place, prices, predictions, interval) {
   const width = place.clientWidth;
   const height = place.clientHeight;
@@ -53,7 +53,7 @@ function drawChart(place, prices, predictions, interval) {
   const marks = ticks(low, high, step);
   const names = formatTicks(marks, step);
   const gutter = MARGIN.left + 7 * Math.max(...names.map((name) => name.length)) + 6;
-  // Forecasts of few steps get a place that can be seen beside a long window.
+  // Stretch forecasts of few steps, so that they stay visible next to a long window.
   const ahead = Math.max(predictions.length, Math.ceil(known / 12));
   const stretch = predictions.length ? ahead / predictions.length : 1;
   const unit = (width - gutter - MARGIN.right) / Math.max(1, known - 1 + ahead);
@@ -66,7 +66,7 @@ function drawChart(place, prices, predictions, interval) {
     element("line", { class: "grid", x1: gutter, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }, svg);
     element("text", { x: gutter - 6, y: y(mark) + 4, "text-anchor": "end" }, svg).textContent = names[i];
   }
-  // Labels of the past keep away from the one of the last value.
+  // Keep labels of the past away from the label of the last value.
   const labels = ticks(1 - known, 0, tickStep(1 - known, 0, Math.max(2, Math.floor(width / 140))))
     .filter((mark) => mark === 0 || -mark * unit > 40)
     .map((mark) => [known - 1 + mark, mark === 0 ? "last" : `−${-mark}`]);

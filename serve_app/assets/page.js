@@ -1,7 +1,7 @@
-// The page: the model's card, a window to edit, and its forecast as the server answers it.
+// The page: the model's card, a window to edit, and the server's forecast for it.
 "use strict";
 
-const PAUSE_MS = 250; // after the last keystroke, before the server is asked
+const PAUSE_MS = 250; // from the last keystroke to the request
 const LEVELS = [0.5, 0.8, 0.9, 0.95];
 const PREFERRED_LEVEL = 0.9;
 
@@ -10,11 +10,11 @@ const base = new URL(".", location.href).href;
 const chart = byId("chart");
 
 let model = null;
-let choice = 0; // counts choices of a model: the answer to an earlier one comes too late
+let choice = 0; // counts choices of a model, so that answers to earlier choices can be ignored
 let apiKey = "";
-let asked = null; // the request that is under way
+let asked = null; // aborts the request under way
 let timer = 0;
-let shown = null; // arguments of the last drawing, for another size
+let shown = null; // arguments of the last drawing, to redraw at another size
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
@@ -55,7 +55,7 @@ function showCard() {
   const { symbol, feature, sequence_length: length, trained_on: data } = model;
   document.title = `${symbol} ${feature} forecaster`;
   byId("title").textContent = `${symbol} ${feature}`;
-  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, made of the prices from ${data.first_date} to ${data.last_date}` : ""}.`;
+  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, built from prices from ${data.first_date} to ${data.last_date}` : ""}.`;
 
   const part = model.metrics_test ? "test" : "validation";
   const metrics = model.metrics_test ?? model.metrics_validation ?? {};
@@ -73,13 +73,13 @@ function showCard() {
   const skill = persistence.MAE ? 1 - metrics.MAE / persistence.MAE : null;
   byId("honesty").textContent =
     skill === null
-      ? "Nothing is known of how it compares with persistence, which repeats the last value."
+      ? "There are no scores to compare it with persistence, which repeats the last value."
       : `Its mean absolute error on ${part} rows is ${format(metrics.MAE)}; persistence, which repeats the last value, has ${format(persistence.MAE)}.`;
 
   const at = (model.intervals[part] ?? []).find((one) => one.level === PREFERRED_LEVEL);
   const facts = [
     ["window", `${length} values${model.columns.length > 1 ? ` of ${model.columns.join(", ")}` : ""}`],
-    ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows in it, mean width ${format(at.width)}`]] : []),
+    ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows inside, mean width ${format(at.width)}`]] : []),
     ...(data ? [["prices", `${data.source}, ${data.rows} rows, ${data.first_date} to ${data.last_date}`]] : []),
     ...(model.train_range ? [["training prices", model.train_range.map(format).join(" to ")]] : []),
     ["likelihood", model.likelihood],
@@ -104,7 +104,7 @@ function showControls() {
   byId("horizon").value = 1;
   byId("values-label").textContent =
     model.columns.length > 1
-      ? `Past days, oldest first, each a line of ${model.columns.join(", ")}`
+      ? `Past days, oldest first, one per line: ${model.columns.join(", ")}`
       : `Past values of ${model.feature}, oldest first`;
   byId("restore").hidden = !model.latest_window;
 }
@@ -115,7 +115,7 @@ function restore() {
   forecast();
 }
 
-// Nothing is shown of what the fields do not say.
+// Show nothing that does not belong to the current fields.
 function clear() {
   shown = null;
   chart.replaceChildren();
@@ -124,7 +124,7 @@ function clear() {
   problem("");
 }
 
-// `field` is the one that is to be mended: values, horizon, levels, or none of them.
+// `field` is the field to correct: values, horizon, levels, or none of them.
 function problem(text, field) {
   byId("problem").textContent = text;
   byId("problem").hidden = !text;
@@ -135,7 +135,7 @@ function problem(text, field) {
   if (text) byId("answer").textContent = "";
 }
 
-// The body of the request that the page's fields describe.
+// Build the body of the request that the page's fields describe.
 function body(values) {
   const level = byId("level").value;
   const horizon = byId("horizon").valueAsNumber;
@@ -166,7 +166,7 @@ async function forecast() {
   if (!values) return;
   if (!values.length) {
     clear();
-    byId("count").textContent = `Type, paste or upload ${model.sequence_length} values or more.`;
+    byId("count").textContent = `Type, paste or upload at least ${model.sequence_length} values.`;
     return;
   }
   const used = Math.min(values.length, model.sequence_length);
@@ -266,7 +266,7 @@ byId("symbol").addEventListener("change", async () => {
 byId("restore").addEventListener("click", restore);
 byId("file").addEventListener("change", async () => {
   await upload(byId("file").files[0]);
-  byId("file").value = ""; // the same file, corrected, is a change too
+  byId("file").value = ""; // so that choosing the same file again, corrected, counts as a change
 });
 byId("values").addEventListener("dragover", (event) => event.preventDefault());
 byId("values").addEventListener("drop", (event) => {
@@ -284,7 +284,7 @@ byId("copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(byId("curl").textContent);
     byId("copied").textContent = "Copied";
   } catch {
-    // Browsers allow it on secure pages only: then the text is selected for the keyboard's own copy.
+    // Browsers allow this only on secure pages: elsewhere, select the text so that the keyboard can copy it.
     getSelection().selectAllChildren(byId("curl"));
     byId("copied").textContent = "Selected: press Ctrl+C";
   }

@@ -1,4 +1,4 @@
-// From what a person types, pastes or uploads to the numbers of a window.
+// Parse what a person types, pastes or uploads into the numbers of a window.
 "use strict";
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/;
@@ -14,10 +14,10 @@ function toNumber(text) {
   return number;
 }
 
-// The values of a text: numbers for a model of one column, rows of numbers for one of several.
+// Parse a text into numbers for a model of one column, or rows of numbers for a model of several.
 //
-// Takes numbers divided by anything usual, JSON (a list, or an object with "values"), and CSV with a header that names
-// the model's columns; rows with dates are put oldest first. What could be meant in two ways is refused.
+// Accepts numbers with any common separator, JSON (a list, or an object with "values"), and CSV with a header that
+// names the model's columns; rows with dates are sorted, oldest first. Ambiguous input is refused.
 function parseValues(text, columns) {
   const trimmed = text.trim();
   if (!trimmed) return [];
@@ -33,16 +33,16 @@ function parseValues(text, columns) {
   return words.flatMap((word) => fromWord(word, words.length > 1, thousands));
 }
 
-// Whether commas stand between thousands, for they come before a point.
+// A number with commas before a point proves that commas separate thousands.
 const provesThousands = (word) => word.includes(".") && THOUSANDS.test(word);
 
 function ambiguous(word) {
   return new ValuesError(
-    `“${word}” could be read in two ways; write decimals with a point, thousands without commas, and divide numbers by spaces`,
+    `“${word}” is ambiguous; write decimals with a point, thousands without commas, and separate numbers with spaces`,
   );
 }
 
-// One number, or several divided by commas alone.
+// Parse a word: one number, or several separated only by commas.
 function fromWord(word, amongOthers, thousands) {
   if (!word.includes(",")) return [toNumber(word)];
   const parts = word.split(",");
@@ -62,7 +62,7 @@ function fromJson(text, columns) {
     throw new ValuesError(`This is not JSON: ${error.message}`);
   }
   const values = Array.isArray(content) ? content : content.values;
-  if (!Array.isArray(values)) throw new ValuesError('There is no list of numbers; give […] or {"values": […]}');
+  if (!Array.isArray(values)) throw new ValuesError('There is no list of numbers; enter […] or {"values": […]}');
   const check = (value) => {
     if (typeof value !== "number") throw new ValuesError(`${JSON.stringify(value)} is not a number`);
     return value;
@@ -70,7 +70,7 @@ function fromJson(text, columns) {
   return values.map((value) => (columns.length > 1 && Array.isArray(value) ? value.map(check) : check(value)));
 }
 
-// The cells of a line, those between quotes as they are.
+// Split a line into cells; quoted cells may contain the separator.
 function cells(line, mark) {
   const found = [];
   let cell = "";
@@ -92,7 +92,7 @@ function fromTable(lines, columns) {
   const places = columns.map((name) => {
     const place = names.indexOf(plainName(name));
     if (place < 0 && !(columns.length === 1 && names.length === 1)) {
-      throw new ValuesError(`There is no column ${name}; there are ${header.join(", ")}`);
+      throw new ValuesError(`There is no column ${name}; the columns are ${header.join(", ")}`);
     }
     return Math.max(place, 0);
   });
@@ -103,7 +103,7 @@ function fromTable(lines, columns) {
   });
   const dates = names.findIndex((name) => /^(date|datetime|time|timestamp)$/.test(name));
   if (dates >= 0) sortByDate(rows, dates);
-  // Where commas divide cells, one in a number has stood between quotes; elsewhere it may be a decimal comma.
+  // Where commas separate cells, a comma inside a number was quoted; elsewhere it may be a decimal comma.
   const thousands = mark === "," || rows.some((row) => row.some(provesThousands));
   const number = (text) => {
     if (!THOUSANDS.test(text)) return toNumber(text);
@@ -116,13 +116,13 @@ function fromTable(lines, columns) {
 
 function sortByDate(rows, place) {
   const strange = rows.find((row) => !/^\d{4}-\d\d-\d\d/.test(row[place]) && !NUMBER.test(row[place]));
-  if (strange) throw new ValuesError(`“${strange[place]}” is not a date as YYYY-MM-DD, by which rows are put in order`);
+  if (strange) throw new ValuesError(`“${strange[place]}” is not a date in the form YYYY-MM-DD, which is needed to sort the rows`);
   const compare = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
   const key = rows.every((row) => NUMBER.test(row[place])) ? Number : String;
   rows.sort((one, other) => compare(key(one[place]), key(other[place])));
 }
 
-// Values as they are edited: one a line, the columns of a row divided by commas.
+// Format values for editing: one per line, the columns of a row separated by commas.
 function showValues(values) {
   return values.map((value) => (Array.isArray(value) ? value.join(", ") : String(value))).join("\n");
 }
