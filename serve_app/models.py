@@ -28,7 +28,7 @@ GPU_WAIT_S = 0.002
 """Seconds to wait for more windows on a GPU, where a batch costs as much as one window."""
 
 
-class UnknownSymbol(ForecastError):
+class ModelNotFound(ForecastError):
     """No served model forecasts the requested symbol."""
 
 
@@ -188,7 +188,7 @@ class Models:
         """Return the model for ``symbol``, which may be None if only one model is served.
 
         Raises:
-            UnknownSymbol: when there is no model for it, or it is None and several models are served.
+            ModelNotFound: when there is no model for it, or it is None and several models are served.
         """
         if symbol is None and len(self.by_symbol) == 1:
             return next(iter(self.by_symbol.values()))
@@ -198,7 +198,7 @@ class Models:
             asked = (
                 "several models are served" if symbol is None else f"there is no model for {symbol[:100]!r}"
             )
-            raise UnknownSymbol(f"{asked}; give symbol as one of: {served}")
+            raise ModelNotFound(f"{asked}; give symbol as one of: {served}")
         return model
 
 

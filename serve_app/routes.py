@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from forecast.version import installed_version
-from serve_app.models import Models, ServedModel, UnknownSymbol
+from serve_app.models import ModelNotFound, Models, ServedModel
 from serve_app.schemas import (
     BatchAnswer,
     ErrorAnswer,
@@ -74,7 +74,7 @@ def describe_routes(models: Models) -> FastAPI:
     async def model(symbol: str | None = None) -> Any:
         try:
             chosen = models.choose(symbol)
-        except UnknownSymbol as error:
+        except ModelNotFound as error:
             return _refusal(422, Problem(loc=["query", "symbol"], msg=str(error), type="symbol"))
         return _describe(chosen, models)
 

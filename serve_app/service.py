@@ -18,7 +18,7 @@ from forecast.inference.prediction import describe_intervals
 from forecast.inference.predictor import Predictor
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
-from serve_app.models import Models, ServedModel, UnknownSymbol
+from serve_app.models import ModelNotFound, Models, ServedModel
 from serve_app.schemas import (
     BatchRequest,
     BatchRowsRequest,
@@ -151,7 +151,7 @@ class ForecastService:
             return asked, self.models.choose(asked.symbol)
         except ValidationError as error:
             raise Refused(refuse(422, problems_of(error, plain))) from None
-        except UnknownSymbol as error:
+        except ModelNotFound as error:
             problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
             raise Refused(refuse(422, [problem])) from None
 

@@ -20,7 +20,7 @@ from tune_jobs.placement import Placement, SlotResources
 from tune_jobs.scheduler import Rungs
 from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
 from tune_jobs.states import StateStore
-from tune_jobs.stopping import Stop, StopWhenTold, stop_on_signals
+from tune_jobs.stopping import SearchStopper, Stop, stop_on_signals
 from tune_jobs.trial import Ticket, TrainingTrial
 
 MIN_STARTUP = 10
@@ -132,7 +132,7 @@ def run_search(
                 run_config=tune.RunConfig(
                     name=uuid.uuid4().hex[:8],
                     storage_path=states.path,
-                    stop=StopWhenTold(stop, watch.end_steps),
+                    stop=SearchStopper(stop, watch.end_steps),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     # The watch deletes old states: given a number to keep, Tune would write its full state each time.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),

@@ -138,10 +138,10 @@ def _run(
                 on_finished=progress.finished,
                 on_event=progress.tick,
             )
-    return _share(progress, seconds)
+    return _figures(progress, seconds)
 
 
-def _share(progress: SearchProgress, seconds: SearchSeconds) -> dict[str, Any]:
+def _figures(progress: SearchProgress, seconds: SearchSeconds) -> dict[str, Any]:
     return {
         "trials": progress.done + progress.failed,
         "wall_seconds": seconds.wall,

@@ -30,7 +30,7 @@ class Stop:
         return self.reason is not None
 
 
-class StopWhenTold(tune.Stopper):
+class SearchStopper(tune.Stopper):
     """Lets Tune's loop see a ``Stop``."""
 
     def __init__(self, stop: Stop, end_steps: Callable[[], None]) -> None:
