@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The theme otherwise announces its own successor at each build.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 NUM_SAMPLES ?= 64
 # More options of the command, for example `make run ARGS=--resume`.
@@ -11,7 +13,7 @@ ARGS ?=
 # A browser for the tests of pages; what a host needs that the test of `ray up` reaches by SSH.
 PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync
 
-.PHONY: help setup system-packages image-steps run serve test check bench docs clean
+.PHONY: help setup system-packages image-steps run serve test check bench docs picture clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,10 +45,12 @@ serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-check: $(READY) ## lint, format and types
+check: $(READY) ## lint, format, types, layers, and the docs' links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(MKDOCS) build --strict --quiet --site-dir build/site
 
 bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -m benchmarks.training
@@ -54,8 +58,12 @@ bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.forecasts
 	$(BIN)/python -m benchmarks.serving
 
-docs: $(READY) ## make docs/reference from the code
+docs: $(READY) ## make docs/reference from the code, and the site in site/
 	$(BIN)/python -m docs.make_reference
+	$(MKDOCS) build --strict --quiet
+
+picture: $(READY) ## make docs/images/page.png, the served page with the pick of artifacts/
+	$(BIN)/python -m docs.make_picture
 
 clean: ## remove the environment and caches; leaves artifacts/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build site

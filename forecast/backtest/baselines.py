@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.scores.distribution import PROBABILITIES
 from forecast.errors import UsageError
-from forecast.scores.metrics import Forecasts
 from forecast.model.windows import VOLATILITY_DECAY, PreparedSeries
+from forecast.scores.distribution import PROBABILITIES
+from forecast.scores.metrics import Forecasts
 
 if TYPE_CHECKING:
     from arch.univariate.base import ARCHModel

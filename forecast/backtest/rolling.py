@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.backtest.settings import FOLD_SHARE, BacktestSettings
 from forecast.backtest.baselines import BASELINES, PERSISTENCE
+from forecast.backtest.settings import FOLD_SHARE, BacktestSettings
+from forecast.backtest.significance import clark_west, diebold_mariano
 from forecast.config import TrainConfig
 from forecast.errors import DataError
-from forecast.backtest.significance import clark_west, diebold_mariano
-from forecast.scores.metrics import METRICS, Evaluation, Forecasts, Rows, evaluate_forecasts
-from forecast.prices.series import Series
 from forecast.model.split import MIN_TARGETS, Split
 from forecast.model.training import fit, forecast_part
 from forecast.model.windows import PreparedSeries, prepare
+from forecast.prices.series import Series
+from forecast.scores.metrics import METRICS, Evaluation, Forecasts, Rows, evaluate_forecasts
 
 Array = NDArray[np.float64]
 

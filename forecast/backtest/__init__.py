@@ -1,0 +1,1 @@
+"""Rolling-origin backtests: folds, baselines and tests of significance."""
