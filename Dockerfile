@@ -1,26 +1,26 @@
-# Tunes and serves: without a command it serves the checkpoint mounted on /app/model, on port 9010.
+# The image tunes and serves. Without a command it serves the checkpoint mounted on /app/model, on port 9010.
 #
 #     docker build --tag pareto-price-forecaster .
 #     docker build --tag pareto-price-forecaster:gpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
 
-# The version that the tests run on; every node of a Ray cluster must have the same.
+# The version the tests run on. Every node of a Ray cluster must have the same version.
 ARG PYTHON_VERSION=3.11
 
 
 FROM python:${PYTHON_VERSION}-slim AS build
 
-# Where torch comes from: PyPI's own brings several GB of CUDA with it. Empty is PyPI all the same.
+# The index for torch: PyPI's build brings several GB of CUDA. Leave it empty to use PyPI anyway.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
-# pip compiles what it installs, 0.4 of 2.1 GB: without that, each of Ray's processes would compile what it imports at
-# every start, for the user of the image cannot write here.
+# pip compiles the packages it installs, 0.4 of 2.1 GB. Otherwise each of Ray's processes would compile its imports at
+# every start, because the image's user cannot write here.
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
 WORKDIR /src
-# Requirements first, from their one definition: a change of the code does not install them again.
+# Requirements come first, from their one definition, so that a code change does not reinstall them.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt
 RUN grep '^torch' requirements.txt > torch.txt && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement torch.txt
@@ -40,13 +40,13 @@ LABEL org.opencontainers.image.title="pareto-price-forecaster" \
 
 RUN useradd --uid 1000 --user-group --no-create-home --home-dir /tmp forecaster
 WORKDIR /app
-# What is mounted over them brings its own owner.
+# Mounts over these directories bring their own owner.
 RUN install --directory --owner=forecaster --group=forecaster /app/model /app/artifacts
 COPY --from=build /opt/venv /opt/venv
 
-# Any user may write to the home directory, whichever `--user` is. LOGNAME: some libraries ask for a name, which a user
-# that the image does not know has not got. The object store holds one array or none: Ray would make it 30 % of the memory,
-# and on a disk where /dev/shm is smaller than that.
+# Any user may write to the home directory, whatever `--user` is. LOGNAME: some libraries ask for a user name, and users
+# unknown to the image have none. The object store holds one array or none: Ray would give it 30 % of the memory, and put
+# it on disk where /dev/shm is smaller than that.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     LOGNAME=forecaster \
@@ -57,7 +57,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 1000:1000
 
 
-# The study's web page, an image of its own: what serves has no need of it.
+# The study's web page, in a separate image: serving does not need it.
 FROM runtime AS dashboard
 USER 0:0
 RUN pip install --no-cache-dir 'pareto-price-forecaster[dashboard]'
@@ -69,7 +69,7 @@ CMD ["optuna-dashboard", "--host", "0.0.0.0", "--port", "8080", "sqlite:////app/
 FROM runtime AS serve
 VOLUME /app/model
 EXPOSE 9010
-# A start takes 20 to 40 seconds, longer where cores are few.
+# Start-up takes 20 to 40 seconds, longer with few cores.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9010/healthz', timeout=4)"]
 CMD ["python", "-m", "serve_app", "run", "--host", "0.0.0.0", "--port", "9010"]

@@ -1,4 +1,4 @@
-# One command each, the same for a person and for CI. `make help` lists them.
+# One command per task, the same for people and CI. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 NUM_SAMPLES ?= 64
-# More options of the command, for example `make run ARGS=--resume`.
+# Extra options for the command, for example `make run ARGS=--resume`.
 ARGS ?=
 
-# A browser for the tests of pages; what a host needs that the test of `ray up` reaches by SSH.
+# A browser for the page tests, and the packages that a host needs for the `ray up` test over SSH.
 PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync
 
 .PHONY: help setup system-packages image-steps run serve test check bench docs picture clean
@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	$(BIN)/pip check
 	@touch $@
 
-system-packages: ## install what some tests want beside Python (Debian, as root)
+system-packages: ## install the system packages that some tests need (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES) >/dev/null
 
@@ -41,7 +41,7 @@ serve: $(READY) ## serve artifacts/best_pareto_lstm.pt on port 8000
 	@echo "When it is ready: http://localhost:8000 in a browser, or $(BIN)/python -m forecast infer --json | curl -s localhost:8000/predict -d @-"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_app:app
 
-# Slow tests wait for clusters and servers part of their time: two processes of them share two cores well.
+# Slow tests spend part of their time waiting for clusters and servers, so two test processes share two cores well.
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
