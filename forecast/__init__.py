@@ -1,6 +1,6 @@
-"""Price series in, tuned and honest forecasts out.
+"""The public API: load prices, train and evaluate forecasters, and predict.
 
-Everything a notebook needs; see each name's own documentation::
+These names are all that a notebook needs; each documents itself. For example::
 
     from forecast import TrainConfig, load_series, train
 
@@ -57,7 +57,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: torch takes seconds, ``--help`` must not."""
+    """Import a public name on first use: torch takes seconds to import, and ``--help`` must not."""
     if name == "__version__":
         from forecast.version import installed_version
 

@@ -11,7 +11,7 @@ from forecast.config import parse_settings
 
 
 def build_parser() -> Parser:
-    """The command line, derived from the settings classes."""
+    """Build the command line from the settings classes."""
     parser = Parser(
         prog="python -m forecast",
         description="Train an LSTM price forecaster, forecast with a trained one, or backtest one.",
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
         ("infer", "forecast the next values of a window", infer.InferOptions, infer.EXAMPLES),
         (
             "backtest",
-            "train and score again and again, from origins that roll through the series",
+            "train and score repeatedly, at origins that roll forward through the series",
             backtest.BacktestOptions,
             backtest.EXAMPLES,
         ),
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; gives the exit code."""
+    """Run one command and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     command = given.pop("command")
     if command == "train":

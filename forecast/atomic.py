@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic file writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import IO, Any
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name beside ``path``, sync it to disk, then rename it.
+    """Write a file under a temporary name in the directory of ``path``, sync it to disk, then rename it.
 
     Args:
-        path: where the file is to be; its directory is made when it is not there.
-        write: writes the content to the binary stream it is given.
+        path: path of the file; its directory is created if missing.
+        write: called with a binary stream, to which it writes the content.
 
     Raises:
-        OSError: when the place cannot be written or the disk is full; ``path`` is then as it was.
+        OSError: when the directory cannot be written or the disk is full; ``path`` is then unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files that only their owner may read; a finished file follows the umask.
+        # mkstemp creates files that only their owner may read; the finished file follows the umask.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(target)
     except BaseException:
@@ -38,10 +38,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
 
 
 def require_writable(directory: Path) -> None:
-    """Make ``directory`` and write to it once: before long work, not after it.
+    """Create ``directory`` and write to it once, so that a failure shows before long work, not after it.
 
     Raises:
-        OSError: when that cannot be done.
+        OSError: when it cannot be created or written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,7 +50,7 @@ def require_writable(directory: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        # Name the directory, not the file that was tried.
+        # Name the directory, not the temporary file.
         raise OSError(error.errno, error.strerror, str(directory)) from None
 
 
@@ -70,7 +70,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_json(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write plain values as JSON; a number that is not finite is an error rather than bad JSON.
+    """Write plain values as JSON; a number that is not finite is an error rather than invalid JSON.
 
     Raises:
         OSError: as ``write_atomically``.

@@ -1,6 +1,6 @@
-"""The one place of every option of data, split, normalization and training.
+"""Options of data, split, normalization and training, each defined once.
 
-Each field is an option's only definition: type, default, unit, meaning and limits. Commands, tuning trials and
+A field is the only definition of its option: type, default, unit, meaning and limits. Commands, tuning trials and
 checkpoints carry these objects; the command line (``forecast.cli.command``) derives its options and its ``--help``
 from them.
 """
@@ -27,7 +27,7 @@ class Config(BaseModel):
 
 
 class DataConfig(Config):
-    """Which prices, and how their rows are split and normalized."""
+    """The series, its split and its normalization."""
 
     symbol: str = Field(
         "BTC-USD", min_length=1, description="symbol of the series, as Yahoo Finance spells it"
@@ -35,8 +35,8 @@ class DataConfig(Config):
     feature: str = Field("Close", min_length=1, description="column of prices to forecast")
     input_columns: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (),
-        description="further columns of the source that the model sees, for example Volume; each is cleaned and "
-        "normalized like the feature",
+        description="covariates: other columns of the source that the model sees, for example Volume; each is cleaned "
+        "and normalized like the feature",
     )
     source: str = Field(
         "auto",
@@ -44,11 +44,13 @@ class DataConfig(Config):
         description="where prices come from: auto (Yahoo, else the local cache, else the bundled snapshot), "
         "yahoo, snapshot, or the path of a .csv or .parquet file",
     )
-    start: dt.date | None = Field(None, description="first day to use, ISO date (all history unless given)")
-    end: dt.date | None = Field(None, description="day to stop before, ISO date, exclusive")
-    train_ratio: float = Field(0.85, gt=0, lt=1, description="share of rows before the test rows")
+    start: dt.date | None = Field(None, description="first day to use, ISO date (default: all history)")
+    end: dt.date | None = Field(None, description="day to stop before (exclusive), ISO date")
+    train_ratio: float = Field(
+        0.85, gt=0, lt=1, description="share of rows for training and validation; the rest are test rows"
+    )
     val_ratio_within_train: float = Field(
-        0.15, gt=0, lt=1, description="share of the rows before the test rows that is validation"
+        0.15, gt=0, lt=1, description="share of the rows before the test rows to use for validation"
     )
     log_prices: bool = Field(
         True, description="normalize the logarithm of prices (needs positive prices) instead of the prices"
@@ -78,7 +80,7 @@ class DataConfig(Config):
 
 
 class ExperimentConfig(DataConfig):
-    """What all models of one comparison share: data, network, target, likelihood and seed."""
+    """Settings that all models of one comparison share: data, network, target, likelihood and seed."""
 
     network: str = Field(
         "lstm", min_length=1, description="kind of network: lstm, or one that an installed package adds"
@@ -90,42 +92,44 @@ class ExperimentConfig(DataConfig):
     )
     likelihood: Likelihood = Field(
         "mse",
-        description="mse: learn one number by its squared error and take intervals from the errors on validation rows; "
-        "student_t: learn the distribution of the next value",
+        description="mse: learn a point forecast with the squared error, and take intervals from the errors on "
+        "validation rows; student_t: learn the distribution of the next value",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
 
 
 class TrainConfig(ExperimentConfig):
-    """Everything that determines one trained model."""
+    """Settings that determine one trained model."""
 
     sequence_length: int = Field(
-        60, ge=2, le=5000, description="window length: past values that a forecast sees, in rows"
+        60, ge=2, le=5000, description="window length: number of past rows that a forecast sees"
     )
     hidden_size: int = Field(64, ge=1, le=4096, description="width of each recurrent layer")
     num_layers: int = Field(2, ge=1, le=16, description="number of recurrent layers")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout between layers (no effect with one layer)")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate")
     batch_size: int = Field(64, ge=1, description="windows per gradient step")
-    max_epochs: int = Field(60, ge=1, le=1_000_000, description="most passes over the training windows")
+    max_epochs: int = Field(
+        60, ge=1, le=1_000_000, description="maximum number of passes over the training windows"
+    )
     patience: int = Field(15, ge=1, description="epochs without a better validation loss before stopping")
-    grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of a step")
+    grad_clip_norm: float = Field(1.0, gt=0, description="norm to which larger gradients are clipped")
     threads: int = Field(
         1,
         ge=1,
         le=1024,
-        description="threads of a CPU; another number gives weights that differ in the last digits",
+        description="CPU threads; another number changes the last digits of the weights",
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA where there is one), cpu or cuda"
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if available), cpu or cuda"
     )
 
 
 def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
-    """Validate ``given`` (field name to value, as text or as it is) into ``settings``.
+    """Validate ``given`` (field name to value, as text or as an object) as ``settings``.
 
     Raises:
-        UsageError: on the first field that does not fit, naming the parameter, the value and the reason.
+        UsageError: for the first invalid field; names the parameter, the value and the reason.
     """
     try:
         return settings.model_validate(given)

@@ -2,25 +2,25 @@
 
     ForecastError                 anything below; its text is one line: what, the value, the remedy
     ├── UsageError                an option or a combination of options is wrong       exit code 2
-    ├── DataError                 the prices cannot be had or cannot be used           exit code 1
+    ├── DataError                 the prices cannot be read or cannot be used          exit code 1
     │   ├── SourceUnavailable     a source did not answer; another one may             exit code 1
     │   └── UnknownSymbol         the source answered that it has no such symbol       exit code 1
-    ├── TrainingError             training produced something that is not a number     exit code 1
+    ├── TrainingError             training produced a number that is not finite        exit code 1
     ├── CheckpointError           a checkpoint is missing, damaged, foreign or newer   exit code 1
     ├── WindowError               values given for a prediction do not fit the model   exit code 1, HTTP 422
-    ├── LevelError                the model has no interval of the level asked for     exit code 1, HTTP 422
+    ├── LevelError                the model has no interval of the requested level     exit code 1, HTTP 422
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
 The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
 (``serve_app``); nothing else catches them.
 
-A message names a parameter in backticks, with a value if need be: `start`, `source=yahoo`, `log_prices=False`.
-The command line spells them its own way: ``--start``, ``--source yahoo``, ``--no-log-prices``.
+A message names a parameter in backticks, with a value if needed: `start`, `source=yahoo`, `log_prices=False`.
+The command line spells them as options: ``--start``, ``--source yahoo``, ``--no-log-prices``.
 """
 
 
 class ForecastError(Exception):
-    """Base of every error raised on purpose; the message is one line that a person can act on."""
+    """Base of every error raised on purpose; its message is one line that a person can act on."""
 
     exit_code = 1
 
@@ -32,11 +32,11 @@ class UsageError(ForecastError):
 
 
 class DataError(ForecastError):
-    """The prices cannot be had, or cannot be used for what was asked."""
+    """The prices cannot be read, or do not suffice for the request."""
 
 
 class SourceUnavailable(DataError):
-    """A source did not answer (network, rate limit, garbage); another source may."""
+    """A source gave no usable answer (network, rate limit, garbage); another source may."""
 
 
 class UnknownSymbol(DataError):
@@ -56,7 +56,7 @@ class WindowError(ForecastError, ValueError):
 
 
 class LevelError(ForecastError, ValueError):
-    """The model has no interval of the level that is asked for."""
+    """The model has no interval of the requested level."""
 
 
 class StudyError(ForecastError):

@@ -1,4 +1,4 @@
-"""How names are compared, and how lists of names are read."""
+"""Helpers for names: compare them, and read lists of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def plain_name(name: str) -> str:
-    """A column's name as it is compared: without case, spaces and underscores."""
+    """Reduce a column's name to its form for comparison: without case, spaces and underscores."""
     return name.lower().replace(" ", "").replace("_", "")
 
 
 def split_names(value: Any) -> Any:
-    """Names separated by commas, by spaces, or both, as one list; a value that is neither text nor a list, as it is."""
+    """Split names at commas, in a text or in each item of a list; return any other value unchanged."""
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         return value

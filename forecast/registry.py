@@ -1,4 +1,4 @@
-"""Things that are known by name: the package's, and those that other packages add."""
+"""Registries: items found by name, from this package and from others."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Item = TypeVar("Item")
 class Registry(Mapping[str, Item], Generic[Item]):
     """Items of one kind by name, in the order they were added.
 
-    An installed package adds an item with an entry point of the registry's group, which every process finds: commands,
-    Ray workers and replicas. ``add`` adds one in this process alone.
+    An installed package adds an item with an entry point in the registry's group. Every process finds it: commands,
+    Ray workers and replicas. ``add`` adds an item in this process alone.
     """
 
     def __init__(self, kind: str, group: str, items: Mapping[str, Item]) -> None:
         """Start with ``items``.
 
         Args:
-            kind: what an item is, for messages: ``metric``.
-            group: entry points that add items: ``forecast.metrics``.
-            items: those of the package.
+            kind: name of the kind of item, for messages: ``metric``.
+            group: group of the entry points that add items: ``forecast.metrics``.
+            items: the items of this package.
         """
         self._kind, self._group = kind, group
         self._items = dict(items)
@@ -40,10 +40,10 @@ class Registry(Mapping[str, Item], Generic[Item]):
             raise UsageError(f"there is a {self._kind} called {name!r} already; choose another name")
 
     def find(self, name: str) -> Item:
-        """The item called ``name``.
+        """Find the item called ``name``.
 
         Raises:
-            UsageError: when there is none; lists those there are.
+            UsageError: when there is none; the message lists the known names.
         """
         try:
             return self[name]
@@ -51,7 +51,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
             raise UsageError(f"there is no {self._kind} {name!r}; choose one of: {', '.join(self)}") from None
 
     def _all(self) -> dict[str, Item]:
-        # Only when somebody looks: reading what is installed takes some hundredths of a second.
+        # Read on first use only: the entry points of installed packages take some hundredths of a second.
         if not self._complete:
             for found in entry_points(group=self._group):
                 try:

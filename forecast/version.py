@@ -1,13 +1,13 @@
-"""The version, which is written in ``pyproject.toml`` alone."""
+"""The installed version, which only ``pyproject.toml`` states."""
 
 from __future__ import annotations
 
 DISTRIBUTION = "pareto-price-forecaster"
-"""What the project is called where it is installed."""
+"""Name of the installed distribution."""
 
 
 def installed_version() -> str:
-    """The version that is installed; ``unknown`` in a checkout that is not."""
+    """Return the installed version, or ``unknown`` in a checkout that is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

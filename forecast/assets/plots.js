@@ -1,4 +1,4 @@
-// Draws the plots of a page in the colours of its style sheet, again when the reader's colour scheme changes.
+// Draws the plots of a page in the colours of its style sheet; redraws them when the reader's colour scheme changes.
 "use strict";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -27,7 +27,7 @@ function template() {
   return { layout };
 }
 
-// A trace says by "meta" which of the page's colours it has.
+// A trace's "meta" names its colour among those of the page.
 function coloured(trace) {
   if (typeof trace.meta !== "string") return trace;
   const own = colour(`--${trace.meta}`);

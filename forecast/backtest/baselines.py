@@ -1,6 +1,6 @@
 """Baselines: simple forecasts of the same rows, which a model has to beat.
 
-Each is fitted on the rows before the scored part alone and then sees, like the model, every day before the one that it
+Each is fitted only on the rows before the scored part; like the model, it then sees every day before the one that it
 forecasts. The volatility models come from the package ``arch``.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 PERSISTENCE = "persistence"
-"""The baseline that every model is compared with: the last price, and around it the quantiles of all changes before."""
+"""The baseline that every model is compared with: the last price, with the quantiles of all earlier changes."""
 
 
 def persistence(prepared: PreparedSeries) -> Forecasts:
@@ -34,7 +34,7 @@ def persistence(prepared: PreparedSeries) -> Forecasts:
 
 
 def drift(prepared: PreparedSeries) -> Forecasts:
-    """The last price moved by the mean change before the part; it has no distribution."""
+    """The last price moved by the mean change before the scored part; it has no distribution."""
     changes, first, last = _changes(prepared)
     move = float(changes[:first].mean()) * prepared.normalization.feature.change_std
     return Forecasts(points=prepared.normalization.feature.denormalize(last + move))
@@ -71,7 +71,7 @@ BASELINES: dict[str, Callable[[PreparedSeries], Forecasts]] = {
     "EWMA": ewma,
     "GARCH": garch,
 }
-"""Each baseline's forecasts of the test rows of a prepared series."""
+"""Baselines by name; each forecasts the test rows of a prepared series."""
 
 
 def _require_arch() -> ModuleType:
@@ -86,31 +86,35 @@ def _require_arch() -> ModuleType:
 
 
 def _changes(prepared: PreparedSeries) -> tuple[Array, int, Array]:
-    """All one-step changes in units of their standard deviation in training; the first test row's place among them; the
-    normalized value before each test row."""
+    """All one-step changes in units of their standard deviation in training; the index of the first test row's change;
+    the normalized value before each test row."""
     values = prepared.normalized[:, 0]
     targets = prepared.target_rows("test", 2)
-    return np.diff(values) / prepared.normalization.feature.change_std, int(targets[0]) - 1, values[targets - 1]
+    return (
+        np.diff(values) / prepared.normalization.feature.change_std,
+        int(targets[0]) - 1,
+        values[targets - 1],
+    )
 
 
 def _volatility(prepared: PreparedSeries, build: Callable[[Array], ARCHModel]) -> Forecasts:
-    """Fit on the changes before the test rows, then forecast each of them from all before it, parameters as fitted."""
+    """Fit on the changes before the test rows, then forecast each test row from all before it with fixed parameters."""
     from scipy.special import stdtrit
 
     changes, first, last = _changes(prepared)
     fitted = build(changes).fit(last_obs=first, disp="off", show_warning=False)
-    # Row i of it is made after change i, of the next one: the last would be of a day not there yet.
+    # Row i forecasts change i + 1 from the changes up to i; the last row forecasts a day after the series.
     ahead = fitted.forecast(horizon=1, start=first - 1, reindex=False)
     mean: Array = ahead.mean.to_numpy(dtype=np.float64)[:-1, 0]
     df = float(fitted.params["nu"])
-    # The distribution of arch has a variance of one.
+    # The Student-t distribution of arch has a variance of one.
     scale = np.sqrt(ahead.variance.to_numpy(dtype=np.float64)[:-1, 0] * (df - 2) / df)
     moves = mean[:, np.newaxis] + scale[:, np.newaxis] * stdtrit(df, PROBABILITIES)
     return _forecasts(prepared, mean, moves, last)
 
 
 def _forecasts(prepared: PreparedSeries, mean: Array, moves: Array, last: Array) -> Forecasts:
-    """Price forecasts from mean changes (n,) and their quantiles (n, 199), in standard deviations."""
+    """Price forecasts from mean changes (n,) and quantiles of changes (n, 199), in standard deviations."""
     unit = prepared.normalization.feature.change_std
     return Forecasts(
         points=prepared.normalization.feature.denormalize(last + mean * unit),

@@ -1,6 +1,6 @@
-"""Rolling-origin backtest: the forecasts of a configuration that is trained again at each of many origins.
+"""Rolling-origin backtest: a configuration is trained again at each of many origins and its forecasts are scored.
 
-Every fold fits everything (normalization, weights, intervals) on the rows before its origin alone and is scored on the
+Every fold fits everything (normalization, weights, intervals) only on the rows before its origin and is scored on the
 rows after it (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
 """
 
@@ -27,11 +27,12 @@ from forecast.scores.metrics import METRICS, Evaluation, Forecasts, Rows, evalua
 Array = NDArray[np.float64]
 
 COMPARED = ("MAE", "CRPS")
-"""Metrics whose losses are compared with each baseline's."""
+"""Metrics on which the model is compared with each baseline."""
+
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows of one fold: it knows ``[first, origin)`` and is scored on ``[origin, end)``."""
+    """Rows of one fold: the model is trained on ``[first, origin)`` and scored on ``[origin, end)``."""
 
     number: int
     first: int
@@ -40,10 +41,10 @@ class Fold:
 
 
 def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> list[Fold]:
-    """The folds of a series of ``rows`` rows, in order of time; the last one ends with it.
+    """Lay out the folds of a series of ``rows`` rows, in order of time; the last fold ends at the last row.
 
     Raises:
-        DataError: when the first fold has too few rows to be trained on.
+        DataError: when the first fold has too few rows to train on.
     """
     each = settings.fold_rows or max(1, int(rows * FOLD_SHARE))
     start = rows - settings.folds * each
@@ -63,7 +64,7 @@ def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> li
     ):
         raise DataError(
             f"{settings.folds} folds of {each} rows leave {max(0, start)} of {rows} rows before the first one, too few "
-            f"to train windows of {config.sequence_length} on; take fewer folds or rows a fold, or a shorter window"
+            f"to train on windows of {config.sequence_length}; take fewer folds or rows per fold, or a shorter window"
         )
     return folds
 
@@ -78,10 +79,10 @@ def _split(fold: Fold, config: TrainConfig) -> Split:
 
 
 def prepare_fold(series: Series, config: TrainConfig, fold: Fold) -> PreparedSeries:
-    """The fold's rows alone, normalized by its training rows, its scored rows as the test part.
+    """Prepare the fold's rows alone, normalized on its training rows, with its scored rows as the test part.
 
     Raises:
-        DataError: when its training values do not vary.
+        DataError: when the training values do not vary.
     """
     return prepare(series.part(slice(fold.first, fold.end)), config, _split(fold, config))
 
@@ -99,7 +100,7 @@ class FoldTask:
 
 
 def run_task(series: Series, task: FoldTask) -> Forecasts:
-    """Train on what the fold knows and forecast the rows that it is scored on, each from the rows before it."""
+    """Train on the rows before the fold's origin and forecast each of its scored rows from the rows before that row."""
     prepared = prepare_fold(series, task.config, task.fold)
     checkpoint, _ = fit(prepared, task.config, series.provenance)
     return forecast_part(checkpoint, prepared, "test")
@@ -110,12 +111,12 @@ class FoldResult:
     """A fold's scored rows, and the forecasts of the model and of the baselines.
 
     Attributes:
-        fold: its rows.
-        dates: of the scored rows, shape (n,).
-        rows: their actual prices, and persistence's forecasts.
+        fold: the row borders.
+        dates: dates of the scored rows, shape (n,).
+        rows: actual prices of the scored rows, and persistence's forecasts.
         scaled: actual values, persistence's and each seed's point forecasts; see ``on_models_scale``.
         models: forecasts of each seed.
-        baselines: forecasts by name, persistence's first.
+        baselines: forecasts of each baseline by name, persistence's first.
     """
 
     fold: Fold
@@ -133,7 +134,7 @@ class Comparison:
     Attributes:
         metric: name of the metric whose losses are compared.
         ratio: the model's metric over the baseline's; None where the baseline is exact.
-        statistic: of the test; below zero where the model is better, for Diebold-Mariano.
+        statistic: the test's statistic; for Diebold-Mariano, below zero where the model is better.
         p_value: two-sided for Diebold-Mariano, one-sided for Clark-West.
     """
 
@@ -150,10 +151,10 @@ class Scores:
     """The model's metrics over its seeds, and persistence's.
 
     Attributes:
-        mean: of each metric over the seeds.
+        mean: mean of each metric over the seeds.
         std: standard deviation of each metric over the seeds; 0 for one seed.
         persistence: persistence's metrics.
-        evaluations: of each seed.
+        evaluations: the evaluation of each seed.
     """
 
     mean: dict[str, float]
@@ -167,8 +168,8 @@ class Backtest:
     """All folds of a backtest.
 
     Attributes:
-        results: of each fold, in order of time.
-        seeds: trainings of each fold.
+        results: the result of each fold, in order of time.
+        seeds: number of trainings of each fold.
     """
 
     results: list[FoldResult]
@@ -201,13 +202,13 @@ class Backtest:
         return {name: Forecasts.join([result.baselines[name] for result in self.results]) for name in names}
 
     def scores(self, number: int | None = None) -> Scores:
-        """Scores in one fold, or in all."""
+        """Scores of fold ``number``, or of all folds together."""
         if number is None:
             return _scores(self.rows, [self.model(seed) for seed in range(self.seeds)])
         return _scores(self.results[number].rows, self.results[number].models)
 
     def comparisons(self) -> list[Comparison]:
-        """The model against each baseline over all folds; a row's loss is the mean of the seeds' losses."""
+        """Test the model against each baseline over all folds; a row's loss is the mean of the seeds' losses."""
         rows, models = self.rows, [self.model(seed) for seed in range(self.seeds)]
         found = [self._clark_west()]
         ours = {
@@ -249,7 +250,7 @@ def _scores(rows: Rows, models: Sequence[Forecasts]) -> Scores:
 
 
 RunTasks = Callable[[Series, Sequence[FoldTask]], Iterable[Forecasts]]
-"""Runs tasks anywhere and gives their forecasts in the tasks' order."""
+"""Runs tasks anywhere and yields their forecasts in the tasks' order."""
 
 
 def run_here(series: Series, tasks: Sequence[FoldTask]) -> Iterable[Forecasts]:
@@ -269,9 +270,9 @@ def backtest(
 
     Args:
         series: clean prices.
-        config: the configuration, the same in every fold; its ratios of the split are not used.
-        settings: the folds.
-        run: where trainings run.
+        config: the configuration, the same in every fold; its ``train_ratio`` is not used.
+        settings: the folds, seeds and baselines.
+        run: runs the trainings.
         on_done: called after each training.
 
     Raises:
@@ -283,7 +284,7 @@ def backtest(
     folds = make_folds(len(series), settings, config)
     seeds = [config.model_copy(update={"seed": config.seed + i}) for i in range(settings.seeds)]
     tasks = [FoldTask(fold, seed) for fold in folds for seed in seeds]
-    # Before the long work, so that a baseline that cannot be computed ends it at once.
+    # Baselines come before the long work, so that one that cannot be computed fails at once.
     prepared = [prepare_fold(series, config, fold) for fold in folds]
     baselines = [_baselines(known, settings) for known in prepared]
     forecasts = []
@@ -305,9 +306,10 @@ def _baselines(prepared: PreparedSeries, settings: BacktestSettings) -> dict[str
 
 
 def on_models_scale(prepared: PreparedSeries, rows: Rows, points: Sequence[Array]) -> Array:
-    """Actual values, persistence's and models' point forecasts (2 + models, n) on the scale that models forecast on.
+    """Actual values, persistence's and models' point forecasts (2 + models, n) on the scale of the models' outputs.
 
-    In standard deviations of the training changes: there, squared errors of calm and of expensive years weigh alike.
+    Its unit is the standard deviation of the training changes, so squared errors of calm and of expensive years weigh
+    alike.
     """
     prices = np.stack([rows.actual, rows.previous, *points])
     scaling = prepared.normalization.feature

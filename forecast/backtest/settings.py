@@ -1,4 +1,4 @@
-"""The options of a backtest that are not the model's; in a file without torch, which ``--help`` need not wait for."""
+"""Options of a backtest that are not the model's; this file does not import torch, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from forecast.names import split_names
 Baseline = Literal["drift", "EWMA", "GARCH"]
 
 FOLD_SHARE = 0.1
-"""Share of all rows that a fold is scored on, unless told otherwise."""
+"""Default share of all rows that a fold is scored on."""
 
 
 class BacktestSettings(Config):
-    """The folds."""
+    """Folds, seeds and baselines of a backtest."""
 
-    folds: int = Field(5, ge=1, le=1000, description="times the model is trained and scored")
+    folds: int = Field(
+        5, ge=1, le=1000, description="number of origins at which the model is trained and scored"
+    )
     fold_rows: int | None = Field(
         None,
         ge=1,
-        description="rows each fold is scored on, one after the other up to the last row (a tenth of all)",
+        description="rows that each fold is scored on (default: a tenth of all); folds follow one another up to the "
+        "last row",
     )
     window: Literal["expanding", "sliding"] = Field(
         "expanding",
-        description="rows a fold is trained on: all before it, or as many as the first fold has",
+        description="rows that a fold is trained on: all before it (expanding), or as many as the first fold has "
+        "(sliding)",
     )
-    seeds: int = Field(3, ge=1, le=1000, description="trainings of each fold, from `seed` on")
+    seeds: int = Field(
+        3, ge=1, le=1000, description="number of trainings per fold, with seeds from `seed` on"
+    )
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(split_names)] = Field(
         ("drift", "EWMA", "GARCH"),
-        description="compared with, in addition to persistence; EWMA and GARCH need the package arch",
+        description="baselines to compare with, in addition to persistence; EWMA and GARCH need the package arch",
     )

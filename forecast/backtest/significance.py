@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 def clark_west(actual: Array, small: Array, large: Array) -> tuple[float, float]:
     """Test whether a model forecasts better than one that it nests (Clark & West 2007, eq. 3.1).
 
-    The larger model's squared error is relieved of the noise that estimating it adds; several seeds' are averaged.
+    The larger model's squared error is corrected for the noise of its estimated parameters; several seeds are averaged.
 
     Args:
         actual: shape (n,).
@@ -37,8 +37,8 @@ def clark_west(actual: Array, small: Array, large: Array) -> tuple[float, float]
 def diebold_mariano(losses: Array, others: Array) -> tuple[float, float]:
     """Test whether two forecasters' one-step losses (n,) differ (Diebold & Mariano 1995).
 
-    With the small-sample correction of Harvey, Leybourne & Newbold (1997) for one step ahead. Losses of a forecaster
-    that misses changes of volatility come in clusters: the variance is the long-run one.
+    The small-sample correction is that of Harvey, Leybourne & Newbold (1997) for one step ahead. Losses of a forecaster
+    that misses changes of volatility come in clusters, so the variance is the long-run one.
 
     Returns:
         The statistic, below zero where ``losses`` are smaller, and the two-sided p-value; (0, 1) where they are equal.
@@ -54,9 +54,9 @@ def diebold_mariano(losses: Array, others: Array) -> tuple[float, float]:
 
 
 def long_run_variance(values: Array) -> float:
-    """Variance of a mean times its count, for values (n,) that depend on those before them.
+    """Long-run variance of autocorrelated values (n,): the variance of their mean times n.
 
-    Newey & West 1987, with their rule of 1994 for the number of lags.
+    The estimator is that of Newey & West 1987, with their rule of 1994 for the number of lags.
     """
     count, deviations = len(values), values - values.mean()
     variance = float(deviations @ deviations) / count

@@ -1,1 +1,1 @@
-"""The commands of ``python -m forecast``, and the command line that all commands share."""
+"""The commands of ``python -m forecast``, and the command-line code that all commands share."""

@@ -1,4 +1,4 @@
-"""``python -m forecast backtest``; ``tune_jobs.backtest`` runs its folds on Ray."""
+"""``python -m forecast backtest``: backtest a configuration; ``tune_jobs.backtest`` runs the folds on Ray."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class BacktestOptions(BacktestSettings, TrainConfig):
-    """The command."""
+    """Options of this command alone."""
 
     from_trial: Path | None = Field(
         None,
-        description="checkpoint whose configuration and rows to take; no other option of the model may be given",
+        description="checkpoint that gives the configuration and the rows; no other model option may be given",
     )
     output_dir: Path = Field(
-        Path("backtest"), description="directory of backtest.csv, backtest.json and backtest.html"
+        Path("backtest"), description="directory for backtest.csv, backtest.json and backtest.html"
     )
     plot: bool = Field(True, description="write backtest.html, a page of plots")
     quiet: bool = Field(False, description="print only warnings and errors")
@@ -43,12 +43,12 @@ examples:
 
 
 def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None = None) -> int:
-    """Backtest, print and write; gives back the exit code.
+    """Run the backtest, print and write its results, and return the exit code.
 
     Args:
-        options: the command's.
-        given: fields of ``options`` that were given by name.
-        run: where trainings run; here, one after the other, unless given.
+        options: the command's options.
+        given: names of the ``options`` that the user set.
+        run: runs the trainings; by default one after the other in this process.
     """
     from pydantic_core import to_jsonable_python
     from rich.console import Console
@@ -76,7 +76,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     tried = checkpoint.configurations_tried if checkpoint else 1
     notes = [_tried_line(tried), *_seen_lines(checkpoint, series, folds[0].origin)]
     if not silent:
-        # How its rows would be split is not how a backtest splits them.
+        # The last line, the split, is left out: a backtest splits the rows into folds.
         print(*series_lines(series, config)[:-1], sep="\n")
         print(
             f"{len(folds)} folds of {folds[0].end - folds[0].origin} rows from {series.dates[folds[0].origin]} on, "
@@ -131,7 +131,7 @@ def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Se
 
 
 def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
-    """Refuse options of the model or its data together with `from_trial`, which brings them.
+    """Refuse options of the model or its data together with `from_trial`, which sets them.
 
     Raises:
         UsageError: naming the first such option.
@@ -145,14 +145,12 @@ def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
 
 def _tried_line(tried: int | None) -> str:
     if tried is None:
-        return (
-            "Configurations tried before this one: not known (the checkpoint is not on a tuning job's front)"
-        )
+        return "Configurations tried before this one: unknown (the checkpoint is not from a tuning job's Pareto front)"
     return f"Configurations tried before these numbers: {tried}"
 
 
 def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:
-    """Say when the search that chose the configuration has seen rows that folds are scored on."""
+    """Warn in a line if the search that chose the configuration saw rows that the folds are scored on."""
     seen = checkpoint.searched_rows if checkpoint else None
     if seen is None or seen <= first_origin:
         return []

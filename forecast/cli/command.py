@@ -1,7 +1,7 @@
-"""Command lines made from settings classes, and the edge where errors become exit codes.
+"""Command lines built from settings classes, and the place where errors become exit codes.
 
 An option is defined once, as a field of a ``Config``; here it becomes ``--kebab-case``, with the field's description,
-choices and default in ``--help``. Every command of the project shares this.
+choices and default in ``--help``. All commands of the project share this module.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from forecast.version import DISTRIBUTION, installed_version
 EXIT_INTERRUPTED = 130
 DEBUG = "--debug"
 PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`\s]+))?`")
-"""A parameter in a message or a description."""
+"""Matches a parameter in a message or a description."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of descriptions and examples, and lines options up in one column."""
+    """Keeps the layout of descriptions and examples, and aligns options in one column."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=min(110, _terminal_width()))
@@ -43,7 +43,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class ShowVersion(argparse.Action):
-    """Prints the version and exits; argparse's own action looks the version up at every start."""
+    """Prints the version and exits; argparse's action would look the version up at every start."""
 
     def __call__(self, *_: Any) -> NoReturn:
         """Print and exit."""
@@ -140,7 +140,7 @@ def _shown_default(field: FieldInfo) -> str:
 
 
 def spell_options(message: str) -> str:
-    """A message with its parameters as options: `start` is ``--start``, `source=yahoo` is ``--source yahoo``.
+    """Spell a message's parameters as options: `start` becomes ``--start``, `source=yahoo` ``--source yahoo``.
 
     See ``forecast.errors`` for how messages name parameters.
     """
@@ -163,7 +163,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments
     if threading.current_thread() is threading.main_thread():
-        # Spot instances and Kubernetes send SIGTERM: it ends a command as Ctrl-C does.
+        # Spot instances and Kubernetes send SIGTERM; it ends a command as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main([a for a in arguments if a != DEBUG])
@@ -176,8 +176,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (``| head``); stdout goes elsewhere, so that the interpreter's own flush at
-        # exit does not fail again.
+        # The reader of our output is gone (``| head``); redirect stdout, so that the interpreter's flush at exit does
+        # not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -206,7 +206,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for an operating-system error: what it is, where, and what to do."""
+    """Describe an operating-system error in one line: the reason, the place and the remedy."""
     where = f" ({error.filename})" if error.filename else ""
     reason = error.strerror or str(error)
     return f"{reason.lower()}{where}; free some space or choose a place that can be written"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 DEFAULT_PICK = Path("artifacts/best_pareto_lstm.pt")
-"""Where a tuning job leaves its pick."""
+"""Path at which a tuning job writes its pick."""
 
 EXAMPLES = """\
 examples:
@@ -34,22 +34,23 @@ class InferOptions(Config):
 
     checkpoint: Path = Field(DEFAULT_PICK, description="model to forecast with")
     values: list[float] | None = Field(
-        None, description="the window: past values, oldest first, at least as many as the model's window"
+        None,
+        description="the window: past values, oldest first, at least as many as the model's window length",
     )
     file: Path | None = Field(
         None, description="file with the window's values (numbers, or JSON); - reads standard input"
     )
     latest: bool = Field(False, description="use the latest window of the source, which is the default")
     source: str | None = Field(
-        None, description="source of the latest window (the one the model was trained on unless given)"
+        None, description="source of the latest window (default: the one the model was trained on)"
     )
     horizon: int = Field(
-        1, ge=1, le=10_000, description="steps to forecast, each from the forecasts before it"
+        1, ge=1, le=10_000, description="number of steps to forecast; each builds on the forecasts before it"
     )
     levels: tuple[Level, ...] | None = Field(
         None,
-        description="levels of prediction intervals, for example 0.5 0.9 (0.9 unless given, for one step); beyond one "
-        "step they are read from simulated futures, some tenths of a second a step",
+        description="levels of prediction intervals, for example 0.5 0.9 (default: 0.9 for one step, none for more); "
+        "beyond one step they come from simulated futures, which take some tenths of a second per step",
     )
     device: str = TrainConfig.model_fields["device"]  # type: ignore[assignment]
     json_output: bool = Field(False, alias="json", description="print the forecast as JSON")
@@ -73,7 +74,7 @@ def infer_command(options: InferOptions) -> int:
     steps = predictor.predict_steps([window], options.horizon)[0].tolist()
     levels = options.levels
     if levels is None:
-        # Futures take a moment each: they are simulated only when they are asked for.
+        # Simulating futures takes a moment: it is done only on request.
         shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
         levels = (MAIN_LEVEL,) if shown else ()
     bounds = predictor.predict_intervals([window], levels, options.horizon)[0] if levels else None
@@ -110,9 +111,9 @@ def infer_command(options: InferOptions) -> int:
     print(f"persistence (the last value): {last:,.6g}")
     if predictor.checkpoint.metrics_test:
         test = predictor.checkpoint.metrics_test
-        beside = predictor.checkpoint.persistence.get("test")
+        reference = predictor.checkpoint.persistence.get("test")
         line = f"test MAE of this model: {test['MAE']:,.6g}"
-        print(line + (f", of persistence: {beside['MAE']:,.6g}" if beside else ""))
+        print(line + (f", of persistence: {reference['MAE']:,.6g}" if reference else ""))
     return 0
 
 
@@ -144,9 +145,9 @@ def _window(options: InferOptions, checkpoint: Checkpoint) -> tuple[list[Any], t
 
 
 def read_values(path: Path) -> list[Any]:
-    """Numbers from a file (``-``: standard input): JSON (a list, or ``{"values": [...]}``), or plain text.
+    """Read numbers from a file (``-``: standard input): JSON (a list, or ``{"values": [...]}``), or plain text.
 
-    In JSON they may be rows of numbers, for a model of several columns.
+    For a model of several columns, JSON may hold rows of numbers.
 
     Raises:
         UsageError: when the file is missing or empty, or something in it is not a number.

@@ -1,4 +1,4 @@
-"""A live line on a terminal while something long runs."""
+"""A progress bar for long work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 @contextmanager
 def live_progress(unit: str, total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error, which goes when the work is done; nothing where that is not a terminal.
+    """Show a bar on standard error until the work is done; show nothing if that is not a terminal.
 
     Args:
-        unit: of the work, in the plural: ``epochs``.
-        total: how many.
+        unit: unit of the work, in the plural: ``epochs``.
+        total: number of units.
         quiet: show nothing.
 
     Yields:

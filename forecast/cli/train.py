@@ -23,24 +23,24 @@ examples:
 
 
 class TrainOptions(TrainConfig):
-    """The command."""
+    """Options of this command alone."""
 
-    checkpoint: Path = Field(Path("model.pt"), description="file to write")
+    checkpoint: Path = Field(Path("model.pt"), description="checkpoint file to write")
     from_trial: Path | None = Field(
         None,
-        description="checkpoint of a tuning job to train again, on its rows and with its options, up to its best "
-        "epoch; no other option of the model may be given",
+        description="checkpoint of a tuning job to train again, with its rows and its options, up to its best epoch; "
+        "no other model option may be given",
     )
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the result as JSON")
 
 
 def train_command(options: TrainOptions, given: set[str]) -> int:
-    """Train, score on validation and test, write the checkpoint.
+    """Train a model, score it on validation and test, and write its checkpoint.
 
     Args:
-        options: the command's.
-        given: fields of ``options`` that were given by name.
+        options: the command's options.
+        given: names of the ``options`` that the user set.
     """
     from pydantic_core import to_jsonable_python
     from rich.console import Console
@@ -69,7 +69,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     silent = options.quiet or options.json_output
     if not silent:
         print(*series_lines(series, config), sep="\n")
-    # A trial's later epochs were no better, or it was stopped before them.
+    # A trial's epochs after its best one were no better, or were never trained.
     until = trial.best_epoch if trial else None
     with live_progress("epochs", until or config.max_epochs, quiet=silent) as show:
         result = train(

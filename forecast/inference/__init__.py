@@ -1,1 +1,1 @@
-"""A checkpoint that answers: engines, predictor, simulated futures."""
+"""Inference with a checkpoint: engines, predictor, simulated futures."""

@@ -1,7 +1,7 @@
-"""Engines run a checkpoint's network: torch, or ONNX Runtime where it is faster.
+"""Engines that run a checkpoint's network: torch, or ONNX Runtime where it is faster.
 
-Both take model inputs (n, length, channels), float32, and give outputs (n, outputs), float32. On one thread of a CPU
-and for one window at a time ONNX Runtime needs a tenth to three quarters of torch's time; the smaller the network, the
+Both take model inputs (n, length, channels), float32, and give outputs (n, outputs), float32. On one CPU thread and
+for one window at a time, ONNX Runtime takes a tenth to three quarters of torch's time; the smaller the network, the
 less.
 """
 
@@ -26,7 +26,7 @@ EngineName = Literal["auto", "onnx", "torch"]
 TOLERANCE = 1e-5
 """Largest difference from torch, relative to the larger of the output and one, at which ONNX Runtime is used."""
 CHECKED_WINDOWS = 64
-"""Windows on which ONNX Runtime is compared with torch before it is used."""
+"""Number of windows on which ONNX Runtime is compared with torch before it is used."""
 
 
 class Engine(Protocol):
@@ -62,7 +62,7 @@ class TorchEngine:
 
 
 class OnnxEngine:
-    """The same network in ONNX Runtime, on one thread of a CPU.
+    """The same network in ONNX Runtime, on one CPU thread.
 
     Raises:
         UsageError: when onnx or onnxruntime is not installed, or only torch runs this network.
@@ -84,7 +84,7 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         # More threads are slower for networks of this size, and replicas share the machine.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        # Its pool of freed memory only grows, to the size of the largest batch so far.
+        # The arena never shrinks: it stays as large as the largest batch needed.
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -96,16 +96,16 @@ class OnnxEngine:
 
 
 def build_engine(checkpoint: Checkpoint, device: torch.device, engine: EngineName) -> Engine:
-    """The fastest engine on ``device`` that answers as torch does.
+    """Build the fastest engine on ``device`` whose outputs agree with torch's.
 
     Args:
         checkpoint: the model.
-        device: where it is to run.
-        engine: ``auto`` is ONNX Runtime on a CPU, where it is installed and agrees with torch, else torch, with a
-            warning in the log that says why.
+        device: where the network runs.
+        engine: ``auto`` is ONNX Runtime on a CPU if it is installed and agrees with torch; otherwise torch, which on a
+            CPU logs the reason as a warning.
 
     Raises:
-        UsageError: when ``onnx`` is asked for by name and is not installed, disagrees, or is to run on a GPU.
+        UsageError: when ``engine`` is ``onnx`` and it is not installed, disagrees, or cannot run on ``device``.
     """
     by_torch = TorchEngine(checkpoint, device)
     if engine == "torch" or (engine == "auto" and device.type != "cpu"):
@@ -120,10 +120,10 @@ def build_engine(checkpoint: Checkpoint, device: torch.device, engine: EngineNam
 
 
 def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: TorchEngine) -> OnnxEngine:
-    """ONNX Runtime, once it has answered as torch does.
+    """Build the ONNX engine and check that its outputs agree with torch's.
 
     Raises:
-        UsageError: when it cannot run on ``device`` or cannot run this model, or disagrees.
+        UsageError: when it cannot run on ``device``, cannot run this model, or disagrees.
     """
     if device.type != "cpu":
         raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch there")
@@ -133,7 +133,7 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
         difference = disagreement(by_onnx, by_torch, inputs)
     except UsageError:
         raise
-    except Exception as error:  # ONNX Runtime's errors have no common type
+    except Exception as error:  # ONNX Runtime's errors have no common base class
         raise UsageError(f"engine=onnx cannot run this model ({error}); use engine=torch") from error
     if not difference <= TOLERANCE:
         raise UsageError(
@@ -144,7 +144,7 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
 
 
 def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> Array:
-    """Model inputs (count, length, channels) of random walks in and beyond the training range, the same each time."""
+    """Model inputs (count, length, channels) of random walks in and beyond the training range, fixed by ``seed``."""
     encoding = checkpoint.encoding
     scales = encoding.normalization.change_stds
     shape = (count, checkpoint.config.sequence_length, len(scales))
@@ -156,7 +156,7 @@ def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> Array:
 def disagreement(one: Engine, other: Engine, inputs: Array) -> float:
     """Largest difference between two engines' outputs, relative to the larger of the output and one.
 
-    One is about the unit of outputs: a standard deviation of the training's changes, or of its prices.
+    One is the unit of outputs: a standard deviation of the training changes, or of the training prices.
     """
     ours, theirs = one(inputs), other(inputs)
     return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs)), initial=0.0))

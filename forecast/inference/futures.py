@@ -14,11 +14,11 @@ from forecast.scores.distribution import interval_probabilities
 Array = NDArray[np.float64]
 
 PATHS = 500
-"""Futures of each window."""
+"""Number of futures simulated for each window."""
 FARTHEST_DRAWN = 1e300
-"""A draw beyond it, or nearer to zero than its inverse for log prices, would be infinite on its next day."""
+"""Limit of a draw; beyond it (for log prices, also below its inverse), the next day would be infinite."""
 PATH_SEED = 0
-"""The same window gets the same intervals."""
+"""Seed of the draws, fixed so that the same window gets the same intervals."""
 
 
 class Futures:
@@ -37,9 +37,9 @@ class Futures:
         Args:
             forecast: forecasts the next price of windows (n, length, 1).
             window: shape (1, length, 1), in price units.
-            levels: of the intervals.
-            scaling: of the prices.
-            paths: how many futures.
+            levels: levels of the intervals.
+            scaling: scaling of the prices.
+            paths: number of futures.
 
         Raises:
             LevelError: when the model has no intervals of these levels.
@@ -56,13 +56,13 @@ class Futures:
         """Draw the next day of ``paths`` more futures.
 
         Returns:
-            Once all have it, its central intervals, shape (levels, 2), lower bound first.
+            The day's central intervals, shape (levels, 2), lower bound first; None until all futures have drawn it.
         """
         done = sum(map(len, self._drawn))
         prediction = self._forecast(self._values[done : done + paths])
         self._stretch = prediction.stretch
         lowest = 1 / FARTHEST_DRAWN if self._scale.log else -FARTHEST_DRAWN
-        # One of thousands of wild futures must not cost the others.
+        # One future that overflows must not spoil the others.
         drawn = np.nan_to_num(prediction.sample(self._generator), nan=lowest)
         self._drawn.append(np.clip(drawn, lowest, FARTHEST_DRAWN))
         if done + paths < len(self._values):
@@ -70,17 +70,17 @@ class Futures:
         day, self._drawn = np.concatenate(self._drawn), []
         self._values = np.concatenate([self._values[:, 1:], day[:, np.newaxis, np.newaxis]], axis=1)
         if self._next is not None:
-            # The first day's intervals are the model's own: it is drawn for the days after it.
+            # The model itself gives the first day's intervals: its draws only serve the days after it.
             known, self._next = self._next, None
             return known
-        # Days were drawn without the stretch: it is applied to the drawn prices.
+        # The draws leave out the stretch, so it is applied to their quantiles.
         *quantiles, middle = np.quantile(self._scale.normalize(day), [*self._probabilities, 0.5])
         bounds = self._scale.denormalize(middle + self._stretch * (np.array(quantiles) - middle))
         return require_finite(np.stack(np.split(bounds, 2), axis=-1))
 
     def step(self) -> Array:
-        """Go on by one day; its central intervals, shape (levels, 2), lower bound first."""
+        """Draw the next day of all futures; its central intervals, shape (levels, 2), lower bound first."""
         intervals = self.advance(len(self._values))
         if intervals is None:
-            raise AssertionError("a day of all futures is a whole day")
+            raise AssertionError("drawing a day of all futures completes it")
         return intervals

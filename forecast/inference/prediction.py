@@ -1,4 +1,4 @@
-"""A model's answer for windows: prices, and the distribution around them."""
+"""A model's predictions for windows: prices and the distribution around them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prediction:
         prices: point forecasts, shape (n,).
         distribution: in units of the model's output; None where the model has none.
         last: each window's normalized last value, shape (n,).
-        encoding: of the model.
+        encoding: the model's encoding.
     """
 
     prices: Array
@@ -33,10 +33,10 @@ class Prediction:
     encoding: Encoding
 
     def intervals(self, levels: Sequence[float]) -> Array:
-        """Lower and upper bounds of central intervals, shape (n, levels, 2), price units.
+        """Lower and upper bounds of central intervals, shape (n, levels, 2), in price units.
 
         Raises:
-            LevelError: when the model has none, or none as wide.
+            LevelError: when the model has no intervals, or none that wide.
             WindowError: when a bound is not a finite number.
         """
         quantiles = self._distribution(levels).quantiles(interval_probabilities(levels))
@@ -45,7 +45,7 @@ class Prediction:
 
     @property
     def stretch(self) -> float:
-        """The distribution's; see ``Distribution``."""
+        """The distribution's stretch; see ``Distribution``."""
         return self._distribution(()).stretch
 
     def sample(self, generator: np.random.Generator) -> Array:
@@ -67,10 +67,10 @@ class Prediction:
 
 
 def require_levels(widest: float, levels: Sequence[float]) -> None:
-    """Make sure that a model with intervals up to the level ``widest``, 0 for none, has those of ``levels``.
+    """Check that a model with intervals up to the level ``widest`` (0 for none) has those of ``levels``.
 
     Raises:
-        LevelError: when it has not, or a level is not between zero and one.
+        LevelError: when it does not, or a level is not between zero and one.
     """
     if not widest:
         raise LevelError(
@@ -86,10 +86,10 @@ def require_levels(widest: float, levels: Sequence[float]) -> None:
 
 
 def require_finite(prices: Array) -> Array:
-    """The prices themselves.
+    """Return the prices unchanged if all are finite.
 
     Raises:
-        WindowError: when one of them is not a finite number.
+        WindowError: when a price is not a finite number.
     """
     if not np.isfinite(prices).all():
         raise WindowError(
@@ -102,7 +102,7 @@ def require_finite(prices: Array) -> Array:
 def describe_intervals(bounds: Array, levels: Sequence[float], *, steps: bool) -> list[dict[str, Any]]:
     """Intervals (horizon, levels, 2) of one window as plain values: ``level``, ``lower`` and ``upper``.
 
-    Where ``steps`` are asked for, bounds are lists of one a step, else the first step's numbers.
+    With ``steps``, each bound is a list with one number per step; otherwise it is the first step's number.
     """
     return [
         {"level": level, "lower": lower if steps else lower[0], "upper": upper if steps else upper[0]}

@@ -1,4 +1,4 @@
-"""Forecasts from a checkpoint: loaded once, any number of windows at a time."""
+"""The predictor: loads a checkpoint once and forecasts any number of windows at a time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Array = NDArray[np.float64]
 class Predictor:
     """A checkpoint ready to forecast.
 
-    Windows are (n, length) for a model of one column; for one with ``input_columns``, (n, length, columns), the feature
-    first.
+    Windows have shape (n, length) for a model of one column, and (n, length, columns), the feature first, for a model
+    with ``input_columns``.
 
     Attributes:
         path: the checkpoint's path, as given.
@@ -44,7 +44,7 @@ class Predictor:
         Args:
             path: the checkpoint's file.
             device: ``auto``, ``cpu`` or ``cuda``.
-            engine: ``torch``, ``onnx``, or ``auto`` for the faster one of those that can be used.
+            engine: ``torch``, ``onnx``, or ``auto`` for the faster one that works here.
 
         Raises:
             CheckpointError: when the file is missing or not a usable checkpoint.
@@ -57,16 +57,16 @@ class Predictor:
 
     @property
     def sequence_length(self) -> int:
-        """Past values that a forecast needs."""
+        """Number of past values that a forecast needs."""
         return self.checkpoint.config.sequence_length
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the model sees of each day, the feature that it forecasts first."""
+        """Columns that the model sees for each day; the first is the feature that it forecasts."""
         return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
 
     def require_levels(self, levels: Sequence[float]) -> None:
-        """Make sure that the model has intervals of these levels.
+        """Check that the model has intervals of these levels.
 
         Raises:
             LevelError: when it does not.
@@ -75,11 +75,11 @@ class Predictor:
 
     @property
     def widest_level(self) -> float:
-        """Level up to which it has intervals; 0 where it has none."""
+        """Highest level at which the model has intervals; 0 if it has none."""
         return widest_level(self.checkpoint.config.likelihood, self.checkpoint.calibration_scores)
 
     def typical_window(self) -> list[Any]:
-        """A window whose values lie in the middle of those of its training."""
+        """A constant window in the middle of the training values."""
         middle = self._encoding.normalization.denormalize(np.zeros((self.sequence_length, len(self.columns))))
         return plain_window(middle)
 
@@ -95,14 +95,14 @@ class Predictor:
         return self._predict(self.check(windows))
 
     def _predict(self, values: Array) -> Array:
-        # A window that overflows on the way is refused by its result.
+        # If a window overflows on the way, its result is refused.
         with np.errstate(all="ignore"):
             normalized = self._encoding.normalization.normalize(values)
             outputs = self.engine(self._encoding.inputs(normalized))
             return require_finite(self._encoding.prices(point_forecasts(outputs), normalized[:, -1, 0]))
 
     def forecast(self, windows: ArrayLike) -> Prediction:
-        """Next prices and how sure the model is of them; windows and errors as ``predict``."""
+        """Next prices with their distribution; windows and errors as in ``predict``."""
         return self._forecast(self.check(windows))
 
     def _forecast(self, values: Array) -> Prediction:
@@ -125,12 +125,12 @@ class Predictor:
     def predict_steps(self, windows: ArrayLike, horizon: int) -> Array:
         """The next ``horizon`` prices, shape (n, horizon).
 
-        The next step takes each step's forecast for a price (the recursive strategy; Ben Taieb et al. 2012), and so
-        builds on its errors.
+        Each step takes the forecasts before it as prices (the recursive strategy; Ben Taieb et al. 2012), so errors
+        accumulate.
 
         Raises:
-            WindowError: as ``predict``; also when a step's forecast leaves the range of numbers, or a model with input
-                columns, which it does not forecast, is asked for more than one step.
+            WindowError: as ``predict``; also when a step's forecast overflows, or for more than one step of a model
+                with input columns, which it does not forecast.
         """
         self.require_horizon(horizon)
         values = self.check(windows)
@@ -144,7 +144,7 @@ class Predictor:
     def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:
         """Central intervals of the next ``horizon`` prices, shape (n, horizon, levels, 2), lower bound first.
 
-        For one step they are the model's own; for more they are read from simulated futures.
+        For one step they come from the model itself; for more, from simulated futures.
 
         Raises:
             WindowError: as ``predict_steps``.
@@ -170,7 +170,7 @@ class Predictor:
         return Futures(self._forecast, self.check([window]), levels, self._encoding.normalization.feature)
 
     def require_horizon(self, horizon: int) -> None:
-        """Make sure that the model can forecast so many steps.
+        """Check that the model can forecast this many steps.
 
         Raises:
             WindowError: when it would need forecasts of its input columns.
@@ -182,9 +182,9 @@ class Predictor:
             )
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
-        """Whether any price of one window that the model looks at is beyond those of its training.
+        """Whether any of the last ``sequence_length`` prices of one window is outside the training range.
 
-        False for checkpoints of the original system, which do not know their training range.
+        False for checkpoints of the original system, which do not store their training range.
         """
         window: Any = values[-self.sequence_length :]
         if len(self.columns) > 1:
@@ -197,7 +197,7 @@ class Predictor:
         return float(self.predict([values])[0])
 
     def check(self, windows: ArrayLike) -> Array:
-        """The part of windows that the model looks at, (n, ``sequence_length``, columns).
+        """Validate windows and return the part that the model uses, (n, ``sequence_length``, columns).
 
         Raises:
             WindowError: as ``predict``.
@@ -249,7 +249,7 @@ def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
 def predict_next_from_values(
     values: Sequence[float], checkpoint_path: str | os.PathLike[str], device: str = "auto"
 ) -> float:
-    """The next price after ``values`` by the checkpoint at ``checkpoint_path``, as in the original system.
+    """Forecast the next price after ``values`` with the checkpoint at ``checkpoint_path``, as in the original system.
 
     The checkpoint is loaded once and reused until its file changes.
 

@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know of a kind of network."""
+"""The interface between a kind of network and the rest of the project."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 class Architecture(ABC):
     """One kind of network.
 
-    A network takes inputs (n, length, channels) and gives outputs (n, outputs), both float32; what they mean is said by
-    ``forecast.model.windows.Encoding`` and ``forecast.model.likelihood``.
+    A network takes inputs (n, length, channels) and gives outputs (n, outputs), both float32.
+    ``forecast.model.windows.Encoding`` defines the inputs, ``forecast.model.likelihood`` the outputs.
     """
 
     @abstractmethod
     def build(self, config: TrainConfig, channels: int, outputs: int) -> nn.Module:
-        """An untrained network; with a residual target its outputs are exactly zero, which is persistence."""
+        """Build an untrained network; with a residual target its outputs are exactly zero, which is persistence."""
 
     @abstractmethod
     def multiply_adds(self, config: TrainConfig) -> int:
-        """Multiply-adds of one window, to which the time of a trial and of a forecast is about proportional."""
+        """Multiply-adds of one window; the time of a trial or a forecast is about proportional to them."""
 
     def onnx_graph(self, config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
-        """A trained network as an ONNX graph from ``inputs`` to ``outputs``.
+        """Convert a trained network to an ONNX graph from ``inputs`` to ``outputs``.
 
         Raises:
             ImportError: when onnx is not installed.
-            UsageError: for a network that only torch runs, unless a subclass says otherwise.
+            UsageError: when only torch runs this network, which holds unless a subclass overrides this method.
         """
         raise UsageError(f"engine=onnx: the network {config.network} has no ONNX graph; use engine=torch")

@@ -1,8 +1,7 @@
-"""One trained model as one file, safe to load and honest about where it came from.
+"""Checkpoints: one trained model in one file that is safe to load and records its origin.
 
 The file is a dictionary that ``torch.load(weights_only=True)`` reads: plain values and tensors, no code. Its keys are
-the fields of ``Checkpoint``, and with ``feature_mean`` and ``feature_std`` those of the original system, whose files
-load too.
+the fields of ``Checkpoint``, and ``feature_mean`` and ``feature_std`` as in the original system, whose files load too.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ Scores = Annotated[
     BeforeValidator(lambda value: value.numpy() if isinstance(value, Tensor) else value),
     PlainSerializer(torch.from_numpy),
 ]
-"""Numbers (n,) that a file holds as a tensor."""
+"""Numbers (n,) that a file stores as a tensor."""
 
 
 class Checkpoint(BaseModel):
-    """A trained model with everything needed to use it and to judge it."""
+    """A trained model with everything needed to use and judge it."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -62,27 +61,28 @@ class Checkpoint(BaseModel):
     calibration_scores: Scores | None = Field(
         default=None,
         description="`forecast.model.likelihood.calibration_scores` on the validation rows, ascending; none in files "
-        "from before there were intervals",
+        "older than intervals",
     )
     metrics_test: dict[str, float] | None = Field(
-        default=None, description="metrics by name on the test rows; none while the test rows are untouched"
+        default=None, description="metrics by name on the test rows; none until it is scored on them"
     )
     metrics_validation: dict[str, float] | None = Field(
-        default=None, description="the same on the validation rows; none in files of the original system"
+        default=None,
+        description="metrics by name on the validation rows; none in files of the original system",
     )
     persistence: dict[str, dict[str, float]] = Field(
         default={}, description="persistence's metrics by part (`validation`, `test`) and name"
     )
     intervals: dict[str, list[dict[str, float]]] = Field(
         default={},
-        description="coverage and width of the intervals of each level by part, the fields of "
+        description="coverage and width of the intervals of each level by part, with the fields of "
         "`forecast.scores.metrics.Coverage`",
     )
     trial_number: int | None = Field(
-        default=None, description="number of its trial in the study; none when trained alone"
+        default=None, description="number of its trial in the study; none when trained without a study"
     )
     trial_params: dict[str, Any] = Field(
-        default={}, description="hyperparameters that the search chose; empty when trained alone"
+        default={}, description="hyperparameters that the search chose; empty when trained without a study"
     )
     split: dict[str, Any] = Field(
         default={},
@@ -98,11 +98,11 @@ class Checkpoint(BaseModel):
     best_epoch: int | None = Field(default=None, description="epoch of `model_state`")
     configurations_tried: int | None = Field(
         default=None,
-        description="configurations that were trained before this one was chosen; none where nobody counted",
+        description="number of configurations trained before this one was chosen; none if unknown",
     )
     searched_rows: int | None = Field(
         default=None,
-        description="rows that the search which chose the configuration knew; none when trained alone",
+        description="number of rows seen by the search that chose the configuration; none when trained without a study",
     )
     train_range: tuple[float, float] | None = Field(
         default=None, description="least and largest training price; none in files of the original system"
@@ -110,13 +110,13 @@ class Checkpoint(BaseModel):
     latest_window: list[Any] | None = Field(
         default=None,
         description="last `sequence_length` values of the series it was scored on, in price units, as `POST /predict` "
-        "takes them; none while the test rows are untouched",
+        "takes them; none until it is scored on the test rows",
     )
     schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
     sha256: str | None = Field(
         default=None,
         exclude=True,
-        description="of the file it was loaded from, in hexadecimal; not in the file",
+        description="hash of the file it was loaded from, in hexadecimal; not stored in the file",
     )
 
     @classmethod
@@ -136,7 +136,7 @@ class Checkpoint(BaseModel):
         trial_params: dict[str, Any] | None = None,
         searched_rows: int | None = None,
     ) -> Checkpoint:
-        """A checkpoint of a model just trained, without test metrics."""
+        """Create the checkpoint of a newly trained model, without test metrics."""
         return cls(
             model_state=model_state,
             config=config,
@@ -160,7 +160,7 @@ class Checkpoint(BaseModel):
     def with_test(
         self, test: Evaluation, prepared: PreparedSeries, configurations_tried: int | None = None
     ) -> Checkpoint:
-        """The same checkpoint with its and persistence's scores on the test rows of ``prepared``."""
+        """The same checkpoint with the model's and persistence's scores on the test rows of ``prepared``."""
         return self.model_copy(
             update={
                 "metrics_test": test.model,
@@ -173,7 +173,7 @@ class Checkpoint(BaseModel):
 
     @property
     def encoding(self) -> Encoding:
-        """How prices become inputs of this model and its outputs become prices."""
+        """The conversion of prices to this model's inputs and of its outputs to prices."""
         return Encoding(self.normalization, self.config.target, self.config.likelihood)
 
     def trained_network(self) -> nn.Module:
@@ -193,15 +193,15 @@ def _described(evaluation: Evaluation) -> list[dict[str, float]]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that can change a result."""
+    """Versions of Python and of libraries that can change a result."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one, whole.
+    """Write ``checkpoint`` to ``path`` atomically: a reader sees the whole old file or the whole new one.
 
     Raises:
-        OSError: when the place cannot be written or the disk is full; nothing at ``path`` has changed.
+        OSError: when ``path`` cannot be written or the disk is full; ``path`` is then unchanged.
     """
     feature = checkpoint.normalization.feature
     content = {
@@ -214,11 +214,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint, of this system or of the original one.
+    """Read a checkpoint of this system or of the original one.
 
     Raises:
-        CheckpointError: when the file is missing, truncated, holds code, is newer than this version, lacks a key, or
-            its weights do not fit its configuration or are not finite.
+        CheckpointError: when the file is missing, is truncated, holds code, is newer than this version or lacks a key,
+            or when its weights do not fit its configuration or are not finite.
     """
     content, sha256 = _read(Path(path))
     version = content.get("schema_version", 0)
@@ -237,7 +237,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         _check_weights(checkpoint)
     except UsageError as error:
         raise CheckpointError(
-            f"{path} cannot be used here ({error}), or install the package that adds it"
+            f"{path} cannot be used here ({error}); install the package that adds it"
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = _first_line(error)
@@ -246,7 +246,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """A file's content, and the hash of exactly these bytes: the file may be replaced while it is read."""
+    """Read a file's content and the hash of exactly these bytes: the file may be replaced in the meantime."""
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
     if not path.is_file():
@@ -257,7 +257,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         data = path.read_bytes()
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch names the class or function that it will not load; any other error means that this is no checkpoint.
+        # torch names the class or function that it refuses to load; other errors mean that this is not a checkpoint.
         if re.search(r"Unsupported (global|class)|GLOBAL ", str(error)):
             raise CheckpointError(
                 f"{path} holds more than plain values and tensors, which could run code, and is refused; "
@@ -274,7 +274,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
-    """The content of a file of any schema version as the newest one has it; ``schema_version`` stays the file's."""
+    """Convert a file's content from any schema version to the newest; ``schema_version`` stays the file's."""
     if version == 0:
         content = _from_original(content)
     if version < 3:
@@ -282,16 +282,16 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
         scalings = [content["normalization"], *content.pop("further", ())]
         content["normalization"] = {"scalings": scalings}
         content["calibration_scores"] = content.pop("errors", None)
-        # Models of schema 1 are those of mean squared error: it had no word for a likelihood.
+        # Schema 1 has no field for the likelihood: its models were trained on mean squared error.
         content["config"] = {"likelihood": "mse", **content["config"]}
     return content
 
 
 def _from_original(content: dict[str, Any]) -> dict[str, Any]:
-    """A file of the original system as schema 1 has it: normalized price levels in and out, no logarithm.
+    """Convert a file of the original system to schema 1: normalized price levels in and out, no logarithm.
 
-    Its configuration has options that are unknown here (paths, for example), which are left out. The network's size is
-    read from the weights, which cannot be wrong about it.
+    Options that are unknown here (paths, for example) are left out. The network's size is read from the weights, which
+    cannot be wrong about it.
     """
     params = dict(content.get("trial_params") or {})
     found = {**dict(content["config"]), **params}

@@ -1,4 +1,4 @@
-"""Where a network computes, and on how many threads."""
+"""The device that a network computes on, and its number of threads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from forecast.errors import UsageError
 
 DEFAULT_GPU_SHARE = 0.25
-"""Share of a GPU that one network gets where GPUs are shared: networks of this size fill a fraction of one."""
+"""Share of a GPU that one network gets where GPUs are shared: networks of this size fill only a fraction."""
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
+    """Choose the device called ``device``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        UsageError: when CUDA is asked for by name and there is none.
+        UsageError: when ``device`` names CUDA and none is available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,16 +27,16 @@ def choose_device(device: str) -> torch.device:
 
 
 def device_for_share(gpu_ids: Sequence[object] | None) -> str:
-    """CUDA for a process that was given a share of a GPU, and only where torch can see it; else the CPU.
+    """Choose CUDA for a process with a share of a GPU that torch can see, else the CPU.
 
-    A process without a share keeps off the GPUs that it can see: other processes were given them.
+    A process without a share keeps off the GPUs that it can see: they belong to other processes.
     """
     return "cuda" if gpu_ids and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute on ``count`` threads: sums, and so the last digits, depend on their number."""
+    """Let torch compute on ``count`` threads: their number changes sums, and so the last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What a network's outputs mean, and what training minimizes."""
+"""Likelihoods: the distribution that a network's outputs define, and the loss that training minimizes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from forecast.scores.distribution import (
 )
 
 OUTPUTS: dict[Likelihood, int] = {"mse": 1, "student_t": 3}
-"""Numbers that a network gives for each window."""
+"""Number of outputs per window."""
 
 LEAST_DF = 2.0
-"""Below it a Student-t distribution has no variance."""
+"""Lower bound of the degrees of freedom, below which a Student-t distribution has no variance."""
 FIRST_DF = 5.0
-"""Degrees of freedom of an output of zero: daily changes of prices have about three to six."""
+"""Degrees of freedom at an output of zero: daily price changes have about three to six."""
 LARGEST_DF_OUTPUT = 5.0
-"""Output at which degrees of freedom stop growing, at some 450."""
+"""Output at which the degrees of freedom stop growing, at some 450."""
 FIRST_SCALE = math.sqrt((FIRST_DF - 2) / FIRST_DF)
-"""Scale of an output of zero, in units of the volatility: its standard deviation is then the volatility."""
+"""Scale at an output of zero, in units of the volatility: the standard deviation is then the volatility."""
 
 
 def student_t_parameters(outputs: Tensor, volatility: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Location, scale and degrees of freedom, each (n,), from outputs (n, 3) and the volatility (n,).
 
-    An output of zero is a location of zero and a standard deviation that equals the volatility.
+    An output of zero gives a location of zero and a standard deviation equal to the volatility.
     """
     location, scale, df = outputs.unbind(-1)
-    # Far beyond, a Student-t distribution is a normal one, and the loss a difference of large numbers.
+    # Far beyond the clamp, the distribution is practically normal, and the loss is a difference of large numbers.
     df = df.clamp(max=LARGEST_DF_OUTPUT)
     return location, FIRST_SCALE * volatility * scale.exp(), LEAST_DF + (FIRST_DF - LEAST_DF) * df.exp()
 
@@ -47,9 +47,9 @@ def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: T
     """Mean loss over n windows: squared error, or the Student-t distribution's negative log-likelihood.
 
     Args:
-        likelihood: which of them.
+        likelihood: selects the loss.
         outputs: shape (n, outputs).
-        volatility: of the windows, shape (n,).
+        volatility: volatility of the windows, shape (n,).
         targets: exact outputs, shape (n,).
     """
     if likelihood == "mse":
@@ -81,13 +81,13 @@ def distribution(
     """The forecast distributions of n windows.
 
     Args:
-        likelihood: of the model.
+        likelihood: the model's likelihood.
         outputs: shape (n, outputs).
-        volatility: of the windows, shape (n,).
-        scores: its ``calibration_scores`` on validation rows; without them ``student_t`` is as it was learned.
+        volatility: volatility of the windows, shape (n,).
+        scores: the model's ``calibration_scores`` on validation rows; without them ``student_t`` stays as learned.
 
     Returns:
-        None for ``mse`` without calibration scores.
+        The distributions; None for ``mse`` without calibration scores.
     """
     if likelihood == "student_t":
         learned = _student_t(outputs, volatility)
@@ -98,7 +98,7 @@ def distribution(
 
 
 def widest_level(likelihood: Likelihood, scores: NDArray[np.float64] | None) -> float:
-    """Level up to which a model has intervals; 0 where it has none."""
+    """Highest level at which a model has intervals; 0 if it has none."""
     nothing = np.zeros((0, OUTPUTS[likelihood]), np.float32)
     empty = distribution(likelihood, nothing, nothing[:, 0], scores)
     return empty.widest_level if empty else 0.0
@@ -110,7 +110,7 @@ def calibration_scores(
     volatility: NDArray[np.float32],
     targets: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Errors on rows that the model was not trained on, from which intervals are calibrated; shape (n,), ascending.
+    """Scores that calibrate intervals: errors on rows that the model was not trained on; shape (n,), ascending.
 
     For ``mse``: actual minus forecast, in units of the volatility. For ``student_t``: the absolute error in units of
     half the width of the interval of ``MAIN_LEVEL``; above one, the row lies outside the interval.
@@ -125,10 +125,10 @@ def calibration_scores(
 def stretch(scores: NDArray[np.float64]) -> float:
     """The factor, never below one, by which a learned Student-t distribution is too narrow.
 
-    The split conformal quantile of the ``calibration_scores`` (Vovk et al. 2005; with the learned interval's half width
-    as the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of
-    rows exchangeable with those of the scores. A distribution that was learned too wide is left alone: a model fits its
-    own training rows too well, not too badly.
+    It is the split conformal quantile of the ``calibration_scores`` (Vovk et al. 2005; with the learned interval's half
+    width as the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that
+    share of rows exchangeable with those of the scores. A distribution that is too wide is left alone: a model fits its
+    training rows too well, not too badly.
     """
     rank = math.ceil(round((len(scores) + 1) * MAIN_LEVEL, 9))
     return max(1.0, float(scores[min(rank, len(scores)) - 1]))

@@ -1,4 +1,4 @@
-"""The LSTM forecaster: how it is built, what a window costs, and its ONNX graph."""
+"""The LSTM forecaster: its construction, its cost per window, and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ONNX_IR_VERSION = 8
 
 
 class LSTM(Architecture):
-    """An LSTM over the window, then a linear head on its last hidden state."""
+    """The architecture of ``LSTMForecaster``."""
 
     def build(self, config: TrainConfig, channels: int, outputs: int) -> LSTMForecaster:
-        """An untrained LSTM; with a residual target its outputs are exactly zero."""
+        """Build an untrained LSTM; with a residual target its outputs are exactly zero."""
         return LSTMForecaster(
             config.hidden_size,
             config.num_layers,
@@ -38,14 +38,14 @@ class LSTM(Architecture):
         """Multiply-adds of one window through the layers.
 
         A layer's four gates each multiply its input and its hidden state at every step (Hochreiter & Schmidhuber 1997;
-        Gers et al. 2000); the head, the elementwise rest and inputs beyond the first are left out.
+        Gers et al. 2000); the head, elementwise operations and channels beyond the first are left out.
         """
         hidden_size = config.hidden_size
         inputs = [1] + [hidden_size] * (config.num_layers - 1)
         return config.sequence_length * sum(4 * hidden_size * (width + hidden_size) for width in inputs)
 
     def onnx_graph(self, config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
-        """The same LSTM in ONNX.
+        """Convert the trained LSTM to an ONNX graph.
 
         Raises:
             ImportError: when onnx is not installed.
@@ -56,7 +56,7 @@ class LSTM(Architecture):
 class LSTMForecaster(nn.Module):
     """An LSTM over the window, then a linear head on its last hidden state.
 
-    The submodules are called ``lstm`` and ``regressor`` so that weights of the original system load as they are.
+    The submodules are called ``lstm`` and ``regressor`` so that weights of the original system load unchanged.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class LSTMForecaster(nn.Module):
             hidden_size: width of each LSTM layer.
             num_layers: number of LSTM layers.
             dropout: dropout between layers; none with one layer.
-            channels: numbers it sees of each step.
-            outputs: numbers it gives for each window.
+            channels: number of inputs per step.
+            outputs: number of outputs per window.
             zero_head: start with outputs of exactly zero, which for a residual target is persistence.
         """
         super().__init__()
@@ -100,10 +100,10 @@ class LSTMForecaster(nn.Module):
 
 
 def lstm_size(state: dict[str, Tensor]) -> tuple[int, int]:
-    """Width and number of layers that weights of an ``LSTMForecaster`` have.
+    """Read the width and the number of layers from the weights of an ``LSTMForecaster``.
 
     Raises:
-        KeyError: when they are not such weights.
+        KeyError: when ``state`` does not hold such weights.
     """
     layers = sum(re.fullmatch(r"lstm\.weight_hh_l\d+", key) is not None for key in state)
     return int(state["lstm.weight_hh_l0"].shape[1]), layers

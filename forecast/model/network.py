@@ -1,7 +1,7 @@
 """Networks by name.
 
-The rest of the project knows a network by its configuration alone. A package adds one by an entry point of the group
-``forecast.networks``, or a process by ``ARCHITECTURES.add``.
+The rest of the project knows a network only by its configuration. A package adds a network with an entry point in the
+group ``forecast.networks``, a process with ``ARCHITECTURES.add``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import onnx
 
 INFERENCE_BATCH = 1024
-"""Windows per forward pass without gradients: bounds memory, large enough to cost nothing."""
+"""Windows per forward pass without gradients: small enough to bound memory, large enough not to cost time."""
 
 ARCHITECTURES: Registry[Architecture] = Registry("network", "forecast.networks", {"lstm": LSTM()})
-"""Every network by the name that ``TrainConfig.network`` gives it."""
+"""Every network by its name in ``TrainConfig.network``."""
 
 
 def build_network(config: TrainConfig) -> nn.Module:
-    """The untrained network of a configuration.
+    """Build the untrained network of a configuration.
 
     Raises:
-        UsageError: when there is no network of that name.
+        UsageError: when no network has that name.
     """
     architecture = ARCHITECTURES.find(config.network)
     return architecture.build(config, channels(config), OUTPUTS[config.likelihood])
@@ -44,7 +44,7 @@ def multiply_adds(config: TrainConfig) -> int:
 
 
 def onnx_graph(config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto:
-    """A trained network as an ONNX graph: ``inputs`` (n, length, channels) to ``outputs`` (n, outputs).
+    """Convert a trained network to an ONNX graph: ``inputs`` (n, length, channels) to ``outputs`` (n, outputs).
 
     Raises:
         ImportError: when onnx is not installed.

@@ -1,4 +1,4 @@
-"""Scaling of prices, fitted on training rows alone: each column has a scaling."""
+"""Normalization of prices: one scaling per column, fitted on training rows alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scaling:
-    """``z = (f(price) - mean) / std`` with ``f`` the natural logarithm when ``log``, else the identity.
+    """The scaling ``z = (f(price) - mean) / std``, with ``f`` the natural logarithm if ``log``, else the identity.
 
     Attributes:
-        mean: of ``f(price)`` over the training rows.
+        mean: mean of ``f(price)`` over the training rows.
         std: population standard deviation of ``f(price)`` over the training rows.
         change_std: population standard deviation of one-step changes of ``z`` over the training rows.
-        log: whether prices are taken as logarithms.
+        log: whether ``f`` is the logarithm.
     """
 
     mean: float
@@ -32,7 +32,7 @@ class Scaling:
 
     @classmethod
     def fit(cls, train_values: Array, *, log: bool, name: str = "prices") -> Scaling:
-        """Fit on training values, shape (n,), n >= 3; ``name`` is what a message calls them.
+        """Fit on training values, shape (n,), n >= 3; messages call them ``name``.
 
         Raises:
             DataError: when the values, or their changes, are all equal, or not positive for ``log``.

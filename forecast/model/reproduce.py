@@ -1,4 +1,4 @@
-"""Training a model again from what its checkpoint says."""
+"""Helpers that train a model again from its checkpoint and compare the two."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from forecast.prices.source import Notify, say_on_stderr, series_from_config
 def series_of(
     checkpoint: Checkpoint, source: str | None = None, notify: Notify | None = say_on_stderr
 ) -> Series:
-    """The very rows that a checkpoint was trained, validated and tested on.
+    """Load exactly the rows that a checkpoint was trained, validated and tested on.
 
     Args:
-        checkpoint: what to train again.
-        source: where to read them; the source they were read from unless given.
-        notify: gets a line when a source had to fall back.
+        checkpoint: the model to train again.
+        source: source of the rows; by default the one they were first read from.
+        notify: called with a line when a source falls back.
 
     Raises:
-        CheckpointError: when the checkpoint does not know its rows.
-        DataError: when the source has other values for them now.
+        CheckpointError: when the checkpoint does not record its rows.
+        DataError: when the source now has other values for them.
     """
     where = checkpoint.provenance
     if where is None:
         raise CheckpointError(
             "this checkpoint does not say which rows it was trained on: it was made by the original system"
         )
-    # The cache is no source of its own: what Yahoo says now is compared with it by its hash.
+    # The cache holds Yahoo's prices: read Yahoo again, and the hash shows whether its prices have changed.
     read_from = "auto" if where["source"] in ("yahoo", "cache") else where["source"]
     last = dt.date.fromisoformat(where["last_date"])
     found = series_from_config(
@@ -53,7 +53,7 @@ def series_of(
 
 
 def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
-    """What may change the last digits: lines on versions, and the device, that differ between two trainings."""
+    """Lines on the versions and the device that differ between two trainings and may change the last digits."""
     before, now = checkpoint.versions or {}, again.versions or {}
     return [
         f"{name} {before[name]} then, {value} now"
@@ -63,12 +63,12 @@ def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
 
 
 def again_of(trial: Checkpoint, trained: Checkpoint) -> Checkpoint:
-    """What was trained again, with what is known of the search that found its configuration."""
+    """The retrained checkpoint, with the trial's record of the search that chose its configuration."""
     origin = ("trial_number", "trial_params", "configurations_tried", "searched_rows")
     return trained.model_copy(update={name: getattr(trial, name) for name in origin})
 
 
 def same_metrics(trial: Checkpoint, trained: Checkpoint) -> bool:
-    """Whether the validation metrics that both know are equal."""
+    """Whether the validation metrics that both checkpoints have are equal."""
     before, after = trial.metrics_validation or {}, trained.metrics_validation or {}
     return all(after[name] == value for name, value in before.items() if name in after)

@@ -1,4 +1,4 @@
-"""Which rows are train, validation and test: by the date of the target row.
+"""The split into train, validation and test rows, by the date of the target row.
 
 The borders depend on the number of rows and the two ratios alone, never on the window length, so that
 models with different windows are scored on the same days. A window may reach back over a border; a
@@ -15,7 +15,7 @@ from forecast.errors import DataError
 Part = Literal["train", "validation", "test"]
 
 MIN_TARGETS = 20
-"""Fewest target rows each part must have: below that its metrics say nothing."""
+"""Fewest target rows of each part: with fewer, its metrics mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def split_rows(rows: int, train_ratio: float, val_ratio_within_train: float) -> 
 
 
 def required_rows(sequence_length: int, train_ratio: float, val_ratio_within_train: float) -> int:
-    """Fewest rows with which every part has ``MIN_TARGETS`` targets at this window length."""
+    """Fewest rows that give every part ``MIN_TARGETS`` targets at this window length."""
 
     def enough(rows: int) -> bool:
         split = split_rows(rows, train_ratio, val_ratio_within_train)
@@ -61,7 +61,7 @@ def required_rows(sequence_length: int, train_ratio: float, val_ratio_within_tra
 
 
 def require_rows(rows: int, sequence_length: int, train_ratio: float, val_ratio_within_train: float) -> None:
-    """Raise DataError, saying how many rows are needed, when ``rows`` are too few for the window length."""
+    """Raise DataError, with the number of rows needed, when ``rows`` are too few for the window length."""
     needed = required_rows(sequence_length, train_ratio, val_ratio_within_train)
     if rows < needed:
         raise DataError(

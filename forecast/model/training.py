@@ -1,7 +1,6 @@
-"""Training: a likelihood's loss, Adam, clipped gradients, early stopping, the best validation state kept.
+"""Training: a likelihood's loss, Adam, gradient clipping, early stopping; the best validation state is kept.
 
-One loop, in ``Trainer.advance``, that can be run to the end or in pieces; pieces give the same weights as one run, to
-the bit.
+``Trainer.advance`` can run the loop to the end or in pieces; pieces give the same weights as one run, to the bit.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Array = NDArray[np.float64]
 Outputs = NDArray[np.float32]
 
 STAGES_PER_SEED = 1_000_003
-"""Distance between the generator seeds of neighbouring ``seed`` options; more than there are epochs."""
+"""Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
 
 
 class Trainer:
@@ -125,7 +124,7 @@ class Trainer:
             self._best_outputs = outputs.cpu().numpy()
 
     def evaluate(self, part: Part = "validation") -> Evaluation:
-        """Scores of the best state so far on the rows of ``part``."""
+        """Score the best state so far on the rows of ``part``."""
         rows = self._prepared.rows(part, self.config.sequence_length)
         if part != "validation":
             windows = self._prepared.windows(part, self.config)
@@ -141,7 +140,7 @@ class Trainer:
         return self._scored[1]
 
     def calibration_scores(self) -> Array:
-        """The best state's calibration scores on validation rows."""
+        """The best state's calibration scores on the validation rows."""
         rows = self._validation
         return calibration_scores(self.config.likelihood, self._best_outputs, rows.volatility, rows.targets)
 
@@ -150,7 +149,7 @@ class Trainer:
         return {name: value.cpu() for name, value in self._best_state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that another process needs to continue; plain values and tensors."""
+        """Everything that another process needs to continue, as plain values and tensors."""
         return {
             "model": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -165,10 +164,10 @@ class Trainer:
         """Continue from the ``state_dict`` of a trainer with the same series and configuration.
 
         Raises:
-            RuntimeError: when the state is of another series or configuration.
+            RuntimeError: when the state belongs to another series or configuration.
         """
         if state["best_outputs"].shape != self._best_outputs.shape:
-            raise RuntimeError("this state was saved by another version, or of another series")
+            raise RuntimeError("this state is from another version, or of another series")
         self.network.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best_state = {name: value.to(self.device) for name, value in state["best_state"].items()}
@@ -180,10 +179,10 @@ class Trainer:
 
     @contextmanager
     def _seeded(self, stage: int) -> Iterator[None]:
-        """Draw everything random of one stage (0: weights, n: epoch n) from the seed and the stage alone.
+        """Seed all random draws of one stage (0: weights, n: epoch n) by the seed and the stage alone.
 
-        So an epoch's batches and dropout do not depend on how training was cut into pieces, on the process it runs in,
-        or on other uses of torch's generators in that process.
+        An epoch's batches and dropout then do not depend on how training was cut into pieces, on the process it runs
+        in, or on other uses of torch's generators in that process.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -213,7 +212,7 @@ def train(
 
     Args:
         series: clean prices; ``config.symbol`` and ``config.feature`` are taken from it.
-        config: every option of the training.
+        config: the options of the training.
         until_epoch: stop after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
@@ -239,11 +238,11 @@ def fit(
     until_epoch: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> tuple[Checkpoint, Trainer]:
-    """Train one model without looking at the test rows; gives the checkpoint of its best state, and its trainer.
+    """Train one model without the test rows; return the checkpoint of its best state, and its trainer.
 
     Args:
         prepared: the series.
-        config: every option of the training.
+        config: the options of the training.
         provenance: where the series came from.
         until_epoch: stop after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
@@ -271,7 +270,7 @@ def fit(
 
 
 def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
-    """Score a checkpoint on one part of a prepared series, beside persistence on the same rows."""
+    """Score a checkpoint and persistence on one part of a prepared series."""
     rows = prepared.rows(part, checkpoint.config.sequence_length)
     return evaluate_forecasts(rows, forecast_part(checkpoint, prepared, part))
 
@@ -279,7 +278,7 @@ def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
 def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Forecasts:
     """A checkpoint's forecasts of the target rows of one part of a prepared series.
 
-    Intervals are calibrated on the validation rows; on these rows themselves, each half is calibrated on the other.
+    Intervals are calibrated on the validation rows; of the validation rows themselves, each half on the other.
     """
     windows = prepared.windows(part, checkpoint.config)
     with threads(checkpoint.config.threads):
@@ -290,7 +289,7 @@ def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
 
 
 def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:
-    """Score a checkpoint on one part of ``series``, beside persistence on the same rows.
+    """Score a checkpoint and persistence on the same rows, one part of ``series``.
 
     The series is split by the checkpoint's ratios and normalized by the checkpoint's statistics.
 
@@ -320,10 +319,10 @@ def price_forecasts(
     """Forecasts in price units from a model's outputs (n, outputs).
 
     Args:
-        outputs: of the windows.
-        windows: the inputs that gave them.
-        encoding: of the model.
-        scores: its ``calibration_scores`` on validation rows.
+        outputs: the network's outputs for ``windows``.
+        windows: the windows.
+        encoding: the model's encoding.
+        scores: the model's ``calibration_scores`` on validation rows.
     """
     found = distribution(encoding.likelihood, outputs, windows.volatility, scores)
     return Forecasts(
@@ -335,7 +334,7 @@ def price_forecasts(
 def validation_forecasts(outputs: Outputs, windows: Windows, encoding: Encoding) -> Forecasts:
     """Forecasts of the validation rows, calibrated so that no row's interval comes from its own error.
 
-    Each half of the rows takes the calibration scores of the other.
+    Each half of the rows uses the calibration scores of the other.
     """
     middle = len(windows) // 2
     halves = []

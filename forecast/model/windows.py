@@ -1,7 +1,7 @@
-"""Windows: what a model sees, what it is asked for, and how its output becomes a price.
+"""Windows: a model's inputs, its targets, and the conversion of its outputs to prices.
 
 Training, evaluation and serving encode and decode through the same functions of ``Encoding``, so a forecast means
-the same everywhere. Arrays of values have a last axis of columns: the feature first, then the input columns.
+the same everywhere. The last axis of arrays of values is the columns: the feature first, then the input columns.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Array = NDArray[np.float64]
 CHANGE_BOUND = 3.0
 """Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
 VOLATILITY_DECAY = 0.94
-"""Weight of yesterday's variance in today's: RiskMetrics' for daily data (J.P. Morgan/Reuters 1996, section 5.3)."""
+"""Weight of yesterday's variance in today's: RiskMetrics' value for daily data (J.P. Morgan/Reuters 1996, sec. 5.3)."""
 EXACT_DIGITS = 12
-"""Significant digits of a price that survive normalizing and back, unless it is far below the others."""
+"""Significant digits of a price that survive normalization and its inverse, unless it is far below the others."""
 
 
 def channels(config: ExperimentConfig) -> int:
-    """Numbers that a network sees of each step: one for each column, and for ``student_t`` the size of the change."""
+    """Count the numbers that a network sees per step: one per column, and for ``student_t`` the size of the change."""
     return 1 + len(config.input_columns) + (config.likelihood == "student_t")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Prices to model inputs and model outputs to prices, for one kind of target and likelihood.
+    """Converts prices to model inputs and model outputs to prices, for one target and likelihood.
 
-    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next one, all in
-    units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
+    ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next change, all
+    in units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
     are normalized prices (the original design). A ``student_t`` model also sees the size of the changes.
     """
 
@@ -58,18 +58,18 @@ class Encoding:
             seen = [normalized]
             changes = np.concatenate([np.zeros_like(changes[:, :1]), changes], axis=1)
         else:
-            # A few violent days would otherwise decide what is learned, and a calmer or wilder market than the
-            # training's would be answered with changes of its own size.
+            # Without the bound, a few violent days would dominate training, and forecasts would scale with the changes
+            # of a calmer or wilder market than that of the training rows.
             seen = [CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)]
         if self.likelihood == "student_t":
             seen.append(np.sqrt(np.abs(changes[..., :1])))
         return np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
 
     def volatility(self, normalized: Array) -> NDArray[np.float32]:
-        """The standard deviation to expect of the next output, (n,), from normalized windows.
+        """Expected standard deviation of the next output, (n,), from normalized windows.
 
-        An exponentially weighted mean of the window's squared changes that begins with the training's variance, so it
-        is never zero.
+        Its square is an exponentially weighted mean of the window's squared changes; the mean starts from the training
+        variance, so it is never zero.
         """
         squares = np.square(self._changes(normalized)[..., 0])
         ages = np.arange(squares.shape[1] - 1, -1, -1)
@@ -89,7 +89,7 @@ class Encoding:
         return self.normalization.feature.change_std if self.target == "level" else 1.0
 
     def targets(self, normalized_last: Array, normalized_next: Array) -> NDArray[np.float32]:
-        """The output that would be exact, (n,), from the feature's values before and at the target rows."""
+        """Exact outputs (n,) from the feature's normalized values before and at the target rows."""
         if self.target == "level":
             return normalized_next.astype(np.float32)
         change = (normalized_next - normalized_last) / self.normalization.feature.change_std
@@ -110,7 +110,7 @@ class Windows:
 
     Attributes:
         inputs: model inputs, shape (n, length, channels), float32.
-        volatility: standard deviation to expect of each output, shape (n,), float32.
+        volatility: expected standard deviation of each output, shape (n,), float32.
         targets: exact outputs, shape (n,), float32.
         last: the feature's normalized value before each target row, shape (n,).
     """
@@ -124,7 +124,7 @@ class Windows:
         return len(self.targets)
 
     def part(self, rows: slice) -> Windows:
-        """These windows alone."""
+        """The windows of ``rows`` alone."""
         return Windows(self.inputs[rows], self.volatility[rows], self.targets[rows], self.last[rows])
 
 
@@ -133,9 +133,9 @@ class PreparedSeries:
     """A normalized series with its split: the one array that all models of an experiment share.
 
     Attributes:
-        normalized: shape (n, columns), the feature first, or shorter after ``without_test``.
+        normalized: shape (n, columns), the feature first; fewer rows after ``without_test``.
         normalization: the scaling of each column.
-        split: its row borders.
+        split: the row borders of the parts.
     """
 
     normalized: Array
@@ -143,11 +143,11 @@ class PreparedSeries:
     split: Split
 
     def without_test(self) -> PreparedSeries:
-        """The same series with its test rows cut off: what a search may see."""
+        """The same series without its test rows, for a search, which must not see them."""
         return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
 
     def encoding(self, config: ExperimentConfig) -> Encoding:
-        """How models of an experiment see this series."""
+        """The encoding of this series for the models of an experiment."""
         return Encoding(self.normalization, config.target, config.likelihood)
 
     @cached_property
@@ -163,12 +163,12 @@ class PreparedSeries:
     def latest_window(self, length: int) -> list[Any]:
         """The last ``length`` rows in price units, oldest first, as ``plain_window`` gives them."""
         window = self.normalization.denormalize(self.normalized[-length:])
-        # Normalizing and back has changed their last digits.
+        # Normalization and its inverse change the last digits.
         exact = [float(f"{value:.{EXACT_DIGITS}g}") for value in window.ravel()]
         return plain_window(np.array(exact).reshape(window.shape))
 
     def windows(self, part: Part, config: TrainConfig) -> Windows:
-        """Windows of every target row of ``part`` as a model of ``config`` sees them.
+        """Windows of every target row of ``part``, as a model with this ``config`` sees them.
 
         Raises:
             IndexError: for test windows of a series ``without_test``.
@@ -176,7 +176,7 @@ class PreparedSeries:
         length = config.sequence_length
         rows = self.target_rows(part, length)
         encoding = self.encoding(config)
-        # The view has the window's steps as its last axis.
+        # The last axis of the view is the window's steps.
         history = np.lib.stride_tricks.sliding_window_view(self.normalized, length, axis=0)
         seen = history[rows - length].swapaxes(1, 2)
         last, following = self.normalized[rows - 1, 0], self.normalized[rows, 0]
@@ -190,7 +190,7 @@ class PreparedSeries:
     def rows(self, part: Part, sequence_length: int) -> Rows:
         """The actual prices of the target rows of ``part``, with persistence's forecasts of them.
 
-        Persistence's distribution is that of all changes before the part (of its own, for ``train``).
+        Persistence's distribution is that of all changes before the part; for ``train``, of the changes within it.
 
         Raises:
             IndexError: for test rows of a series ``without_test``.
@@ -220,7 +220,7 @@ class PreparedSeries:
 
 
 def plain_window(rows: Array) -> list[Any]:
-    """A window (length, columns) as requests and answers write it: numbers, or lists of them for several columns."""
+    """Write a window (length, columns) as requests and answers do: numbers, or a list per row for several columns."""
     window: list[Any] = (rows[:, 0] if rows.shape[1] == 1 else rows).tolist()
     return window
 
@@ -230,11 +230,11 @@ def prepare(series: Series, config: DataConfig, split: Split | None = None) -> P
 
     Args:
         series: clean prices.
-        config: ratios of the split, and whether prices are taken as logarithms.
-        split: the row borders to use instead of those of the ratios.
+        config: ratios of the split, and whether to take the logarithm of prices.
+        split: row borders to use instead of those from the ratios.
 
     Raises:
-        DataError: when the series is too short to be split or a column's training values do not vary.
+        DataError: when the series is too short to split, or a column's training values do not vary.
     """
     split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     matrix = series.matrix[: split.rows]

@@ -1,1 +1,1 @@
-"""What people read: tables for a terminal, pages for a browser."""
+"""Output for people: tables for a terminal, pages for a browser."""

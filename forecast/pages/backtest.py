@@ -1,4 +1,4 @@
-"""The output of a backtest: a table for a person, files for machines, a page with plots."""
+"""The output of a backtest: tables for people, files for machines, a page with plots."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ PAGE_FILE = "backtest.html"
 FILES = {
     ROWS_FILE: "every forecast: date, fold, seed, actual price, persistence, forecast, bounds of the 90 % interval",
     SUMMARY_FILE: "scores of each fold and of all rows, tests against the baselines, configuration, data",
-    PAGE_FILE: "a page for people: forecasts, how reliable the intervals are, the baselines; it opens without a "
-    "network",
+    PAGE_FILE: "a page for people: forecasts, reliability of the intervals, the baselines; it opens without a network",
 }
-"""The files of a backtest, and what each holds."""
+"""The files of a backtest and their content."""
 
-P_VALUES = "p values are each test's own: of twenty, one is below 0.05 by chance"
+P_VALUES = "p values are not corrected for multiple tests: of twenty, one is below 0.05 by chance"
 
 
 def print_backtest(done: Backtest, console: Console) -> None:
-    """Folds, all rows, intervals and tests as tables."""
+    """Print tables of the folds, all rows, the intervals and the tests."""
     console.print(_folds_table(done))
     console.print(intervals_table(done.scores().evaluations))
     console.print(_comparisons_table(done))
@@ -60,7 +59,7 @@ def _folds_table(done: Backtest) -> Table:
 
 
 def _direction(done: Backtest) -> list[Text]:
-    """A line on how often the direction was right, where that can be told."""
+    """A line on how often the direction was right, if any row counts."""
     direction = done.scores().evaluations[0].direction
     if direction is None or direction.accuracy is None:
         return []
@@ -143,7 +142,7 @@ def summarize(done: Backtest) -> dict[str, Any]:
 
 
 def write_rows(done: Backtest, path: Path) -> None:
-    """Every forecast as CSV: date, fold, seed, actual, persistence, forecast, bounds of the shown interval."""
+    """Write every forecast as CSV: date, fold, seed, actual, persistence, forecast, bounds of the shown interval."""
     folds = np.concatenate([np.full(len(result.dates), result.fold.number + 1) for result in done.results])
     frames = []
     for seed in range(done.seeds):
@@ -168,13 +167,13 @@ def write_rows(done: Backtest, path: Path) -> None:
 
 
 def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) -> None:
-    """One page that opens without a network: forecasts with intervals, how reliable these are, and the tables.
+    """Write one page that opens without a network: forecasts with intervals, their reliability, and the tables.
 
     Args:
         done: the backtest.
-        title: of the page.
+        title: title of the page.
         notes: lines to read before the numbers.
-        path: of the file.
+        path: path of the file.
     """
     forecasts, actual = done.model(0), done.rows.actual
     figure = forecast_figure(done.dates, done.rows, forecasts)
@@ -186,13 +185,13 @@ def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) ->
             [
                 Plot(
                     figure,
-                    "Actual prices, forecasts with their interval, and persistence, by date; folds divided",
+                    "Actual prices, forecasts with their interval, and persistence, by date; lines between folds",
                 ),
                 grid_of(_folds_table(done)),
             ],
         ),
         Section(
-            "How reliable the intervals are",
+            "Reliability of the intervals",
             [
                 Text(
                     "Where actual prices fell in their forecast distributions: flat for a calibrated model."
@@ -203,7 +202,7 @@ def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) ->
                 ),
                 Plot(
                     calibration_figure(actual, {"model": forecasts, **done.baselines}),
-                    "Share of actual prices below each forecast quantile, of the model and of each baseline",
+                    "Share of actual prices below each forecast quantile, for the model and for each baseline",
                 ),
                 grid_of(intervals_table(done.scores().evaluations)),
             ],

@@ -1,4 +1,4 @@
-"""A series and intervals in plain words, the same in every command."""
+"""Descriptions of a series and of scores, the same in every command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forecast.scores.metrics import LEVELS, Evaluation, label
 
 
 def series_lines(series: Series, config: DataConfig) -> list[str]:
-    """Lines on where the prices came from, what was repaired and how they are split."""
+    """Lines on the source, the repairs and the split of the prices."""
     where, dates = series.provenance, series.dates
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     return [
@@ -29,10 +29,10 @@ def series_lines(series: Series, config: DataConfig) -> list[str]:
 
 
 def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Share of rows in the intervals of each level and their mean width, for the model and for persistence.
+    """Table of the coverage and mean width of the intervals of each level, for the model and for persistence.
 
     Args:
-        evaluations: of one model, or of several trainings of it on the same rows, over which the mean is taken.
+        evaluations: one evaluation per training of the model, all on the same rows; they are averaged.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title in ("interval", "rows in it", "mean width", "persistence's", "mean width"):
@@ -50,7 +50,7 @@ def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def evaluations_table(evaluations: dict[str, Evaluation]) -> Table:
-    """The model's scores and persistence's, a block of rows for each part."""
+    """Table of the model's and persistence's scores, one block of rows per part."""
     table = Table()
     table.add_column("rows")
     table.add_column("metric")

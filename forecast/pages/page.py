@@ -1,4 +1,4 @@
-"""Pages to read in a browser: each is one file with everything in it, so that it opens without a network."""
+"""Pages for a browser: each is one file with everything in it, so that it opens without a network."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Grid:
     """A table.
 
     Attributes:
-        header: titles of its columns.
+        header: titles of the columns.
         rows: cells, one for each title.
-        marked: number of the row to stand out.
-        text_columns: numbers of the columns that hold words; the others hold numbers, aligned to the right.
+        marked: index of the row to highlight.
+        text_columns: indices of the columns that hold words; the others hold numbers, aligned to the right.
     """
 
     kind: ClassVar[str] = "grid"
@@ -59,7 +59,7 @@ class Grid:
 
 
 def grid_of(table: Table, marked: int | None = None) -> Grid:
-    """A terminal's table for a page; its cells are plain text, its right-justified columns hold numbers."""
+    """Convert a terminal's table for a page; cells are plain text, right-justified columns hold numbers."""
     header = [str(column.header).replace("\n", " ") for column in table.columns]
     rows = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
     words = [i for i, column in enumerate(table.columns) if column.justify != "right"]
@@ -73,9 +73,9 @@ class Plot:
     Attributes:
         figure: takes its colours from the page where it has none; a trace whose ``meta`` is ``ink``, ``soft``,
             ``forecast``, ``persistence``, ``pick`` or ``band`` has the colour of that name in ``assets/style.css``.
-        description: the plot in words, for readers who do not see it.
-        height: in pixels.
-        least_width: in pixels; on a narrower screen the plot is scrolled.
+        description: the plot in words, for readers who cannot see it.
+        height: height in pixels.
+        least_width: smallest width in pixels; on a narrower screen the plot scrolls.
     """
 
     kind: ClassVar[str] = "plot"
@@ -88,7 +88,7 @@ class Plot:
     @property
     def json(self) -> Markup:
         """The figure as JSON, in which Plotly escapes ``<``: no text can end the script around it."""
-        # Plotly's template would hide the page's colours.
+        # Plotly's template would override the page's colours.
         self.figure.layout.template = None
         return Markup(self.figure.to_json())
 
@@ -102,10 +102,10 @@ class Section:
 
 
 def write_page(path: Path, title: str, introduction: Sequence[str], sections: Sequence[Section]) -> None:
-    """Write a page with Plotly's script in it, about 5 MB.
+    """Write a page that includes Plotly's script, about 5 MB.
 
     Raises:
-        OSError: when the place cannot be written or the disk is full; nothing at ``path`` has changed.
+        OSError: when ``path`` cannot be written or the disk is full; ``path`` is then unchanged.
     """
     from plotly.offline import get_plotlyjs
 
@@ -137,5 +137,5 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> Markup:
-    """A style sheet or script of ``forecast/assets``."""
+    """Read a style sheet or script of ``forecast/assets``."""
     return Markup(importlib.resources.files("forecast").joinpath("assets", name).read_text())

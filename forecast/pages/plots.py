@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 Dates = NDArray[np.datetime64]
 
 PIT_BINS = 10
-"""Bars of the histogram of probability integral transforms."""
+"""Number of bars in the histogram of probability integral transforms."""
 RESIDUAL_BINS = 40
-"""Bars of the histogram of residuals."""
+"""Number of bars in the histogram of residuals."""
 REFERENCE = {"dash": "dot", "color": "#8a94a3", "width": 1}
-"""A line to compare with."""
+"""Style of a reference line."""
 
 
 def forecast_figure(dates: Dates, rows: Rows, forecasts: Forecasts) -> go.Figure:
-    """Actual prices, forecasts with their interval, and persistence, by date.
+    """Plot actual prices, forecasts with their interval, and persistence, by date.
 
     Args:
-        dates: of the rows, shape (n,).
+        dates: dates of the rows, shape (n,).
         rows: actual prices, and persistence's forecasts.
-        forecasts: of the same rows; the band is left out where they have no quantiles.
+        forecasts: forecasts of the same rows; without quantiles, no band is drawn.
     """
     import plotly.graph_objects as go
 
@@ -55,7 +55,7 @@ def forecast_figure(dates: Dates, rows: Rows, forecasts: Forecasts) -> go.Figure
 
 
 def residual_figure(dates: Dates, rows: Rows, forecasts: Forecasts) -> go.Figure:
-    """Residuals (actual - forecast, in price units) by date and as a histogram, with persistence's."""
+    """Plot residuals (actual - forecast, in price units) by date and as a histogram, with persistence's."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
@@ -78,7 +78,7 @@ def residual_figure(dates: Dates, rows: Rows, forecasts: Forecasts) -> go.Figure
 
 
 def transform_figure(actual: NDArray[np.float64], forecasts: Forecasts) -> go.Figure:
-    """Histogram of where actual prices fell in their forecast distributions (PIT): flat for a calibrated model."""
+    """Histogram of the actual prices' places in their forecast distributions (PIT): flat for a calibrated model."""
     import plotly.graph_objects as go
 
     places = probability_integral_transform(actual, forecasts.required_quantiles)
@@ -91,9 +91,9 @@ def transform_figure(actual: NDArray[np.float64], forecasts: Forecasts) -> go.Fi
 
 
 def calibration_figure(actual: NDArray[np.float64], forecasters: Mapping[str, Forecasts]) -> go.Figure:
-    """Share of actual prices below each forecast quantile, a line for each forecaster that has quantiles.
+    """Plot the share of actual prices below each forecast quantile, one line per forecaster that has quantiles.
 
-    The first forecaster is the model, and stands out.
+    The first forecaster is the model; its line is highlighted.
     """
     import plotly.graph_objects as go
 

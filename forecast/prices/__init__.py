@@ -1,1 +1,1 @@
-"""Prices in, a clean series out: sources, tables, integrity rules."""
+"""From a source to a clean series: sources, tables, integrity rules."""

@@ -1,4 +1,4 @@
-"""A local copy of what Yahoo sent last, one Parquet file a symbol, for when Yahoo cannot be reached."""
+"""A local cache of Yahoo's latest answers, one Parquet file per symbol, for when Yahoo cannot be reached."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DATE_COLUMN = "__date__"
 
 
 def cache_path(symbol: str) -> Path:
-    """Where the copy of ``symbol`` is; ``FORECAST_CACHE_DIR`` overrides the user's cache directory."""
+    """Path of the copy of ``symbol``; ``FORECAST_CACHE_DIR`` overrides the user's cache directory."""
     given = os.environ.get(DIRECTORY_VARIABLE)
     directory = Path(given) if given else platformdirs.user_cache_path("pareto-price-forecaster")
     return directory / f"{quote(symbol, safe='')}.parquet"
 
 
 def store(symbol: str, table: Table) -> str | None:
-    """Keep ``table`` as the copy of ``symbol``; gives back why not in one line, None when it is kept."""
+    """Store ``table`` as the copy of ``symbol``; return None, or one line that says why it failed."""
     content = pa.Table.from_pandas(table.columns.assign(**{DATE_COLUMN: table.dates}), preserve_index=False)
     facts = {
         "symbol": symbol,
@@ -45,7 +45,7 @@ def store(symbol: str, table: Table) -> str | None:
 
 
 def load(symbol: str) -> Table | None:
-    """The copy of ``symbol``; None when there is none, or it is damaged, or of another symbol."""
+    """Load the copy of ``symbol``; None when it is missing, damaged, or of another symbol."""
     try:
         content = pq.read_table(cache_path(symbol))
         facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
@@ -58,13 +58,13 @@ def load(symbol: str) -> Table | None:
             retrieved=dt.date.fromisoformat(facts["retrieved"]) if facts["retrieved"] else None,
         )
         whole = facts["symbol"] == symbol and facts["sha256"] == _digest(symbol, table)
-    except Exception:  # damage shows in whatever the decoders stumble over, and a copy is never needed
+    except Exception:  # a damaged file can make the decoders raise anything, and no copy is ever required
         return None
     return table if whole else None
 
 
 def _digest(symbol: str, table: Table) -> str:
-    """SHA-256 of everything that is kept: Parquet itself reads many a flipped bit as another price."""
+    """SHA-256 of everything that is stored: Parquet itself reads many flipped bits as another price."""
     names = [str(name) for name in table.columns.columns]
     digest = hashlib.sha256(repr((symbol, str(table.as_of), str(table.retrieved), names)).encode())
     digest.update(table.dates.astype("datetime64[D]").astype("<i8").tobytes())

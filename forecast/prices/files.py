@@ -1,4 +1,4 @@
-"""Prices from CSV and Parquet files, in the shapes people have them."""
+"""Prices from CSV and Parquet files, in their common layouts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from forecast.prices.table import Table
 DATE_NAMES = ("date", "datetime", "timestamp", "time", "day")
 READABLE = (".csv", ".parquet")
 SYMBOL_NAMES = ("symbol", "ticker", "name")
-"""Columns that may tell the symbol of each row; the first that is there does."""
+"""Columns that may hold each row's symbol; the first one present is used."""
 DATE_FORMS = ("ISO8601", "%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y")
-"""Forms of dates in figures, once their separators are dashes; a column is read in one of them."""
+"""Forms of numeric dates, once their separators are dashes; a column is read in one of them."""
 NAMED_SYMBOLS = 10
-"""Symbols that an error lists."""
+"""Largest number of symbols that an error lists."""
 
 
 def read_file(path: Path, symbol: str) -> Table:
     """Read a ``.csv`` or ``.parquet`` file with a date column and price columns, in any order of rows.
 
     Understood: a plain header; the header lines that yfinance writes; dates as text, as a Parquet index, with
-    or without a time zone, as figures such as 20241231, or as seconds (or parts of them) since 1970. A column
-    of dates is read in one form, and where day and month could be either way round, in the one that leaves
-    the smaller gaps. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
+    or without a time zone, as digits such as 20241231, or as seconds (or parts of them) since 1970. A column
+    of dates is read in one form; where day and month could be either way round, in the form with the smaller
+    gaps. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
 
     Raises:
         DataError: when the file is missing, empty, of another kind, damaged, or without usable dates.
@@ -58,7 +58,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             head = [row for row, _ in zip(csv.reader(stream), range(3), strict=False)]
-        # yfinance writes two header lines (Price, Ticker) and mostly a third that names the index only.
+        # yfinance writes two header lines (Price, Ticker) and usually a third that only names the index.
         if [row[0] for row in head[:2] if row] in (["Price", "Ticker"], ["Ticker", "Price"]):
             third = len(head) == 3 and not any(head[2][1:]) and head[2][0].lower() in (*DATE_NAMES, "")
             frame = pd.read_csv(
@@ -79,13 +79,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises whatever its decoders stumble over
+    except Exception as error:  # pyarrow's decoders can raise anything
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{path} is not a usable Parquet file ({reason}); write it again") from None
 
 
 def _one_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
-    """The columns or rows of ``symbol`` from a frame with several symbols; another frame as it is."""
+    """The columns or rows of ``symbol`` from a frame with several symbols; any other frame unchanged."""
     if frame.columns.nlevels == 1:
         return _rows_of_symbol(frame, symbol, path)
     # yfinance's columns are (price, ticker), or (ticker, price) when grouped by ticker.
@@ -99,7 +99,7 @@ def _one_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
 def _rows_of_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
     columns = {str(column).strip().lower(): column for column in frame.columns}
     column = next((columns[name] for name in SYMBOL_NAMES if name in columns), None)
-    # A file of one symbol may spell it in its own way: BTC/USD for BTC-USD.
+    # A file of one symbol may spell it differently: BTC/USD for BTC-USD.
     if column is None or frame[column].nunique() < 2:
         return frame
     symbols = frame[column].astype("string").str.strip()
@@ -120,7 +120,7 @@ def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64
     index_is_dates = isinstance(frame.index, pd.DatetimeIndex) or str(frame.index.name).lower() in DATE_NAMES
     if index_is_dates:
         return _to_days(frame.index.to_series(), path), frame.reset_index(drop=True)
-    # An unnamed first column of text is an index that somebody saved along.
+    # An unnamed first column of text is an index that was saved with the table.
     unnamed = [
         c for c in frame.columns[:1] if str(c).startswith("Unnamed") and frame[c].dtype.kind not in "iuf"
     ]
@@ -132,7 +132,7 @@ def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64
 
 
 def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
-    """Calendar days; of a time with a zone, the day in that zone."""
+    """Convert dates to calendar days; a time with a zone gives the day in that zone."""
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         column = column.dt.tz_localize(None)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
@@ -153,13 +153,13 @@ def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
 
 
 def _days_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.datetime64]:
-    """Days from figures such as 20241231 or from times since 1970; NaT where a number is neither."""
+    """Days from numbers such as 20241231 or from times since 1970; NaT where a number is neither."""
     finite = np.isfinite(numbers)
     largest = np.abs(numbers[finite]).max(initial=0)
     if 1900_01_01 <= largest <= 2100_12_31:
         return _days_of_text(pd.Series(numbers).map("{:.0f}".format).astype("string"))
-    # Seconds reach the year 5138 before they reach 1e11, milliseconds 1e14 and so on; figures that end
-    # below 1e8 seconds, in 1973, are row numbers rather than times.
+    # Seconds stay below 1e11 until the year 5138, milliseconds below 1e14 and so on; numbers that all stay
+    # below 1e8, which is 1973 in seconds, are row numbers rather than times.
     per_second = next((unit for unit in (1, 1e3, 1e6, 1e9) if 1e8 <= largest < 1e11 * unit), None)
     days = np.full(len(numbers), np.datetime64("NaT"), dtype="datetime64[D]")
     if per_second:
@@ -170,8 +170,8 @@ def _days_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.datetime64]:
 
 
 def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
-    """Days from text in one form for all rows; NaT where a row has no form, or not that of the others."""
-    # A day written with a time and an offset is that day where it was written.
+    """Days from text, read in one form for all rows; NaT where a row does not have that form."""
+    # A day written with a time and an offset is the day as written, in that zone.
     text = column.str.replace(r"([T ]\d{1,2}:\d{2}.*)$", "", regex=True)
     figures = text.str.replace(r"[./]", "-", regex=True)
     readings = []
@@ -180,7 +180,7 @@ def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
         if form == "ISO8601" and not np.isnat(days).any():
             return days
         readings.append(days)
-    # Only a month that is named leaves no doubt of what comes first.
+    # With mixed forms, only a named month makes clear which number is the day.
     readings.append(_parse(text.where(text.str.contains(r"[A-Za-z]{3}")), "mixed"))
     missing = [int(np.isnat(days).sum()) for days in readings]
     best = [days for days, count in zip(readings, missing, strict=True) if count == min(missing)]

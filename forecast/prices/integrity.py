@@ -1,4 +1,4 @@
-"""Rules that make prices usable, and the report of what each rule found and did.
+"""Integrity rules that make prices usable, and the report of their findings and actions.
 
 Nothing is dropped without being counted, nothing is filled in, and no large move is ever treated as an
 error: real prices move by a third in a day.
@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 STALE_RUN = 5
-"""Identical consecutive values that make a stale run."""
+"""Number of identical consecutive values that make a stale run."""
 WEEKDAY_GAP = 5
 """Longest gap, in calendar days, that holidays make in a series of weekdays."""
 WEEKEND_SHARE = 0.1
-"""Share of rows on weekends from which on a series trades every day (two sevenths if it really does)."""
+"""Share of weekend rows above which a series counts as traded every day (it has two sevenths if it really is)."""
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one rule found and what was done about it."""
+    """The findings of one rule and the action it took."""
 
     rule: str
     found: int
@@ -33,14 +33,14 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class IntegrityReport:
-    """The results of all rules, in the order they were applied, those that found nothing too."""
+    """The results of all rules, in the order they were applied, including those that found nothing."""
 
     rows_in: int
     rows_out: int
     rules: tuple[RuleResult, ...]
 
     def lines(self) -> list[str]:
-        """Plain words for a person: a line for each rule that found something."""
+        """Describe the report to a person: one line for each rule that found something."""
         found = [rule for rule in self.rules if rule.found]
         if not found:
             return [f"{self.rows_in} rows read, nothing to repair"]
@@ -109,7 +109,7 @@ def _usable(
     *,
     keep: bool,
 ) -> tuple[NDArray[np.datetime64], NDArray[np.float64], RuleResult]:
-    """Drop the rows with a value that is not good, unless they are kept; count them."""
+    """Count the rows with a value that is not good, and drop them unless ``keep``."""
     rows = np.logical_and.reduce(good, axis=1)
     bad = zip(columns, (~good).sum(axis=0), strict=True)
     detail = ", ".join(f"{name} on {count}" for name, count in bad if count)

@@ -1,4 +1,4 @@
-"""A clean series of prices: what every later stage takes as its input."""
+"""A clean series of prices, the input of every later stage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a series came from; kept in every checkpoint and summary."""
+    """The origin of a series; stored in every checkpoint and summary."""
 
     source: str
-    """What the prices were read from: ``yahoo``, ``cache``, ``snapshot``, another source's name, or a file's path."""
+    """Source that gave the prices: ``yahoo``, ``cache``, ``snapshot``, another source's name, or a file's path."""
     requested: str
-    """The source that was asked for; differs from ``source`` after a fallback."""
+    """The requested source; differs from ``source`` after a fallback."""
     first_date: str
     last_date: str
     rows: int
@@ -30,7 +30,7 @@ class Provenance:
     fallback: str | None = None
     """Why the requested source was not used, in one line; None when it was."""
     retrieved: str | None = None
-    """When the prices were taken from their origin, ISO date; None when that is not known."""
+    """Day on which the prices were taken from their origin, ISO date; None when it is not known."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Series:
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """Names of the columns beyond the feature."""
+        """Names of the columns other than the feature."""
         return self.columns[1:]
 
     @property

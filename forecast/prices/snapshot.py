@@ -10,11 +10,11 @@ from forecast.prices.files import read_file
 from forecast.prices.table import Table
 
 RETRIEVED = {"BTC-USD": dt.date(2020, 1, 17)}
-"""The bundled symbols, and the day each one's prices were taken: that day's row is a part of a day."""
+"""The bundled symbols, and the day each one's prices were taken; that day's row is incomplete."""
 
 
 def load(symbol: str) -> Table | None:
-    """The snapshot of ``symbol``, None when none is bundled."""
+    """Load the snapshot of ``symbol``; None when none is bundled."""
     if symbol not in RETRIEVED:
         return None
     with as_file(files("forecast") / "data" / f"{symbol}.csv") as path:

@@ -1,4 +1,4 @@
-"""Where prices come from: Yahoo, the local cache, the bundled snapshot, a file, or a source that a package adds."""
+"""Sources of prices: Yahoo, the local cache, the bundled snapshot, a file, or a source that a package adds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 def say_on_stderr(line: str) -> None:
-    """Print one line for a person, away from the output for machines."""
+    """Print one line for a person on standard error, apart from the output for machines."""
     print(line, file=sys.stderr)
 
 
@@ -33,11 +33,11 @@ def _say_nothing(line: str) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What a source is asked for.
+    """A request to a source.
 
     Attributes:
-        symbol: whose prices.
-        notify: takes a line for a person.
+        symbol: symbol whose prices are requested.
+        notify: called with a line for a person.
     """
 
     symbol: str
@@ -45,14 +45,14 @@ class Request:
 
 
 Source = Callable[[Request], Table]
-"""Gives the whole history of a symbol.
+"""Returns the whole history of a symbol.
 
-It raises SourceUnavailable when it gets no answer, and UnknownSymbol when it is sure that there are no such prices.
+It raises SourceUnavailable when it gets no answer, and UnknownSymbol when it is sure that the symbol has no prices.
 """
 
 
 def read_yahoo(request: Request) -> Table:
-    """Yahoo Finance; its answer is kept in the local cache."""
+    """Read prices from Yahoo Finance and store them in the local cache."""
     table = yahoo.fetch(request.symbol)
     problem = cache.store(request.symbol, table)
     if problem:
@@ -61,10 +61,10 @@ def read_yahoo(request: Request) -> Table:
 
 
 def read_snapshot(request: Request) -> Table:
-    """The snapshot that is bundled with the package.
+    """Read the snapshot that is bundled with the package.
 
     Raises:
-        DataError: when there is none of the symbol.
+        DataError: when the symbol has no snapshot.
     """
     bundled = snapshot.load(request.symbol)
     if bundled is None:
@@ -76,10 +76,10 @@ def read_snapshot(request: Request) -> Table:
 
 
 def read_auto(request: Request) -> Table:
-    """Yahoo, else the cached copy, else the snapshot; a fallback is announced in one line and noted in the table.
+    """Read Yahoo, else the cached copy, else the snapshot; announce a fallback in one line and note it in the table.
 
     Raises:
-        DataError: when there is none of the three.
+        DataError: when none of the three has prices.
     """
     symbol = request.symbol
     try:
@@ -114,22 +114,22 @@ def load_series(
     keep_non_positive: bool = False,
     notify: Notify | None = say_on_stderr,
 ) -> Series:
-    """Prices of one feature of one symbol, clean, oldest first.
+    """Load the prices of one feature of one symbol, clean, oldest first.
 
     Args:
         symbol: as Yahoo Finance spells it.
         feature: the column of prices; case, spaces and underscores do not matter.
         source: ``auto`` (Yahoo, else the local cache, else the bundled snapshot), ``yahoo``, ``snapshot``, or
             the path of a ``.csv`` or ``.parquet`` file; see ``SOURCES``.
-        start: first day, ISO date; all history unless given.
+        start: first day, ISO date; by default all history.
         end: day to stop before, ISO date.
-        input_columns: further columns to take along.
+        input_columns: other columns that the model sees.
         keep_non_positive: keep zero and negative prices instead of dropping them as errors.
-        notify: gets a line when ``auto`` had to fall back; None to say nothing.
+        notify: called with a line when ``auto`` falls back; None for no notice.
 
     Raises:
-        UsageError: when ``start`` is not before ``end``, or an argument is not what it should be.
-        DataError: when the prices cannot be had or hold nothing usable; the message names the remedy.
+        UsageError: when ``start`` is not before ``end``, or an argument is invalid.
+        DataError: when the prices cannot be read or hold nothing usable; the message names the remedy.
     """
     config = parse_settings(
         DataConfig,
@@ -148,11 +148,11 @@ def load_series(
 
 
 def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
-    """Prices as ``config`` asks for them; see ``load_series``."""
+    """Load the prices that ``config`` describes; see ``load_series``."""
     table = _read(config, notify or _say_nothing)
     columns = (config.feature, *config.input_columns)
-    # The rules see the whole history, so that a repair does not depend on the range that was asked for; the report
-    # is of the whole history too.
+    # The rules see the whole history, so that a repair does not depend on the requested range; the report covers the
+    # whole history too.
     dates, matrix, report = check_integrity(
         table.dates,
         np.stack([table.values(name) for name in columns], axis=-1),

@@ -1,4 +1,4 @@
-"""A table of prices as a source gave it: before a column is chosen and before any repair."""
+"""A table of prices as a source gave it, before columns are chosen and before any repair."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Table:
 
     Attributes:
         dates: shape (n,), ``datetime64[D]``, in the source's order.
-        columns: n rows, one column a feature, values as read.
+        columns: n rows, one column per feature, values as read.
         as_of: the first day that was not complete when the prices were taken.
-        origin: what the table was read from, for messages.
-        retrieved: the day the prices were taken from their origin; None when that is not known.
-        source: name of the source that gave the table; None when it is the one that was asked for.
-        fallback: why the source that was asked for was not used, in one line; None when it was.
+        origin: name of the table's origin, for messages.
+        retrieved: the day the prices were taken from their origin; None when it is not known.
+        source: name of the source that gave the table; None when it is the requested one.
+        fallback: why the requested source was not used, in one line; None when it was.
     """
 
     dates: NDArray[np.datetime64]
@@ -44,7 +44,7 @@ class Table:
         Case, spaces and underscores in the name do not matter.
 
         Raises:
-            DataError: when there is no such column (lists those there are), or it holds text.
+            DataError: when no column has that name (the message lists the columns), or it holds text.
         """
         names = {plain_name(str(name)): name for name in self.columns.columns}
         if feature in self.columns.columns:
@@ -56,7 +56,7 @@ class Table:
         if pd.api.types.is_numeric_dtype(column):
             return column.to_numpy(dtype=np.float64, na_value=np.nan)
         text = column.astype("string").str.strip()
-        # Commas go only where they can be nothing but thousands separators: 1234,567 is no such number.
+        # Remove commas only where they must be thousands separators: in 1234,567 they are not.
         text = text.mask(text.str.fullmatch(THOUSANDS).fillna(False), text.str.replace(",", ""))
         empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-", "."])
         numbers = pd.to_numeric(text.mask(empty), errors="coerce")

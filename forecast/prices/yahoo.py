@@ -20,23 +20,23 @@ from forecast.errors import SourceUnavailable, UnknownSymbol
 from forecast.prices.table import Table
 
 ATTEMPTS = 3
-"""Times Yahoo is asked before it counts as unreachable."""
+"""Number of attempts before Yahoo counts as unreachable."""
 FIRST_WAIT = 0.5
-"""Seconds before the second attempt; doubled before each further one."""
+"""Seconds before the second attempt; doubled before each later one."""
 REQUEST_TIMEOUT = 10.0
 """Seconds one request may take."""
 TOTAL_TIMEOUT = 30.0
-"""Seconds after which Yahoo counts as unreachable whatever its client is doing."""
+"""Seconds after which Yahoo counts as unreachable, whatever its client is doing."""
 NO_SUCH_SYMBOL = re.compile(r"no data found|not found|delisted|data doesn't exist", re.IGNORECASE)
-"""Yahoo's words for a symbol without prices; every other reason it gives is a failure of its own."""
+"""Yahoo's words for a symbol without prices; every other reason is a failure on Yahoo's side."""
 
 
 def fetch(symbol: str) -> Table:
-    """The whole daily history of ``symbol``, prices not adjusted for dividends.
+    """Fetch the whole daily history of ``symbol``, prices not adjusted for dividends.
 
     Raises:
         UnknownSymbol: when Yahoo answers that it has no prices under that symbol.
-        SourceUnavailable: when Yahoo does not answer, limits the rate, or answers with something else.
+        SourceUnavailable: when Yahoo does not answer, limits the rate, or gives any other answer.
     """
     import yfinance
 
@@ -48,8 +48,8 @@ def fetch(symbol: str) -> Table:
         except BaseException as error:
             result.append(error)
 
-    # The client makes requests of its own (cookies, crumbs) with time limits we do not set: the thread
-    # bounds them all.
+    # The client also makes requests (cookies, crumbs) with time limits that we do not set: the thread bounds
+    # them all.
     thread = threading.Thread(target=work, name="yahoo", daemon=True)
     with _client_lock, _exceptions_shown(yfinance):
         thread.start()
@@ -62,19 +62,19 @@ def fetch(symbol: str) -> Table:
 
 
 _client_lock = threading.Lock()
-"""Held while the client's settings, which are those of the whole process, are ours."""
+"""Held while the client has our settings, which apply to the whole process."""
 
 
 @contextmanager
 def _exceptions_shown(yfinance: ModuleType) -> Iterator[None]:
-    """Failures of the client come as exceptions, not as log lines and an empty frame; undone afterwards."""
+    """Make the client raise its failures instead of logging them and returning an empty frame; undone afterwards."""
     debug, log = yfinance.config.debug, logging.getLogger("yfinance")
     hidden, level = debug.hide_exceptions, log.level
     debug.hide_exceptions = False
     log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # The client's own use of pandas; nothing of it is ours or the user's to mend.
+            # The client's use of pandas causes these warnings; neither we nor the user can fix them.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
@@ -104,7 +104,7 @@ def _fetch_once(symbol: str) -> Table:
         frame, meta = _history(symbol)
     except YFTickerMissingError as error:
         reason = str(error.rationale)
-        # The client calls every refusal a missing symbol, an outage of Yahoo's too; Yahoo's words differ.
+        # The client calls every refusal a missing symbol, even an outage at Yahoo; Yahoo's words differ.
         if getattr(error, "yahoo_reason", None) and not NO_SUCH_SYMBOL.search(reason):
             raise SourceUnavailable(f"Yahoo Finance could not be read (it answered: {reason})") from error
         raise UnknownSymbol(
@@ -132,8 +132,8 @@ def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     import yfinance
     from yfinance.exceptions import YFTzMissingError
 
-    # The client looks the time zone up through a memory without an expiry, which would give a second
-    # attempt the first one's bad answer.
+    # The client caches time zones without an expiry, which would give a second attempt the first one's bad
+    # answer.
     yfinance.data.YfData.cache_get.cache_clear()
     ticker = yfinance.Ticker(symbol)
     try:
@@ -147,7 +147,7 @@ def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
             timeout=REQUEST_TIMEOUT,
         )
     except YFTzMissingError:
-        # Says nothing of why. A short chart needs no time zone, and its failure carries Yahoo's reason.
+        # This error gives no reason. A short chart needs no time zone, and its failure carries Yahoo's reason.
         ticker.history(period="5d", timeout=REQUEST_TIMEOUT)
         raise ValueError(f"no time zone for {symbol!r}") from None
     return frame, ticker.get_history_metadata() or {}
@@ -158,7 +158,7 @@ def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
 
     Args:
         meta: the chart's metadata, with ``exchangeTimezoneName`` and ``currentTradingPeriod``.
-        now: an aware time.
+        now: the current time, with a time zone.
     """
     try:
         zone: dt.tzinfo = ZoneInfo(str(meta["exchangeTimezoneName"]))
@@ -174,7 +174,7 @@ def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
 
 
 def _short(error: Exception) -> str:
-    """The gist of a client's error: curl's own words without their preamble, at most a line."""
+    """Shorten a client's error to one line: curl's message without its preamble, or the error's type and text."""
     text = " ".join(str(error).split())
     curl = re.search(r"curl: \(\d+\) (.+?)(?:\. See https?:|$)", text)
     return curl.group(1) if curl else f"{type(error).__name__}: {text[:160]}"

@@ -1,1 +1,1 @@
-"""What a forecast is worth: metrics and forecast distributions."""
+"""Scores of forecasts: metrics and forecast distributions."""

@@ -1,6 +1,6 @@
-"""Forecasts as distributions: what a model says of the next value beside one number.
+"""Forecast distributions of the next value.
 
-All of them are a location and a scale for each window, with a shape around them, in units of the model's output.
+Each has a location and a scale per window and a shape around them, in units of the model's output.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 PROBABILITIES: Array = np.arange(1, 200) / 200
-"""Probabilities at which a forecast's quantiles are kept for its scores; the borders of the usual intervals are
-among them."""
+"""Probabilities at which a forecast's quantiles are kept for its scores; they include the bounds of the usual
+intervals."""
 
 WIDEST_LEVEL = 0.9999
-"""Level up to which a learned distribution is asked for intervals: further out it has seen nothing."""
+"""Highest level of intervals of a learned distribution: further out it has seen nothing."""
 MAIN_LEVEL = 0.9
-"""The level of intervals that are calibrated for, and told of where there is room for one."""
+"""Level that intervals are calibrated for, and that is shown where there is room for one."""
 
 
 def interval_probabilities(levels: ArrayLike) -> Array:
@@ -31,23 +31,24 @@ def interval_probabilities(levels: ArrayLike) -> Array:
 
 
 class Distribution(Protocol):
-    """The next value of each of n windows."""
+    """Distributions of the next value of n windows."""
 
     @property
     def widest_level(self) -> float:
-        """Level up to which it has central intervals."""
+        """Highest level of its central intervals."""
         ...
 
     @property
     def stretch(self) -> float:
-        """Factor by which calibration widened it: samples are without it.
+        """Factor by which calibration widened it; samples leave it out.
 
-        A spread that is estimated from drawn days would take a stretch for volatility, and grow by it every day.
+        A model that estimates volatility from drawn days would take the stretch for volatility, which would then grow
+        every day.
         """
         ...
 
     def quantiles(self, probabilities: Array) -> Array:
-        """Quantiles (n, k) at probabilities (k,), increasing along the second axis if those do."""
+        """Quantiles (n, k) at probabilities (k,), increasing along the second axis if the probabilities do."""
         ...
 
     def sample(self, generator: np.random.Generator) -> Array:
@@ -55,17 +56,17 @@ class Distribution(Protocol):
         ...
 
     def split(self) -> Sequence[Distribution]:
-        """One for each window."""
+        """Split into one distribution per window."""
         ...
 
 
 @dataclass(frozen=True)
 class StudentT:
-    """Student's t distribution, moved by ``location`` and stretched by ``scale``; each of shape (n,).
+    """Student's t distribution, shifted by ``location`` and scaled by ``scale``; each of shape (n,).
 
     Attributes:
         df: degrees of freedom: the fewer, the heavier the tails.
-        stretch: factor on the scale that calibration has found; samples are without it.
+        stretch: calibration's factor on the scale; samples leave it out.
     """
 
     location: Array
@@ -75,12 +76,12 @@ class StudentT:
 
     @property
     def widest_level(self) -> float:
-        """Far out, but not at the edge of what numbers can say."""
+        """``WIDEST_LEVEL``: far out, but well within the range of floats."""
         return WIDEST_LEVEL
 
     def quantiles(self, probabilities: Array) -> Array:
         """Quantiles (n, k) at probabilities (k,)."""
-        # Takes a tenth of a second to import, which only what forecasts has to wait for.
+        # Imported here because it takes a tenth of a second, which only forecasts have to wait for.
         from scipy.special import stdtrit
 
         standard: Array = stdtrit(self.df[:, np.newaxis], probabilities)
@@ -92,7 +93,7 @@ class StudentT:
         return draws
 
     def split(self) -> list[StudentT]:
-        """One for each window."""
+        """Split into one distribution per window."""
         rows = (slice(i, i + 1) for i in range(len(self.location)))
         return [
             replace(self, location=self.location[row], scale=self.scale[row], df=self.df[row]) for row in rows
@@ -101,16 +102,16 @@ class StudentT:
 
 @dataclass(frozen=True)
 class Conformal:
-    """A point forecast with the errors it made on rows it was not trained on.
+    """Point forecasts with the errors of their model on rows that it was not trained on.
 
-    Split conformal prediction with errors in units of a local scale (Lei et al. 2018, "Distribution-free predictive
-    inference for regression", section 5.2), both sides on their own: if errors in those units are exchangeable,
+    This is split conformal prediction with errors in units of a local scale (Lei et al. 2018, "Distribution-free
+    predictive inference for regression", section 5.2), each side separately: if errors in those units are exchangeable,
     a central interval of level p covers at least a share p of the rows.
 
     Attributes:
         location: shape (n,).
         scale: shape (n,), positive.
-        errors: actual minus forecast, over the scale, of m rows kept aside; shape (m,), ascending.
+        errors: actual minus forecast, over the scale, of m held-out rows; shape (m,), ascending.
     """
 
     location: Array
@@ -119,18 +120,18 @@ class Conformal:
 
     @property
     def stretch(self) -> float:
-        """How much larger, never below one, the errors are than the scale says; samples are without it."""
+        """Root mean square of the errors, never below one; samples leave it out."""
         return max(1.0, float(np.sqrt(np.mean(np.square(self.errors)))))
 
     @property
     def widest_level(self) -> float:
-        """A wider interval would need errors beyond the largest ones seen."""
+        """Highest level of central intervals; a wider one would need errors beyond the largest ones seen."""
         return max(0.0, 1 - 2 / (len(self.errors) + 1))
 
     def quantiles(self, probabilities: Array) -> Array:
-        """Quantiles (n, k) at probabilities (k,); beyond the ``widest_level`` the largest error stands in."""
+        """Quantiles (n, k) at probabilities (k,); beyond the ``widest_level`` they use the largest errors."""
         count = len(self.errors)
-        # A probability such as 0.1 is not exact: without slack its product could fall on the next rank.
+        # A probability such as 0.1 is not exact: without rounding, its product could fall on the next rank.
         place = np.round((count + 1) * probabilities, 9)
         rank = np.where(probabilities < 0.5, np.floor(place), np.ceil(place)).astype(int)
         standard: Array = self.errors[np.clip(rank, 1, count) - 1]
@@ -143,6 +144,6 @@ class Conformal:
         return draws
 
     def split(self) -> list[Conformal]:
-        """One for each window."""
+        """Split into one distribution per window."""
         rows = (slice(i, i + 1) for i in range(len(self.location)))
         return [replace(self, location=self.location[row], scale=self.scale[row]) for row in rows]

@@ -1,6 +1,6 @@
 """Metrics of forecasts, always compared with persistence on the same rows.
 
-Persistence forecasts the last price, with the distribution of the changes seen before around it. A metric without it
+Persistence forecasts the last price, with the distribution of earlier changes around it. A metric without persistence
 says nothing: a daily price is close to a random walk, on which persistence is hard to beat.
 """
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 MAPE_FLOOR = 1e-3
 """Smallest |actual| that MAPE divides by, in price units."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-"""Levels at which intervals are checked."""
+"""Levels of the intervals that are scored."""
 CONFIDENCE = 0.95
 """Level of the confidence interval around a share of right directions."""
 
@@ -31,7 +31,7 @@ class Forecasts:
 
     Attributes:
         points: point forecasts, shape (n,).
-        quantiles: at ``PROBABILITIES``, shape (n, 199); None for a model that gives points alone.
+        quantiles: quantiles at ``PROBABILITIES``, shape (n, 199); None for a model with point forecasts only.
     """
 
     points: Array
@@ -50,7 +50,7 @@ class Forecasts:
 
     @classmethod
     def join(cls, parts: Sequence[Forecasts]) -> Forecasts:
-        """Forecasts of consecutive rows as one; it has quantiles if all parts have them."""
+        """Join forecasts of consecutive rows; the result has quantiles if all parts have them."""
         quantiles = [part.quantiles for part in parts if part.quantiles is not None]
         return cls(
             np.concatenate([part.points for part in parts]),
@@ -69,15 +69,15 @@ def squared_errors(actual: Array, forecasts: Forecasts) -> Array:
 
 
 def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
-    """|actual - forecast| of each row in percent of |actual|, clamped from below at ``MAPE_FLOOR``."""
+    """|actual - forecast| of each row in percent of |actual|, which is clamped from below at ``MAPE_FLOOR``."""
     return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), MAPE_FLOOR)
 
 
 def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
     """Continuous ranked probability score of each row, in price units (Matheson & Winkler 1976).
 
-    Twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), as its mean over
-    ``PROBABILITIES``. Of a point forecast it is the absolute error, so it compares with MAE.
+    It is twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), taken as the
+    mean over ``PROBABILITIES``. For a point forecast it is the absolute error, so it is comparable with MAE.
 
     Raises:
         ValueError: for forecasts without quantiles.
@@ -94,9 +94,9 @@ class Metric:
 
     Attributes:
         losses: loss of each row, shape (n,), from actual prices (n,) and forecasts of them.
-        of_mean: makes the metric of the mean loss.
+        of_mean: turns the mean loss into the metric.
         unit: ``%``, for example; empty for price units.
-        needs_quantiles: whether it scores the whole distribution, and so needs forecasts that have one.
+        needs_quantiles: whether it scores the whole distribution, and so needs forecasts with quantiles.
     """
 
     losses: Callable[[Array, Forecasts], Array]
@@ -123,7 +123,7 @@ METRICS: Registry[Metric] = Registry(
 
 
 def label(name: str) -> str:
-    """A metric's name with its unit, as a table's or a plot's title has it: ``MAPE %``."""
+    """A metric's name with its unit, for titles of tables and plots: ``MAPE %``."""
     return f"{name} {METRICS[name].unit}".rstrip() if name in METRICS else name
 
 
@@ -136,11 +136,11 @@ class Coverage:
     """Coverage and width of the central intervals of one level.
 
     Attributes:
-        level: share of rows that they should hold.
-        coverage: share of rows that they held.
-        width: their mean width, in price units.
-        persistence_coverage: the same share for persistence's intervals.
-        persistence_width: their mean width.
+        level: share of rows that the intervals should hold.
+        coverage: share of rows that they hold.
+        width: mean width of the intervals, in price units.
+        persistence_coverage: coverage of persistence's intervals.
+        persistence_width: mean width of persistence's intervals.
     """
 
     level: float
@@ -152,10 +152,10 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Direction:
-    """How often the price moved to the side of the last price that the forecast was on.
+    """Share of rows on which the price moved in the forecast direction from the last price.
 
     Attributes:
-        accuracy: share of rows where it did; None where no row can be counted.
+        accuracy: the share; None where no row counts.
         low: lower end of its binomial confidence interval of 95 %.
         high: upper end.
         rows: rows on which both the price and the forecast moved.
@@ -172,7 +172,7 @@ class Evaluation:
     """A model's and persistence's metrics on the same rows, by name, and the model's skill.
 
     ``skill`` is ``1 - model / persistence``: above zero the model is better; None where persistence is exact.
-    ``intervals`` is empty for a model that gives points alone.
+    ``intervals`` is empty for a model with point forecasts only.
     """
 
     model: dict[str, float]
@@ -191,8 +191,8 @@ class Rows:
         actual: prices, shape (n,), n >= 1.
         previous: prices one row before each, shape (n,): persistence's point forecasts.
         persistence: quantiles of persistence, shape (n, 199); None leaves distributions unscored.
-        naive_mae: MASE's divisor, the mean absolute change of the training prices, for all rows or each, shape (n,);
-            None leaves MASE out.
+        naive_mae: MASE's divisor, the mean absolute change of the training prices: one for all rows, or one per row,
+            shape (n,); None leaves MASE out.
     """
 
     actual: Array
@@ -236,7 +236,7 @@ def interval_bounds(quantiles: Array, level: float) -> tuple[Array, Array]:
 
     Args:
         quantiles: increasing along the second axis.
-        level: such that its bounds are among ``PROBABILITIES``.
+        level: level of the intervals; the probabilities of its bounds must be among ``PROBABILITIES``.
     """
     low, high = np.searchsorted(PROBABILITIES, interval_probabilities([level]) - 1e-9)
     return quantiles[:, low], quantiles[:, high]
@@ -247,8 +247,8 @@ def coverage(actual: Array, quantiles: Array, level: float) -> tuple[float, floa
 
     Args:
         actual: shape (n,).
-        quantiles: at ``PROBABILITIES``, shape (n, 199).
-        level: such that its bounds are among ``PROBABILITIES``.
+        quantiles: quantiles at ``PROBABILITIES``, shape (n, 199).
+        level: level of the intervals; the probabilities of its bounds must be among ``PROBABILITIES``.
     """
     lower, upper = interval_bounds(quantiles, level)
     inside = (lower <= actual) & (actual <= upper)
@@ -274,7 +274,7 @@ def _direction(rows: Rows, points: Array) -> Direction:
 
 def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
     """Exact interval of ``CONFIDENCE`` for a binomial share (Clopper & Pearson 1934); trials >= 1."""
-    # Imported here because it takes a tenth of a second, which forecasting need not wait for.
+    # Imported here because it takes a tenth of a second, which forecasts need not wait for.
     from scipy.special import betaincinv
 
     tail = (1 - CONFIDENCE) / 2
@@ -285,9 +285,9 @@ def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def probability_integral_transform(actual: Array, quantiles: Array) -> Array:
-    """Where in its forecast distribution each actual price lies, in [0, 1]; uniform for a calibrated forecast.
+    """Place of each actual price in its forecast distribution, in [0, 1]; uniform for a calibrated forecast.
 
-    Dawid 1984; from quantiles (n, 199) at ``PROBABILITIES``, so in steps of half a percent.
+    See Dawid 1984. Quantiles (n, 199) are at ``PROBABILITIES``, so places come in steps of half a percent.
     """
     below = (quantiles < actual[:, np.newaxis]).sum(axis=1)
     places: Array = (below + 0.5) / (len(PROBABILITIES) + 1)
