@@ -42,6 +42,7 @@ PAGES_TO_READ = sorted(
 )
 LEARNING = [
     "docs/tutorial.md",
+    "docs/serving.md",
     *(
         f"docs/how-to/{name}.md"
         for name in ("swap-a-model", "monitor", "own-csv", "resume", "another-symbol")
@@ -49,7 +50,12 @@ LEARNING = [
 ]
 """Read in this order: each page starts from the files, and the server, that the previous ones left."""
 SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
-    ("README.md", "README.pt-BR.md", "docs/how-to/deploy.md"), "readme"
+    (
+        "README.md",
+        "README.pt-BR.md",
+        *(f"docs/{name}.md" for name in ("results", "tuning", "how-to/deploy")),
+    ),
+    "readme",
 )
 NOT_HERE = {"cloud", "docker", "kubernetes"}
 REPLACED = """\
@@ -121,7 +127,7 @@ class Reader:
     def __init__(self, place, cluster):
         self.place = place / "clone"
         ignored = shutil.ignore_patterns(
-            ".git", ".venv", "artifacts", ".*_cache", ".hypothesis", "__pycache__"
+            ".git", ".venv", "artifacts", "build", "site", ".*_cache", ".hypothesis", "__pycache__"
         )
         shutil.copytree(ROOT, self.place, ignore=ignored)
         (self.place / ".venv").symlink_to(sys.prefix)
