@@ -45,8 +45,8 @@ RUN install --directory --owner=forecaster --group=forecaster /app/model /app/ar
 COPY --from=build /opt/venv /opt/venv
 
 # Any user may write to the home directory, whatever `--user` is. LOGNAME: some libraries ask for a user name, and users
-# unknown to the image have none. The object store holds one array or none: Ray would give it 30 % of the memory, and put
-# it on disk where /dev/shm is smaller than that.
+# unknown to the image have none. The object store holds one array or none: Ray would give it 30 % of the memory, and
+# put it on disk where /dev/shm is smaller than that.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     LOGNAME=forecaster \
