@@ -412,7 +412,7 @@ def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--storage-path", "/proc/nope", "--storage-path /proc/nope: it cannot be written"),
+        ("--storage-path", "/proc/nope", "--storage-path /proc/nope: cannot be written"),
         ("--address", "127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
     ],
 )
