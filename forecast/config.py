@@ -69,7 +69,7 @@ class DataConfig(Config):
             )
         if self.keep_non_positive and self.log_prices:
             raise ValueError(
-                "`keep_non_positive` cannot go with log prices, which need positive prices; add `log_prices=False`"
+                "`keep_non_positive` cannot be used with log prices, which need positive prices; add `log_prices=False`"
             )
         seen = {plain_name(self.feature)}
         for name in self.input_columns:
@@ -83,7 +83,7 @@ class ExperimentConfig(DataConfig):
     """Settings that all models of one comparison share: data, network, target, likelihood and seed."""
 
     network: str = Field(
-        "lstm", min_length=1, description="kind of network: lstm, or one that an installed package adds"
+        "lstm", min_length=1, description="kind of network: lstm, or a network that an installed package adds"
     )
     target: Target = Field(
         "residual",

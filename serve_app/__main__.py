@@ -39,8 +39,10 @@ class ReloadOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str = Field("auto", description="Ray cluster it runs on; auto is the one on this machine")
-    app: str = Field(DEFAULT_APP, description="its name on the cluster")
+    address: str = Field(
+        "auto", description="Ray cluster that the application runs on; auto is the cluster on this machine"
+    )
+    app: str = Field(DEFAULT_APP, description="name of the application on the cluster")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for the replicas")
 
 
@@ -61,18 +63,18 @@ def build_parser() -> Parser:
     command = commands.add_parser(
         "reload",
         help="load the served checkpoints again, in every replica, without dropping a request",
-        description="Load the served checkpoints again, in every replica: each loads, checks and warms up the new "
-        "models while it serves, then swaps. A replica that cannot use them keeps the old ones; the exit code is then "
-        "1.",
+        description="Load the served checkpoints again in every replica. Each replica loads, checks and warms up the "
+        "new models while it serves the old models, then swaps the two. A replica that cannot use the new models "
+        "keeps the old models; the exit code is then 1.",
         epilog=EXAMPLES,
     )
     add_options(command, ReloadOptions)
     commands.add_parser(
         "flags",
         help="print the environment that a cluster needs at its start, for eval",
-        description="Print Ray Serve's environment flags as shell commands. A cluster reads them when it starts, and "
-        "then puts HAProxy in front of the replicas; without them the application runs, but many times slower. `serve "
-        "run` does not need this.",
+        description="Print Ray Serve's environment flags as shell commands. A cluster reads the flags when it "
+        "starts, and then puts HAProxy in front of the replicas; without the flags the application runs, but many "
+        "times slower. `serve run` does not need this command.",
         epilog=FLAGS_EXAMPLE,
     )
     return parser

@@ -175,7 +175,7 @@ def replica_gpus(asked: float | None, available: float) -> float:
         return DEFAULT_GPU_SHARE if available else 0.0
     if asked > available:
         raise UsageError(
-            f"num_gpus={asked:g}: the cluster has {available:g} GPUs; ask for less, or leave it out"
+            f"num_gpus={asked:g}: the cluster has {available:g} GPUs; ask for a smaller share, or omit num_gpus"
         )
     return asked
 

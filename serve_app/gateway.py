@@ -106,7 +106,7 @@ class WebApp:
 
     async def _answer(self, forecast: Answering, receive: Receive) -> Answer:
         if self._under_way >= self._options.max_queued_requests:
-            return busy(f"{self._under_way} requests are under way here; try again later")
+            return busy(f"this replica has {self._under_way} requests under way; try again later")
         self._under_way += 1
         body = None
         try:

@@ -75,7 +75,7 @@ class Publisher:
         )
         self._models = metrics.Gauge(
             "forecast_model_info",
-            "1 for a model that is served, 0 for one that no longer is; version is its file's SHA-256, shortened.",
+            "1 for a served model, 0 for a model no longer served; version is the model file's SHA-256, shortened.",
             tag_keys=("symbol", "version"),  # type: ignore[arg-type]
         )
         self._refused = metrics.Gauge(

@@ -179,7 +179,7 @@ class Models:
             model = ServedModel(path, self._engines)
             if (other := loaded.get(model.symbol)) is not None:
                 raise CheckpointError(
-                    f"{path} and {other.predictor.path} both forecast {model.symbol}; leave one of them in {place}"
+                    f"{path} and {other.predictor.path} both forecast {model.symbol}; keep only one file in {place}"
                 )
             loaded[model.symbol] = model
         return loaded

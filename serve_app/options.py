@@ -26,7 +26,7 @@ class ServeOptions(BaseModel):
     checkpoint: str = Field(
         default_factory=lambda: os.environ.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT),
         min_length=1,
-        description="checkpoint to serve, or a directory with one per symbol (unless given, "
+        description="checkpoint to serve, or a directory with one checkpoint per symbol (unless given, "
         f"{CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
     )
     replicas: int = Field(1, ge=1, description="processes that answer requests")
@@ -59,10 +59,12 @@ class ServeOptions(BaseModel):
         None,
         ge=0,
         le=1000,
-        description="milliseconds that a window waits for others (unless given, 0 on a CPU, 2 on a GPU)",
+        description="milliseconds that a window waits for other windows (unless given, 0 on a CPU, 2 on a GPU)",
     )
     max_queued_requests: int = Field(
-        256, ge=1, description="most requests under way in each replica; one more is refused with 503"
+        256,
+        ge=1,
+        description="most requests under way in each replica; further requests are refused with 503",
     )
     request_timeout_s: float = Field(
         30.0,
@@ -89,7 +91,7 @@ class ServeOptions(BaseModel):
     def _replicas_fit(self) -> ServeOptions:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(
-                f"max_replicas={self.max_replicas} is less than replicas={self.replicas}; raise it or leave it out"
+                f"max_replicas={self.max_replicas} is less than replicas={self.replicas}; raise or omit max_replicas"
             )
         return self
 

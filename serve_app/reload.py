@@ -40,7 +40,8 @@ def reload(address: str, app: str, timeout_s: float) -> list[ReloadOutcome]:
         return asyncio.run(_ask_all(app, timeout_s))
     except RayServeException as error:
         raise ForecastError(
-            f"no application {app!r} runs at {address}; `serve status` lists them, and `address` names another cluster"
+            f"no application {app!r} runs at {address}; `serve status` lists the applications, and "
+            "`address` names another cluster"
         ) from error
     except TimeoutError as error:
         raise ForecastError(

@@ -46,7 +46,7 @@ class Options(BaseModel):
 
     symbol: Annotated[
         Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None,
-        Remedy("send a name in quotes, one of GET /models"),
+        Remedy("send a symbol of GET /models, in quotes"),
     ] = Field(None, description="which model to use; required only if several are served, see GET /models")
     horizon: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None,
@@ -117,7 +117,7 @@ class Interval(BaseModel):
 
     level: float
     lower: float | list[float] = Field(
-        description="in price units; a list, one per step, if horizon was given"
+        description="in price units; if horizon was given, a list with one bound per step"
     )
     upper: float | list[float]
 
@@ -144,7 +144,7 @@ class PredictAnswer(ForecastAnswer):
     )
     intervals: list[Interval] | None = Field(
         None,
-        description="one for each level; beyond one step ahead they come from simulated futures",
+        description="one interval for each level; beyond one step ahead, intervals come from simulated futures",
     )
 
 
@@ -152,7 +152,7 @@ class BatchAnswer(ForecastAnswer):
     """The forecasts of many windows and the model that made them."""
 
     predictions: list[float] | list[list[float]] = Field(
-        description="forecast of each window's next price; if horizon was given, a list, one per step"
+        description="forecast of each window's next price; if horizon was given, a list with one forecast per step"
     )
     intervals: list[list[Interval]] | None = Field(
         None,
@@ -189,7 +189,7 @@ class ModelLine(BaseModel):
     feature: str
     sequence_length: int = Field(description="number of past prices that the model looks at")
     columns: list[str] = Field(
-        description="columns that it sees of each day; with several, values are rows of them"
+        description="columns that the model sees for each day; with several columns, values has one row per day"
     )
     sha256: str = Field(description="hash of the checkpoint's file")
     checkpoint_path: str
@@ -208,7 +208,9 @@ class ModelAnswer(ModelLine):
     likelihood: str = Field(
         description="mse: intervals from past errors; student_t: the model forecasts a distribution"
     )
-    widest_level: float = Field(description="highest level of its intervals; 0 if it has none")
+    widest_level: float = Field(
+        description="highest level of the model's intervals; 0 for a model without intervals"
+    )
     trained_on: dict[str, Any] | None = Field(
         description="source, first and last date, rows and hash of the prices; split says which part used which rows"
     )
@@ -219,7 +221,7 @@ class ModelAnswer(ModelLine):
         description="persistence's metrics on the same rows, by part"
     )
     intervals: dict[str, list[dict[str, float]]] = Field(
-        description="coverage and mean width of its intervals and persistence's, by part"
+        description="coverage and mean width of the intervals of the model and of persistence, by part"
     )
     configurations_tried: int | None = Field(description="configurations trained before this one was chosen")
     trial_number: int | None
@@ -230,7 +232,8 @@ class ModelAnswer(ModelLine):
         description="lowest and highest price in training; a window beyond them gets a warning"
     )
     latest_window: list[float] | list[list[float]] | None = Field(
-        description="the last values of the series it was trained on, in the form of values of POST /predict"
+        description="the last values of the series that the model was trained on, in the form of values of POST "
+        "/predict"
     )
     device: str
     engine: str = Field(description="engine that runs the network: torch or onnx")

@@ -178,7 +178,7 @@ class ForecastService:
         futures = PATHS if levels and horizon > 1 else 1
         forecasts = windows * horizon * futures
         if forecasts > self._max_forecasts:
-            simulated = f" in {futures} simulated futures, which their levels need," if futures > 1 else ""
+            simulated = f" in {futures} simulated futures, which the levels need," if futures > 1 else ""
             message = (
                 f"{windows} windows and a horizon of {horizon}{simulated} are {forecasts} forecasts; "
                 f"send at most {self._max_forecasts} in one request"

@@ -49,7 +49,7 @@ def test_folds_are_scored_on_neighbouring_rows_up_to_the_last_and_know_only_rows
 
 
 def test_too_many_folds_say_what_is_left_and_the_remedy():
-    with pytest.raises(DataError, match=r"10 folds of 30 rows leave 0 of 300 rows .*take fewer folds"):
+    with pytest.raises(DataError, match=r"10 folds of 30 rows leave 0 of 300 rows .*use fewer folds"):
         make_folds(300, BacktestSettings(folds=10), TINY)
 
 
@@ -154,19 +154,19 @@ def test_a_search_that_has_seen_scored_rows_is_told_of(tmp_path, tiny_result, ca
     assert main([*command.split(), "--output-dir", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "Configurations tried before these numbers: 64" in printed
-    assert "knew all rows up to 2019-04-11" in printed
+    assert "saw all rows up to 2019-04-11" in printed
 
 
 def test_options_of_the_model_cannot_go_with_a_trial(tmp_path, tiny_checkpoint, capsys):
     command = ["backtest", "--from-trial", str(tiny_checkpoint), "--hidden-size", "16"]
     assert run(main, command) == 2
-    assert "--hidden-size cannot go with --from-trial" in capsys.readouterr().err
+    assert "--hidden-size cannot be used with --from-trial" in capsys.readouterr().err
 
 
 def test_a_trial_trained_again_comes_out_the_same_to_the_bit(tmp_path, tiny_result, tiny_checkpoint, capsys):
     again = tmp_path / "again.pt"
     assert main(["train", "--from-trial", str(tiny_checkpoint), "--checkpoint", str(again)]) == 0
-    assert "came out again exactly" in capsys.readouterr().out
+    assert "were reproduced exactly" in capsys.readouterr().out
     state = load_checkpoint(again).model_state
     assert (
         load_checkpoint(again).calibration_scores.tolist()
@@ -181,7 +181,7 @@ def test_a_trial_is_not_trained_again_on_other_data(tmp_path, tiny_result, capsy
         tiny_result.checkpoint.model_copy(update={"provenance": provenance}), tmp_path / "trial.pt"
     )
     assert run(main, ["train", "--from-trial", str(tmp_path / "trial.pt")]) == 1
-    assert "its numbers cannot be compared" in capsys.readouterr().err
+    assert "the metrics cannot be compared" in capsys.readouterr().err
 
 
 @pytest.mark.slow

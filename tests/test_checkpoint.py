@@ -61,7 +61,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
 
     path = tmp_path / "evil.pt"
     torch.save({"model_state": Evil()}, path)
-    with pytest.raises(CheckpointError, match="could run code, and is refused"):
+    with pytest.raises(CheckpointError, match=r"is refused: .* could run code"):
         load_checkpoint(path)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(CheckpointError):

@@ -79,7 +79,7 @@ def test_infer_uses_the_latest_window_of_the_models_source_by_default(tiny_check
         (["--values", "1", "2"], 1, "2 values are too few: this model needs at least 20"),
         (["--values", "1", "x"], 2, "--values (number 2) x: "),
         (["--values", "1", "nan"], 2, "--values (number 2) nan: "),
-        (["--values", "1", "--latest"], 2, "three ways to give the window; use one"),
+        (["--values", "1", "--latest"], 2, "each give the window; use only one of these options"),
         (["--file", "no/such.txt"], 2, "--file no/such.txt cannot be read"),
         (["--latest", "--source", "no/such.csv"], 1, "no file at no/such.csv"),
         (["--checkpoint", "no/such.pt"], 1, "no checkpoint at no/such.pt"),
@@ -130,7 +130,7 @@ def test_what_nobody_expected_is_one_line_too(capsys):
 
     assert run(broken, []) == 1
     assert capsys.readouterr().err == (
-        "error: unexpected ZeroDivisionError: division by zero; --debug shows where it comes from\n"
+        "error: unexpected ZeroDivisionError: division by zero; --debug shows the traceback\n"
     )
     with pytest.raises(ZeroDivisionError):
         run(broken, ["--debug"])
@@ -143,7 +143,7 @@ def test_another_python_than_the_environments_is_told_so(capsys):
     assert run(without_torch, []) == 1
     assert capsys.readouterr().err == (
         f"error: torch is not installed in {sys.executable}; activate the environment of the project "
-        "(source .venv/bin/activate), or install it there\n"
+        "(source .venv/bin/activate), or install the package there\n"
     )
 
 
@@ -165,7 +165,7 @@ def test_infer_gives_intervals_of_the_levels_and_steps_that_are_asked_for(tiny_c
 def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkpoint, capsys):
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW)]
     assert run(main, [*command, "--levels", "0.9999"]) == 1
-    assert "level 0.9999 is too wide" in capsys.readouterr().err
+    assert "level 0.9999 is too high" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

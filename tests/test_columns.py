@@ -81,7 +81,7 @@ def test_a_column_that_tells_of_the_next_change_is_learned_from(prices, model):
 
 
 def test_a_series_without_the_columns_is_refused_by_name(prices, model):
-    with pytest.raises(DataError, match="the input columns Volume, High, the series has none"):
+    with pytest.raises(DataError, match="the input columns Volume, High, but the series has none"):
         evaluate(load_checkpoint(model), load_series("ACME", source=str(prices)))
 
 

@@ -74,7 +74,7 @@ def test_an_installed_package_gives_a_job_its_prices_an_objective_and_the_networ
         *("--output-dir", str(tmp_path)),
     )
     assert again.returncode == 1
-    assert "was made with network gru, this job has lstm" in again.stderr
+    assert "was made with network gru, but this job has lstm" in again.stderr
 
 
 def test_a_network_of_another_package_is_trained_saved_loaded_and_served_by_torch(
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_a_network_that_is_not_installed_is_refused_with_the_rem
     config = tiny_result.checkpoint.config.model_copy(update={"network": "transformer"})
     save_checkpoint(tiny_result.checkpoint.model_copy(update={"config": config}), tmp_path / "other.pt")
     with pytest.raises(
-        CheckpointError, match=r"there is no network 'transformer'.*install the package that adds it"
+        CheckpointError, match=r"there is no network 'transformer'.*install the package that adds the network"
     ):
         load_checkpoint(tmp_path / "other.pt")
 

@@ -102,10 +102,10 @@ def test_of_several_symbols_the_one_asked_for_is_read(tmp_path):
     path = tmp_path / "prices.csv"
     path.write_text("Price,Close,Close\nTicker,AAA,BBB\nDate,,\n2024-01-01,1,2\n2024-01-02,3,4\n")
     assert load_series("BBB", source=str(path)).values.tolist() == [2, 4]
-    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with `symbol`"):
+    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one of these with `symbol`"):
         load_series("CCC", source=str(path))
     path.write_text(csv("2024-01-01,AAA,1", "2024-01-01,BBB,2", header="date,name,close"))
-    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one with `symbol`"):
+    with pytest.raises(DataError, match="holds AAA, BBB, not CCC; choose one of these with `symbol`"):
         load_series("CCC", source=str(path))
 
 
@@ -151,12 +151,12 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
         (
             "text.csv",
             csv("2024-01-01,1,2", "2024-01-02,1,two"),
-            r"'two' in column Close on 2024-01-02 \(row 2\)",
+            r"'two', not a number, in column Close on 2024-01-02 \(row 2\)",
         ),
         (
             "comma.csv",
             csv('2024-01-01,1,"1,234"', '2024-01-02,1,"1234,567"'),
-            r"'1234,567' in column Close on 2024-01-02 \(row 2\)",
+            r"'1234,567', not a number, in column Close on 2024-01-02 \(row 2\)",
         ),
         ("number.csv", csv("0,1,2", "1,1,2"), r"has 0 where a date should be \(row 1\)"),
         ("hole.csv", csv("1704067200,1,2", ",1,2"), r"has nan where a date should be \(row 2\)"),

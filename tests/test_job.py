@@ -151,7 +151,7 @@ def test_the_pick_forecasts_what_the_command_line_prints(finished, snapshot):
 
 def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished):
     directory, outcome = finished
-    with pytest.raises(StudyError, match="has 6 trials already; continue it with `resume`"):
+    with pytest.raises(StudyError, match="already has 6 trials; continue the study with `resume`"):
         jobs.run_job(options(directory))
     again = jobs.run_job(options(directory, resume=True))
     assert again.summary["trials"] == outcome.summary["trials"]

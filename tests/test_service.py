@@ -104,7 +104,7 @@ def test_more_forecasts_than_allowed_are_refused_before_any_is_made(client):
     [
         ("/predict", {"values": []}, "send past prices as numbers"),
         ("/predict", {}, "send past prices as numbers"),
-        ("/predict", {"values": GOOD, "symbol": ""}, "send a name in quotes"),
+        ("/predict", {"values": GOOD, "symbol": ""}, "send a symbol of GET /models, in quotes"),
         ("/predict", {"values": GOOD, "horizon": 0}, "send a whole number from 1 to 365"),
         ("/predict", [], 'send a JSON object, for example {"values"'),
         ("/predict/batch", {"windows": []}, "send at least one window"),
@@ -299,7 +299,7 @@ def test_more_requests_than_the_limit_are_told_to_come_again_and_health_answers_
     refused, health, *answered = asyncio.run(crowd())
     assert refused.status == 503
     assert (b"retry-after", b"1") in refused.sent[0]["headers"]
-    assert "2 requests are under way" in json.loads(refused.sent[1]["body"])["detail"][0]["msg"]
+    assert "2 requests under way" in json.loads(refused.sent[1]["body"])["detail"][0]["msg"]
     assert [connection.status for connection in (health, *answered)] == [200] * 4
 
 
@@ -519,7 +519,7 @@ def test_a_batch_is_answered_with_each_windows_intervals(student_t):
         (["0.9"], ["body", "levels", 0], "without quotes"),
         ([], ["body", "levels"], "leave levels out"),
         ([0.5] * 21, ["body", "levels"], "send 1 to 20 numbers"),
-        ([0.9999], ["body", "levels"], "too wide"),
+        ([0.9999], ["body", "levels"], "too high"),
     ],
 )
 def test_a_level_that_cannot_be_is_refused(client, levels, where, message):
@@ -545,7 +545,7 @@ def test_a_checkpoint_that_knows_nothing_of_its_errors_says_so(tiny_result, tmp_
         assert predictions(client, values=GOOD)["prediction"] > 0
         assert client.get("/model").json()["widest_level"] == 0
     assert answer.status_code == 422
-    assert "made before there were any" in answer.json()["detail"][0]["msg"]
+    assert "made before checkpoints had any" in answer.json()["detail"][0]["msg"]
 
 
 def test_levels_at_the_edge_of_what_numbers_can_say_are_refused(student_t):

@@ -261,7 +261,7 @@ def test_start_is_included_and_end_is_not():
         (
             {"start": "2030-01-01"},
             DataError,
-            "from 2014-11-28 to 2020-01-16, nothing from 2030-01-01; change",
+            "from 2014-11-28 to 2020-01-16, but nothing from 2030-01-01; change",
         ),
         (
             {"feature": "Price"},

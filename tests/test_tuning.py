@@ -113,7 +113,9 @@ def test_a_new_study_names_its_objectives(open_study):
 
 def test_an_existing_study_is_not_touched_without_resume(open_study):
     open_study().ask()
-    with pytest.raises(StudyError, match="has 1 trials already; continue it with `resume`, or start another"):
+    with pytest.raises(
+        StudyError, match="already has 1 trials; continue the study with `resume`, or start another"
+    ):
         open_study()
     assert len(open_study(resume=True).trials) == 1
 
@@ -130,7 +132,7 @@ def test_a_study_with_other_objectives_is_refused(tmp_path, open_study):
 
 def test_a_study_of_other_data_is_not_resumed(open_study):
     open_study(basis={"rows": "a"}).ask()
-    with pytest.raises(StudyError, match="made with rows a, this job has b"):
+    with pytest.raises(StudyError, match="made with rows a, but this job has b"):
         open_study(resume=True, basis={"rows": "b"})
 
 

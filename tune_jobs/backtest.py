@@ -24,7 +24,7 @@ class ParallelBacktestOptions(BacktestOptions):
     """The cluster."""
 
     address: str | None = TuneOptions.model_fields["address"]  # type: ignore[assignment]
-    gpus_per_training: float = Field(0.0, ge=0, description="GPU share that each training asks for")
+    gpus_per_training: float = Field(0.0, ge=0, description="GPU share that each training run asks for")
 
 
 def build_parser() -> Parser:

@@ -32,13 +32,15 @@ def metric_of(objective: str) -> str:
 class TuneOptions(ExperimentConfig):
     """The tuning job."""
 
-    num_samples: int = Field(64, ge=1, description="trials the study ends with, finished or failed")
+    num_samples: int = Field(
+        64, ge=1, description="number of trials, finished or failed, at which the study ends"
+    )
     output_dir: Path = Field(Path("artifacts"), description="directory for every file the job writes")
     objectives: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         ("mae", "rmse", "mape"),
         min_length=1,
         description="metrics that the search minimizes, separated by commas: mae, rmse, mape, crps (scores the "
-        "forecast distribution), or one that an installed package adds",
+        "forecast distribution), or a metric that an installed package adds",
     )
     strategy: str = Field(
         "min_mape",
@@ -51,8 +53,8 @@ class TuneOptions(ExperimentConfig):
     )
     one_se: bool = Field(
         False,
-        description="pick the smallest model within one standard error of the best by `strategy` (the error of their "
-        "difference, from a block bootstrap over the days)",
+        description="pick the smallest model within one standard error of the best model by `strategy` (the error of "
+        "their difference, from a block bootstrap over the days)",
     )
     objectives_on: Literal["validation", "test"] = Field(
         "validation",
@@ -65,15 +67,17 @@ class TuneOptions(ExperimentConfig):
     max_concurrent: int | None = Field(
         None,
         ge=1,
-        description="most trials at a time (unless given, as many as fit on the cluster, adjusted as it changes, and "
-        "twice as many while an autoscaling cluster can grow)",
+        description="most trials at a time (unless given, as many as fit on the cluster, adjusted as the cluster "
+        "changes, and twice as many while an autoscaling cluster can grow)",
     )
-    cpus_per_trial: float = Field(1.0, gt=0, description="CPUs that each trial asks for, and its threads")
+    cpus_per_trial: float = Field(
+        1.0, gt=0, description="CPUs that each trial asks for, and the trial's threads"
+    )
     gpus_per_trial: float | None = Field(
         None,
         ge=0,
-        description="GPU share that a large model's trial asks for, may be a fraction; 0 uses no GPU (unless given, a "
-        "quarter if the cluster has GPUs or can start them)",
+        description="GPU share that a large model's trial asks for, which may be a fraction; 0 uses no GPU (unless "
+        "given, a quarter if the cluster has GPUs or can start them)",
     )
     gpu_from: float = Field(
         10.0,
@@ -97,8 +101,8 @@ class TuneOptions(ExperimentConfig):
     )
     address: str | None = Field(
         None,
-        description="Ray cluster to connect to, for example auto (unless given: the one in RAY_ADDRESS, else one "
-        "running on this machine, else a new local one)",
+        description="Ray cluster to connect to, for example auto (unless given: the cluster in RAY_ADDRESS, else "
+        "the cluster running on this machine, else a new local cluster)",
     )
     report: bool = Field(True, description="write report.html, a page of plots and tables")
     quiet: bool = Field(False, description="print only warnings and errors")
@@ -144,8 +148,8 @@ class TuneOptions(ExperimentConfig):
         if len(self.weights) != len(self.objectives):
             raise ValueError(
                 f"`weights`: {len(self.weights)} weights for {len(self.objectives)} objectives "
-                f"({', '.join(self.objectives)}); give one each"
+                f"({', '.join(self.objectives)}); give one weight per objective"
             )
         if min(self.weights) < 0 or sum(self.weights) == 0:
-            raise ValueError(f"`weights` {self.weights}: weights must not be negative, nor all zero")
+            raise ValueError(f"`weights` {self.weights}: weights must not be negative or all zero")
         return self

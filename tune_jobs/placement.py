@@ -43,9 +43,9 @@ class Slot:
 class SlotResources(tune.PlacementGroupFactory):
     """A slot's demand in Tune's terms: one bundle, equal only to itself.
 
-    Tune hands the process of an ended trial to any trial with equal resources, even to one whose own process is still
-    starting, and kills that process. If trials were shorter than a process start, a node that joins would never run
-    one.
+    Tune hands the process of a trial that has ended to any trial with equal resources, even to a trial whose own
+    process is still starting, and kills that process. If trials were shorter than a process start, a node that joins
+    would never run a trial.
     """
 
     def __init__(self, slot: Slot) -> None:

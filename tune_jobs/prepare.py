@@ -91,7 +91,7 @@ def only_job_in(output: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(
-                f"another job is working in {output}; wait for it, or choose another `output_dir`"
+                f"another job is working in {output}; wait for that job to end, or choose another `output_dir`"
             ) from None
         # The lock ends with the process, however it dies; the empty file stays.
         yield

@@ -277,7 +277,8 @@ def _importances(found: Findings, trials: Sequence[FrozenTrial]) -> list[Plot | 
     return [
         Text(
             "Importance of the hyperparameters for each objective (PED-ANOVA, Watanabe et al. 2023); if every "
-            "trial lands near persistence, it is mostly noise. Dropout is compared among models of several layers only."
+            "trial lands near persistence, the importance is mostly noise. Dropout is compared among models of "
+            "several layers only."
         ),
         Plot(figure, "Importance of each hyperparameter for each objective"),
     ]
@@ -304,7 +305,8 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     if found.picked.test.intervals:
         tables = [
             Text(
-                "Share of test rows inside the intervals; persistence's have one width, from all earlier changes."
+                "Share of test rows inside the intervals; the intervals of persistence have one width, "
+                "from all earlier changes."
             ),
             grid_of(intervals_table([found.picked.test])),
             Plot(
@@ -321,7 +323,7 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
         Text(
             "One day ahead, each forecast made from the days before it. The search has not seen these rows."
             if found.job.options.objectives_on == "validation"
-            else "One day ahead. The search has seen these rows: they do not estimate performance on new data."
+            else "One day ahead. The search has seen these rows: the scores do not estimate performance on new data."
         ),
         Plot(
             forecast_figure(dates, rows, forecasts),
@@ -331,7 +333,7 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
         Text("Residuals, actual price minus forecast:"),
         Plot(
             residual_figure(dates, rows, forecasts),
-            "Residuals by date and their histogram, with persistence's for comparison",
+            "Residuals by date and their histogram, with the residuals of persistence for comparison",
         ),
         *tables,
     ]

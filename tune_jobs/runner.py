@@ -71,7 +71,7 @@ def run_search(
         storage: its storage.
         samples: trials to finish, counting failures.
         placement: gives each trial its resources, and limits how many run at a time.
-        states: where trials keep their state while they run; every node must reach it.
+        states: where trials keep their state while they run; every node must be able to reach this place.
         checkpoint_dir: where each finished trial's checkpoint goes.
         stop: checked after every event of Tune's loop.
         on_finished: called at each trial's end.

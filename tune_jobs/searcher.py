@@ -91,7 +91,7 @@ class TrialWatch(tune.Callback):
         return {}
 
     def last_saved(self, trial_id: str) -> tune.Checkpoint | None:
-        """Return where an ended trial last saved its state, None if it never did, and forget it."""
+        """Return where a trial that has ended last saved its state (None if nowhere), and forget the place."""
         return self._saved.pop(trial_id, None)
 
     def is_pending(self, trial_id: str) -> bool:
@@ -275,7 +275,7 @@ class StudySearch(OptunaSearch):
         if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, GPU_ERRORS):
             raise StudyError(
                 f"trial {number} could not save its state in {self._states.uri} ({_reason(error)}); free space or fix "
-                "access there, or set `storage_path` to a place that every node reaches, then continue with `resume`"
+                "access there, or set `storage_path` to a place that every node can reach, then continue with `resume`"
             )
 
     def _keep_checkpoint(self, trial: optuna.Trial, saved: tune.Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""The place where running trials keep their state: a directory or bucket that every node of the cluster reaches."""
+"""The place where running trials keep their state: a directory or bucket that every node of the cluster can reach."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from forecast.errors import StudyError
 
 NODE_ANSWER = 60.0
-"""Seconds a node has to report whether it reaches the place."""
+"""Seconds a node has to report whether it can reach the place."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class StateStore:
         if blind:
             raise StudyError(
                 f"{', '.join(blind)} cannot see {self.uri} of this machine; set `storage_path` to a directory (NFS) or "
-                "bucket (s3://...) that every node reaches"
+                "bucket (s3://...) that every node can reach"
             )
 
     def _nodes_without(self, mark: str) -> list[str]:

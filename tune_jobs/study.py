@@ -125,8 +125,8 @@ def open_study(
         count = len(study.get_trials(deepcopy=False))
         if count and not resume:
             raise StudyError(
-                f"the study {name!r} in {path} has {count} trials already; continue it with `resume`, or start "
-                "another one with `output_dir` or `study_name`"
+                f"the study {name!r} in {path} already has {count} trials; continue the study with `resume`, or "
+                "start another study with `output_dir` or `study_name`"
             )
         _check_basis(study, basis, path)
         if JOB not in study.user_attrs:  # created before studies had one
@@ -145,8 +145,9 @@ def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None
     for key, value in basis.items():
         if key in before and before[key] != value:
             raise StudyError(
-                f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, this job has {value}: "
-                "their metrics cannot be compared; use the same setting, or another `study_name` or `output_dir`"
+                f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, but this job has "
+                f"{value}: the metrics cannot be compared; use the same setting, or another `study_name` or "
+                "`output_dir`"
             )
 
 

@@ -41,7 +41,7 @@ class Fold:
 
 
 def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> list[Fold]:
-    """Lay out the folds of a series of ``rows`` rows, in order of time; the last fold ends at the last row.
+    """Lay out the folds of a series of ``rows`` rows, in chronological order; the last fold ends at the last row.
 
     Raises:
         DataError: when the first fold has too few rows to train on.
@@ -63,8 +63,9 @@ def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> li
         or min(split.train_end - config.sequence_length, split.validation_end - split.train_end) < MIN_TARGETS
     ):
         raise DataError(
-            f"{settings.folds} folds of {each} rows leave {max(0, start)} of {rows} rows before the first one, too few "
-            f"to train on windows of {config.sequence_length}; take fewer folds or rows per fold, or a shorter window"
+            f"{settings.folds} folds of {each} rows leave {max(0, start)} of {rows} rows before the first fold, too "
+            f"few to train on windows of {config.sequence_length}; use fewer folds or rows per fold, or a shorter "
+            "window"
         )
     return folds
 
@@ -89,13 +90,13 @@ def prepare_fold(series: Series, config: TrainConfig, fold: Fold) -> PreparedSer
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One training: a fold with one seed."""
+    """One training run: a fold with one seed."""
 
     fold: Fold
     config: TrainConfig
 
     def on(self, device: str) -> FoldTask:
-        """The same training on another device."""
+        """The same training run on another device."""
         return replace(self, config=self.config.model_copy(update={"device": device}))
 
 
@@ -111,9 +112,9 @@ class FoldResult:
     """A fold's scored rows, and the forecasts of the model and of the baselines.
 
     Attributes:
-        fold: the row borders.
+        fold: the row boundaries.
         dates: dates of the scored rows, shape (n,).
-        rows: actual prices of the scored rows, and persistence's forecasts.
+        rows: actual prices of the scored rows, and the forecasts of persistence.
         scaled: actual values, persistence's and each seed's point forecasts; see ``on_models_scale``.
         models: forecasts of each seed.
         baselines: forecasts of each baseline by name, persistence's first.
@@ -148,7 +149,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scores:
-    """The model's metrics over its seeds, and persistence's.
+    """The metrics of the model over its seeds, and the metrics of persistence.
 
     Attributes:
         mean: mean of each metric over the seeds.
@@ -168,8 +169,8 @@ class Backtest:
     """All folds of a backtest.
 
     Attributes:
-        results: the result of each fold, in order of time.
-        seeds: number of trainings of each fold.
+        results: the result of each fold, in chronological order.
+        seeds: number of training runs of each fold.
     """
 
     results: list[FoldResult]
@@ -272,8 +273,8 @@ def backtest(
         series: clean prices.
         config: the configuration, the same in every fold; its ``train_ratio`` is not used.
         settings: the folds, seeds and baselines.
-        run: runs the trainings.
-        on_done: called after each training.
+        run: executes the training runs.
+        on_done: called after each training run.
 
     Raises:
         DataError: when the series is too short for the folds, or a fold's training values do not vary.

@@ -29,11 +29,11 @@ class BacktestSettings(Config):
     )
     window: Literal["expanding", "sliding"] = Field(
         "expanding",
-        description="rows that a fold is trained on: all before it (expanding), or as many as the first fold has "
-        "(sliding)",
+        description="rows that a fold is trained on: all rows before the fold (expanding), or as many as the first "
+        "fold has (sliding)",
     )
     seeds: int = Field(
-        3, ge=1, le=1000, description="number of trainings per fold, with seeds from `seed` on"
+        3, ge=1, le=1000, description="number of training runs per fold, with seeds from `seed` on"
     )
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(split_names)] = Field(
         ("drift", "EWMA", "GARCH"),

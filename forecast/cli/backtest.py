@@ -48,7 +48,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     Args:
         options: the command's options.
         given: names of the ``options`` that the user set.
-        run: runs the trainings; by default one after the other in this process.
+        run: executes the training runs; by default one after the other in this process.
     """
     from pydantic_core import to_jsonable_python
     from rich.console import Console
@@ -80,10 +80,10 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
         print(*series_lines(series, config)[:-1], sep="\n")
         print(
             f"{len(folds)} folds of {folds[0].end - folds[0].origin} rows from {series.dates[folds[0].origin]} on, "
-            f"{settings.window} window, {settings.seeds} trainings each"
+            f"{settings.window} window, {settings.seeds} training runs each"
         )
 
-    with live_progress("trainings", len(folds) * settings.seeds, quiet=silent) as show:
+    with live_progress("training runs", len(folds) * settings.seeds, quiet=silent) as show:
         done = backtest(series, config, settings, run=run or run_here, on_done=lambda: show(""))
     summary: dict[str, Any] = {
         **summarize(done),
@@ -116,7 +116,7 @@ def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Se
 
     if "train_ratio" in given:
         raise UsageError(
-            "`train_ratio` is not for a backtest, whose folds split the rows; use `folds` and `fold_rows`"
+            "`train_ratio` does not apply to a backtest, whose folds split the rows; use `folds` and `fold_rows`"
         )
     if options.from_trial is None:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
@@ -139,7 +139,7 @@ def require_only_from_trial(given: set[str], allowed: set[str]) -> None:
     for name in TrainConfig.model_fields:
         if name in given and name not in allowed:
             raise UsageError(
-                f"`{name}` cannot go with `from_trial`, which brings its own; leave one of them out"
+                f"`{name}` cannot be used with `from_trial`, which already sets this option; omit one of the two"
             )
 
 
@@ -155,6 +155,6 @@ def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int
     if seen is None or seen <= first_origin:
         return []
     return [
-        f"The search that chose this configuration knew all rows up to {series.dates[seen - 1]}: only rows after that "
-        "are new to it"
+        f"The search that chose this configuration saw all rows up to {series.dates[seen - 1]}: only later rows "
+        "are new to the configuration"
     ]

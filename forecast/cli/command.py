@@ -190,7 +190,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             raise
         print(
             f"error: {error.name} is not installed in {sys.executable}; activate the environment of the project "
-            "(source .venv/bin/activate), or install it there",
+            "(source .venv/bin/activate), or install the package there",
             file=sys.stderr,
         )
         return 1
@@ -199,7 +199,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             raise
         lines = str(error).strip().splitlines() or [""]
         print(
-            f"error: unexpected {type(error).__name__}: {lines[0]}; {DEBUG} shows where it comes from",
+            f"error: unexpected {type(error).__name__}: {lines[0]}; {DEBUG} shows the traceback",
             file=sys.stderr,
         )
         return 1
@@ -209,4 +209,4 @@ def describe_os_error(error: OSError) -> str:
     """Describe an operating-system error in one line: the reason, the place and the remedy."""
     where = f" ({error.filename})" if error.filename else ""
     reason = error.strerror or str(error)
-    return f"{reason.lower()}{where}; free some space or choose a place that can be written"
+    return f"{reason.lower()}{where}; free some space or choose a writable place"

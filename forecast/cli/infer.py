@@ -42,15 +42,18 @@ class InferOptions(Config):
     )
     latest: bool = Field(False, description="use the latest window of the source, which is the default")
     source: str | None = Field(
-        None, description="source of the latest window (default: the one the model was trained on)"
+        None, description="source of the latest window (default: the source that the model was trained on)"
     )
     horizon: int = Field(
-        1, ge=1, le=10_000, description="number of steps to forecast; each builds on the forecasts before it"
+        1,
+        ge=1,
+        le=10_000,
+        description="number of steps to forecast; each step builds on the earlier forecasts",
     )
     levels: tuple[Level, ...] | None = Field(
         None,
         description="levels of prediction intervals, for example 0.5 0.9 (default: 0.9 for one step, none for more); "
-        "beyond one step they come from simulated futures, which take some tenths of a second per step",
+        "beyond one step, intervals come from simulated futures, which take a few tenths of a second per step",
     )
     device: str = TrainConfig.model_fields["device"]  # type: ignore[assignment]
     json_output: bool = Field(False, alias="json", description="print the forecast as JSON")
@@ -59,7 +62,9 @@ class InferOptions(Config):
     def _one_window(self) -> InferOptions:
         latest = self.latest or self.source is not None
         if (self.values is not None) + (self.file is not None) + latest > 1:
-            raise ValueError("`values`, `file` and `latest` are three ways to give the window; use one")
+            raise ValueError(
+                "`values`, `file` and `latest` each give the window; use only one of these options"
+            )
         return self
 
 
@@ -139,7 +144,7 @@ def _window(options: InferOptions, checkpoint: Checkpoint) -> tuple[list[Any], t
     length = config.sequence_length
     if len(series) < length:
         raise WindowError(
-            f"{series.provenance.source} has {len(series)} rows: this model needs {length}; take a longer history"
+            f"{series.provenance.source} has {len(series)} rows, but this model needs {length}; use a longer history"
         )
     return plain_window(series.matrix[-length:]), (str(series.dates[-length]), str(series.dates[-1]))
 
@@ -156,7 +161,7 @@ def read_values(path: Path) -> list[Any]:
     try:
         text = (sys.stdin.read() if str(path) == "-" else path.read_text()).strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UsageError(f"`file` {name} cannot be read ({reason}); give a text file of numbers") from None
     if not text:
         raise UsageError(f"`file` {name} is empty; give the window's values, oldest first")

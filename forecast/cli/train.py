@@ -28,8 +28,8 @@ class TrainOptions(TrainConfig):
     checkpoint: Path = Field(Path("model.pt"), description="checkpoint file to write")
     from_trial: Path | None = Field(
         None,
-        description="checkpoint of a tuning job to train again, with its rows and its options, up to its best epoch; "
-        "no other model option may be given",
+        description="checkpoint of a tuning job to train again, on its rows and with its options, up to its best "
+        "epoch; no other model option may be given",
     )
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the result as JSON")
@@ -103,7 +103,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         Console().print(evaluations_table({"validation": result.validation, "test": result.test}))
         if trial:
             print(
-                f"The trial's validation metrics {'came out again exactly' if same else 'came out differently'}"
+                f"The trial's validation metrics {'were reproduced exactly' if same else 'were not reproduced exactly'}"
             )
         print(f"Written to {options.checkpoint}")
     return 0

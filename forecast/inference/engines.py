@@ -126,7 +126,7 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
         UsageError: when it cannot run on ``device``, cannot run this model, or disagrees.
     """
     if device.type != "cpu":
-        raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch there")
+        raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch")
     inputs = random_inputs(checkpoint, CHECKED_WINDOWS)
     try:
         by_onnx = OnnxEngine(checkpoint)

@@ -74,14 +74,14 @@ def require_levels(widest: float, levels: Sequence[float]) -> None:
     """
     if not widest:
         raise LevelError(
-            "this checkpoint has no intervals: it was made before there were any; train or tune it again"
+            "this checkpoint has no intervals: it was made before checkpoints had any; train or tune the model again"
         )
     for level in levels:
         if not 0 < level < 1:
             raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
         if level > widest:
             raise LevelError(
-                f"level {level} is too wide: this model has intervals up to {widest:.4g}; ask for less"
+                f"level {level} is too high: this model has intervals up to level {widest:.4g}; choose a lower level"
             )
 
 
@@ -93,8 +93,8 @@ def require_finite(prices: Array) -> Array:
     """
     if not np.isfinite(prices).all():
         raise WindowError(
-            "the forecast for these values is not a finite number: they lie too far outside the training "
-            "range; check their scale"
+            "the forecast for these values is not a finite number: the values lie too far outside the "
+            "training range; check the scale of the values"
         )
     return prices
 

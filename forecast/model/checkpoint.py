@@ -224,7 +224,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     version = content.get("schema_version", 0)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this version reads; "
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest that this version can read; "
             "upgrade this package"
         )
     missing = [key for key in ("model_state", "config", "feature_mean", "feature_std") if key not in content]
@@ -237,7 +237,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         _check_weights(checkpoint)
     except UsageError as error:
         raise CheckpointError(
-            f"{path} cannot be used here ({error}); install the package that adds it"
+            f"{path} cannot be used here ({error}); install the package that adds the network"
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = _first_line(error)
@@ -260,7 +260,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         # torch names the class or function that it refuses to load; other errors mean that this is not a checkpoint.
         if re.search(r"Unsupported (global|class)|GLOBAL ", str(error)):
             raise CheckpointError(
-                f"{path} holds more than plain values and tensors, which could run code, and is refused; "
+                f"{path} is refused: it holds more than plain values and tensors and could run code; "
                 f"{HOW_TO_MAKE_ONE}"
             ) from error
         raise CheckpointError(f"{path} is damaged or not a checkpoint; {HOW_TO_MAKE_ONE}") from error

@@ -27,7 +27,8 @@ def series_of(
     where = checkpoint.provenance
     if where is None:
         raise CheckpointError(
-            "this checkpoint does not say which rows it was trained on: it was made by the original system"
+            "this checkpoint is from the original system, which does not record the training rows; "
+            "give the options instead of `from_trial`"
         )
     # The cache holds Yahoo's prices: read Yahoo again, and the hash shows whether its prices have changed.
     read_from = "auto" if where["source"] in ("yahoo", "cache") else where["source"]
@@ -46,14 +47,14 @@ def series_of(
         raise DataError(
             f"{found.provenance.source} has {len(found)} rows from {found.provenance.first_date} to "
             f"{found.provenance.last_date} (sha256 {found.provenance.sha256[:12]}), not the {where['rows']} rows "
-            f"(sha256 {where['sha256'][:12]}) of this checkpoint: its numbers cannot be compared; give "
-            "the rows it was trained on as `source`"
+            f"(sha256 {where['sha256'][:12]}) of this checkpoint: the metrics cannot be compared; give "
+            "the rows of the checkpoint as `source`"
         )
     return found
 
 
 def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
-    """Lines on the versions and the device that differ between two trainings and may change the last digits."""
+    """Lines on the versions and the device that differ between two training runs and may change the last digits."""
     before, now = checkpoint.versions or {}, again.versions or {}
     return [
         f"{name} {before[name]} then, {value} now"

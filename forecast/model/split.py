@@ -1,7 +1,7 @@
 """The split into train, validation and test rows, by the date of the target row.
 
-The borders depend on the number of rows and the two ratios alone, never on the window length, so that
-models with different windows are scored on the same days. A window may reach back over a border; a
+The boundaries depend on the number of rows and the two ratios alone, never on the window length, so that
+models with different windows are scored on the same days. A window may reach back over a boundary; a
 target may not.
 """
 
@@ -20,7 +20,7 @@ MIN_TARGETS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Row borders of one series: train is [0, train_end), validation [train_end, validation_end), then test."""
+    """Row boundaries of one series: train is [0, train_end), validation [train_end, validation_end), then test."""
 
     train_end: int
     validation_end: int
@@ -37,7 +37,7 @@ class Split:
 
 
 def split_rows(rows: int, train_ratio: float, val_ratio_within_train: float) -> Split:
-    """Split ``rows`` rows in order of time; 0.85 and 0.15 give 72.25 %, 12.75 % and 15 %."""
+    """Split ``rows`` rows in chronological order; 0.85 and 0.15 give 72.25 %, 12.75 % and 15 %."""
     validation_end = int(rows * train_ratio)
     train_end = int(validation_end * (1 - val_ratio_within_train))
     return Split(train_end=train_end, validation_end=validation_end, rows=rows)
@@ -66,5 +66,5 @@ def require_rows(rows: int, sequence_length: int, train_ratio: float, val_ratio_
     if rows < needed:
         raise DataError(
             f"{rows} rows are too few for windows of {sequence_length}: {needed} rows are needed; "
-            "take a longer history or a shorter window"
+            "use a longer history or a shorter window"
         )

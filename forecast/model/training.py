@@ -1,6 +1,6 @@
 """Training: a likelihood's loss, Adam, gradient clipping, early stopping; the best validation state is kept.
 
-``Trainer.advance`` can run the loop to the end or in pieces; pieces give the same weights as one run, to the bit.
+``Trainer.advance`` can run the loop to the end or in pieces; both give bit-for-bit identical weights.
 """
 
 from __future__ import annotations
@@ -300,8 +300,8 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
     if series.input_columns != config.input_columns:
         raise DataError(
-            f"the model sees the input columns {_listed(config.input_columns)}, the series has "
-            f"{_listed(series.input_columns)}; load it with the same `input_columns`"
+            f"the model sees the input columns {_listed(config.input_columns)}, but the series has "
+            f"{_listed(series.input_columns)}; load the series with the same `input_columns`"
         )
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     normalization = checkpoint.normalization

@@ -135,7 +135,7 @@ class PreparedSeries:
     Attributes:
         normalized: shape (n, columns), the feature first; fewer rows after ``without_test``.
         normalization: the scaling of each column.
-        split: the row borders of the parts.
+        split: the row boundaries of the parts.
     """
 
     normalized: Array
@@ -231,7 +231,7 @@ def prepare(series: Series, config: DataConfig, split: Split | None = None) -> P
     Args:
         series: clean prices.
         config: ratios of the split, and whether to take the logarithm of prices.
-        split: row borders to use instead of those from the ratios.
+        split: row boundaries to use instead of those from the ratios.
 
     Raises:
         DataError: when the series is too short to split, or a column's training values do not vary.

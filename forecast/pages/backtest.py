@@ -31,7 +31,7 @@ FILES = {
 }
 """The files of a backtest and their content."""
 
-P_VALUES = "p values are not corrected for multiple tests: of twenty, one is below 0.05 by chance"
+P_VALUES = "p-values are not corrected for multiple tests: by chance, one in twenty is below 0.05"
 
 
 def print_backtest(done: Backtest, console: Console) -> None:

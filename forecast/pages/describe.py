@@ -32,10 +32,10 @@ def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
     """Table of the coverage and mean width of the intervals of each level, for the model and for persistence.
 
     Args:
-        evaluations: one evaluation per training of the model, all on the same rows; they are averaged.
+        evaluations: one evaluation per training run of the model, all on the same rows, to be averaged.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for title in ("interval", "rows in it", "mean width", "persistence's", "mean width"):
+    for title in ("interval", "coverage", "mean width", "persistence's", "mean width"):
         table.add_column(title, justify="left" if title == "interval" else "right", no_wrap=True)
     for i, level in enumerate(LEVELS):
         found = [evaluation.intervals[i] for evaluation in evaluations]
@@ -50,7 +50,7 @@ def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def evaluations_table(evaluations: dict[str, Evaluation]) -> Table:
-    """Table of the model's and persistence's scores, one block of rows per part."""
+    """Table of the scores of the model and of persistence, one block of rows per part."""
     table = Table()
     table.add_column("rows")
     table.add_column("metric")

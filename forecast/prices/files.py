@@ -41,7 +41,7 @@ def read_file(path: Path, symbol: str) -> Table:
         raise DataError(f"{path} is not a file; give a .csv or .parquet file as `source`")
     if path.suffix.lower() not in READABLE:
         raise DataError(
-            f"{path} is neither a .csv nor a .parquet file; convert it, or rename it if it is one"
+            f"{path} is neither a .csv nor a .parquet file; convert the file, or correct its extension"
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with a date column and prices")
@@ -71,7 +71,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is not text; save it as CSV in UTF-8") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} is not a usable CSV file ({reason}); correct it") from None
+        raise DataError(f"{path} is not a usable CSV file ({reason}); correct the file") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
 
@@ -81,7 +81,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except Exception as error:  # pyarrow's decoders can raise anything
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} is not a usable Parquet file ({reason}); write it again") from None
+        raise DataError(f"{path} is not a usable Parquet file ({reason}); write the file again") from None
 
 
 def _one_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
@@ -112,7 +112,7 @@ def _require_symbol(symbols: list[str], symbol: str, path: Path) -> None:
     if symbol not in there:
         more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
         listed = ", ".join(there[:NAMED_SYMBOLS]) + more
-        raise DataError(f"{path} holds {listed}, not {symbol}; choose one with `symbol`")
+        raise DataError(f"{path} holds {listed}, not {symbol}; choose one of these with `symbol`")
 
 
 def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64], pd.DataFrame]:
@@ -126,7 +126,7 @@ def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64
     ]
     if not named and not unnamed:
         there = ", ".join(str(column) for column in frame.columns)
-        raise DataError(f"{path} has no date column (columns: {there}); name one of them Date")
+        raise DataError(f"{path} has no date column (columns: {there}); rename one of the columns to Date")
     column = (named or unnamed)[0]
     return _to_days(frame[column], path), frame.drop(columns=column)
 
@@ -147,7 +147,7 @@ def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
         value = column.iloc[row]
         shown = repr(value) if isinstance(value, str) else str(value)
         raise DataError(
-            f"{path} has {shown} where a date should be (row {row + 1}); correct it, for example 2024-12-31"
+            f"{path} has {shown} where a date should be (row {row + 1}); use a date such as 2024-12-31"
         )
     return days
 

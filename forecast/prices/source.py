@@ -174,7 +174,7 @@ def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_std
         limits = [f"from {config.start}"] if config.start else []
         limits += [f"before {config.end}"] if config.end else []
         raise DataError(
-            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, nothing {' and '.join(limits)}; "
+            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, but nothing {' and '.join(limits)}; "
             "change `start` or `end`"
         )
     dates, matrix = dates[asked_for], matrix[asked_for]

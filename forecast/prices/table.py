@@ -64,7 +64,7 @@ class Table:
         if len(wrong):
             row = int(wrong[0])
             raise DataError(
-                f"{self.origin} has {column.iloc[row]!r} in column {feature} on {self.dates[row]} (row {row + 1}), "
-                "which is not a number; correct the file or choose another `feature`"
+                f"{self.origin} has {column.iloc[row]!r}, not a number, in column {feature} on "
+                f"{self.dates[row]} (row {row + 1}); correct the file or choose another `feature`"
             )
         return numbers.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -169,7 +169,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's and persistence's metrics on the same rows, by name, and the model's skill.
+    """Metrics of a model and of persistence on the same rows, by name, and the skill of the model.
 
     ``skill`` is ``1 - model / persistence``: above zero the model is better; None where persistence is exact.
     ``intervals`` is empty for a model with point forecasts only.
