@@ -39,12 +39,12 @@ from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.report import SUMMARY_FILE
-from tune_jobs.runner import SearchSeconds, run_search
 from tune_jobs.searcher import SearchInput
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import TrainingTrial
+from tune_jobs.tuner import SearchSeconds, run_search
 
 SEED = 42
 ALL_PARTS = (

@@ -14,9 +14,15 @@
 The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
 (``serve_app``); nothing else catches them.
 
-A message names a parameter in backticks, with a value if needed: `start`, `source=yahoo`, `log_prices=False`.
-The command line spells them as options: ``--start``, ``--source yahoo``, ``--no-log-prices``.
+A message names a parameter in backticks, with a value if needed: `start`, `source=yahoo`, `log_prices=False`. Each edge
+spells parameters as its users write them (``spell_parameters``): on the command line they are ``--start``,
+``--source yahoo`` and ``--no-log-prices``.
 """
+
+import re
+from collections.abc import Callable
+
+PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`\s]+))?`")
 
 
 class ForecastError(Exception):
@@ -61,3 +67,8 @@ class LevelError(ForecastError, ValueError):
 
 class StudyError(ForecastError):
     """A tuning study cannot be opened, used or written."""
+
+
+def spell_parameters(message: str, spell: Callable[[str, str | None], str]) -> str:
+    """Replace each parameter of a message by ``spell(name, value)``; the value is None for a parameter without one."""
+    return PARAMETER.sub(lambda found: spell(found[1], found[2]), message)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from forecast.errors import UsageError
@@ -28,7 +29,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         """
         self._kind, self._group = kind, group
         self._items = dict(items)
-        self._complete = False
+        self._own = frozenset(items)
 
     def add(self, name: str, item: Item) -> None:
         """Add an item; adding the same one again changes nothing.
@@ -48,27 +49,52 @@ class Registry(Mapping[str, Item], Generic[Item]):
         try:
             return self[name]
         except KeyError:
-            raise UsageError(f"there is no {self._kind} {name!r}; choose one of: {', '.join(self)}") from None
-
-    def _all(self) -> dict[str, Item]:
-        # Read on first use only: the entry points of installed packages take some hundredths of a second.
-        if not self._complete:
-            for found in entry_points(group=self._group):
-                try:
-                    self.add(found.name, found.load())
-                except (ImportError, AttributeError) as error:
-                    raise UsageError(
-                        f"the {self._kind} {found.name!r} of an installed package cannot be loaded ({error}); fix or "
-                        f"uninstall {found.value.partition(':')[0]}"
-                    ) from error
-            self._complete = True
-        return self._items
+            raise UsageError(
+                f"`{self._kind}` {name}: no {self._kind} has this name; choose one of {', '.join(self)}, or install "
+                "the package that adds it"
+            ) from None
 
     def __getitem__(self, name: str) -> Item:
-        return self._items[name] if name in self._items else self._all()[name]
+        if name not in self._items:
+            self.add(name, self._load(self._outside[name]))
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items or name in self._outside
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter([*self._items, *(name for name in self._outside if name not in self._items)])
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(list(iter(self)))
+
+    @cached_property
+    def _outside(self) -> dict[str, EntryPoint]:
+        """Entry points of installed packages by name; none is loaded before its item is needed.
+
+        Raises:
+            UsageError: when a package uses a name that is taken.
+        """
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self._group):
+            if entry.name in found or entry.name in self._own:
+                raise UsageError(
+                    f"the package {_package(entry)} adds a {self._kind} {entry.name!r}, but this name is taken; rename "
+                    "the entry point, or uninstall the package"
+                )
+            found[entry.name] = entry
+        return found
+
+    def _load(self, entry: EntryPoint) -> Item:
+        try:
+            item: Item = entry.load()
+        except Exception as error:  # a package's import can fail in any way
+            raise UsageError(
+                f"the {self._kind} {entry.name!r} of the package {_package(entry)} cannot be loaded "
+                f"({type(error).__name__}: {error}); fix or uninstall the package"
+            ) from error
+        return item
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value

@@ -18,7 +18,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from forecast.config import parse_settings
-from forecast.errors import ForecastError, UsageError
+from forecast.errors import ForecastError, UsageError, spell_parameters
 from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.gateway import build_web_app
@@ -112,7 +112,12 @@ def app(args: dict[str, Any]) -> Application:
     try:
         return build(parse_settings(ServeOptions, args))
     except ForecastError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(spell_parameters(str(error), _as_argument)) from None
+
+
+def _as_argument(name: str, value: str | None) -> str:
+    """Spell a parameter as ``serve run`` takes it."""
+    return f"option {name}" if value is None else f"{name}={value}"
 
 
 def build(options: ServeOptions) -> Application:

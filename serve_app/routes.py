@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from forecast.scores.metrics import METRICS
 from forecast.version import installed_version
 from serve_app.models import ModelNotFound, Models, ServedModel
 from serve_app.schemas import (
@@ -147,6 +148,7 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
         widest_level=model.predictor.widest_level,
         trained_on=checkpoint.provenance,
         split=checkpoint.split,
+        metric_units={name: metric.unit for name, metric in METRICS.items() if metric.unit},
         metrics_validation=checkpoint.metrics_validation,
         metrics_test=checkpoint.metrics_test,
         persistence=checkpoint.persistence,

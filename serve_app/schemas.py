@@ -17,10 +17,13 @@ VALUES_REMEDY = (
     "send past prices as numbers, without quotes, oldest first, at least the model's sequence_length"
 )
 ROWS_REMEDY = (
-    "send past days, oldest first, each a list of numbers: the model's columns in their order (GET /model)"
+    "send past days, oldest first, each a list of numbers without quotes: the columns of GET /model in order"
 )
 NO_JSON = "; NaN and Infinity are not JSON numbers"
-WINDOWS_REMEDY = "send at least one window, each a list like values of POST /predict"
+ROW_WINDOWS_REMEDY = f"send at least one window; for each window, {ROWS_REMEDY}"
+WINDOWS_REMEDY = (
+    "send at least one window; each is a list of past prices as numbers, without quotes, oldest first"
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class BatchRowsRequest(Options):
     """Many windows for a model of several columns."""
 
     body_remedy = BatchRequest.body_remedy
-    windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True), Remedy(WINDOWS_REMEDY)] = Field(
-        description="windows, each like values of POST /predict"
+    windows: Annotated[list[RowWindow], Field(min_length=1, fail_fast=True), Remedy(ROW_WINDOWS_REMEDY)] = (
+        Field(description="windows, each like values of POST /predict")
     )
 
 
@@ -215,6 +218,7 @@ class ModelAnswer(ModelLine):
         description="source, first and last date, rows and hash of the prices; split says which part used which rows"
     )
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
+    metric_units: dict[str, str] = Field(description="units of the metrics that are not in price units")
     metrics_validation: dict[str, float] | None
     metrics_test: dict[str, float] | None
     persistence: dict[str, dict[str, float]] = Field(

@@ -135,25 +135,31 @@ class ForecastService:
         Raises:
             Refused: when the body is none of ``kinds``, or no served model fits it.
         """
-        plain, rows = kinds
+        asked = self._parse(kinds, body)
         try:
-            try:
-                asked = plain.model_validate_json(body)
-            except ValidationError:
-                # Rows are tried second, because most models take plain numbers. The model later checks which of the two
-                # it needs; a body that is neither is described in terms of the models served here.
-                try:
-                    asked = rows.model_validate_json(body)
-                except ValidationError:
-                    if any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
-                        raise
-                    asked = plain.model_validate_json(body)
             return asked, self.models.choose(asked.symbol)
-        except ValidationError as error:
-            raise Refused(refuse(422, problems_of(error, plain))) from None
         except ModelNotFound as error:
             problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
             raise Refused(refuse(422, [problem])) from None
+
+    def _parse(self, kinds: Kinds[Asked], body: bytes) -> Asked:
+        """Validate a body as plain numbers, which most models take, or else as rows of numbers.
+
+        A body that is neither is described as a request for the models that are served here.
+
+        Raises:
+            Refused: when the body is none of ``kinds``.
+        """
+        plain, rows = kinds
+        try:
+            return plain.model_validate_json(body)
+        except ValidationError as plain_error:
+            try:
+                return rows.model_validate_json(body)
+            except ValidationError as rows_error:
+                if any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
+                    raise Refused(refuse(422, problems_of(rows_error, rows))) from None
+                raise Refused(refuse(422, problems_of(plain_error, plain))) from None
 
     def _require_possible(self, asked: Options, model: ServedModel, windows: int) -> tuple[int, list[float]]:
         """Return the requested horizon and levels.

@@ -14,16 +14,18 @@ KEEPERS = {
 """The files that may use private names of a library."""
 
 
+def is_self(node):
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
 def private_names(path):
     """Yield private attributes that the file does not define itself, and private imports."""
     tree = ast.parse(path.read_text())
     own = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in ("self", "cls")
-    } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value)
+    } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             if node.attr not in own:
@@ -43,3 +45,10 @@ def test_private_names_of_libraries_are_used_in_the_files_that_keep_them_and_now
     for name in KEEPERS:
         if name.startswith(package):
             assert used[name]
+
+
+def test_a_private_name_that_a_subclass_takes_from_a_library_is_seen(tmp_path):
+    (tmp_path / "file.py").write_text(
+        "class Mine(Theirs):\n    def f(self):\n        self._own = 1\n        return self._own, self._brackets\n"
+    )
+    assert list(private_names(tmp_path / "file.py")) == ["_brackets"]

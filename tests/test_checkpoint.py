@@ -87,6 +87,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
         load_checkpoint(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics_test", "calibration_scores", "split", "trial_params", "val_loss_best"]
+)
+def test_a_checkpoint_that_lacks_a_field_is_refused_by_name(tiny_checkpoint, tmp_path, name):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    del content[name]
+    torch.save(content, tmp_path / "short.pt")
+    with pytest.raises(CheckpointError, match=f"not a usable checkpoint .no {name}"):
+        load_checkpoint(tmp_path / "short.pt")
+
+
 def test_weights_that_are_not_finite_are_refused(tiny_checkpoint, tmp_path):
     content = torch.load(tiny_checkpoint, weights_only=True)
     content["model_state"]["regressor.bias"].fill_(float("nan"))
@@ -185,6 +196,15 @@ def test_an_original_checkpoint_keeps_its_facts(original_checkpoint):
         checkpoint.config.hidden_size,
         checkpoint.config.num_layers,
     ) == (30, 16, 2)
+
+
+def test_an_original_checkpoint_loads_whatever_it_says_of_its_search(original_checkpoint):
+    path = original_checkpoint[0]
+    content = torch.load(path, weights_only=True)
+    content |= {"metrics_test": {"MAE": 1.0, "note": None}, "trial_number": "seven"}
+    torch.save(content, path)
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.metrics_test, checkpoint.trial_number) == ({"MAE": 1.0}, None)
 
 
 def test_an_original_checkpoint_that_does_not_say_its_window_is_refused(original_checkpoint):

@@ -138,6 +138,7 @@ def test_predict_says_which_shape_it_takes_when_it_gets_the_other(prices, model,
     assert "would need forecasts of Volume, High" in horizon.json()["detail"][0]["msg"]
     assert "equally many numbers" in ragged.json()["detail"][0]["msg"]
     assert text.json()["detail"][0]["loc"] == ["body", "values", 0, 1]
+    assert "each a list of numbers without quotes" in text.json()["detail"][0]["msg"]
     with serving(tiny_checkpoint) as client:
         for row in ([1.0, 2.0], [1.0]):
             for levels in ({}, {"levels": [0.9]}):

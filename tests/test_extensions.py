@@ -3,28 +3,35 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from running_job import study_of
 from serving_here import serving
 
 from forecast import Predictor, TrainConfig, load_checkpoint, load_series, save_checkpoint, train
+from forecast.__main__ import main
+from forecast.cli.command import run
 from forecast.errors import CheckpointError, UsageError
+from forecast.model import architecture as base
 from forecast.model.network import ARCHITECTURES
 from forecast.prices.source import SOURCES
 from forecast.registry import Registry
+from forecast.scores.metrics import Forecasts, Metric, Rows, squared_errors
 
 OUTSIDE = Path(__file__).with_name("outside")
 
 
 @pytest.fixture
-def outside(monkeypatch):
+def outside(monkeypatch, tmp_path):
     """The package's module, importable here; its entry points are found only in other processes."""
-    monkeypatch.syspath_prepend(str(OUTSIDE))
+    shutil.copy(OUTSIDE / "outside.py", tmp_path / "outside.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
     import outside
 
     return outside
@@ -113,29 +120,86 @@ def test_a_checkpoint_of_a_network_that_is_not_installed_is_refused_with_the_rem
     config = tiny_result.checkpoint.config.model_copy(update={"network": "transformer"})
     save_checkpoint(tiny_result.checkpoint.model_copy(update={"config": config}), tmp_path / "other.pt")
     with pytest.raises(
-        CheckpointError, match=r"there is no network 'transformer'.*install the package that adds the network"
+        CheckpointError,
+        match=r"`network` transformer: no network has this name.*install the package that adds it",
     ):
         load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_network_with_counters_is_saved_and_loaded(snapshot, tmp_path):
+    class Normalizing(torch.nn.Module):
+        """Batch normalization keeps an integer in its state."""
+
+        def __init__(self, channels, outputs):
+            super().__init__()
+            self.norm, self.head = torch.nn.BatchNorm1d(channels), torch.nn.Linear(channels, outputs)
+            torch.nn.init.zeros_(self.head.weight)
+            torch.nn.init.zeros_(self.head.bias)
+
+        def forward(self, inputs):
+            return self.head(self.norm(inputs[:, -1]))
+
+    class Architecture(base.Architecture):
+        def build(self, config, channels, outputs):
+            return Normalizing(channels, outputs)
+
+        def multiply_adds(self, config):
+            return 1
+
+    ARCHITECTURES.add("normalizing", Architecture())
+    config = TrainConfig(source="snapshot", network="normalizing", max_epochs=1)
+    save_checkpoint(train(snapshot, config).checkpoint, tmp_path / "model.pt")
+    assert Predictor(tmp_path / "model.pt").predict_next(snapshot.values[-60:].tolist()) > 0
+
+
+def test_a_metric_may_return_any_kind_of_number(snapshot):
+    metric = Metric(squared_errors, of_mean=np.sqrt)
+    rows = Rows(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
+    assert type(metric(rows.actual, Forecasts(rows.previous))) is float
+
+
+def installed(directory, name, group, entry):
+    """Make ``directory`` an environment in which a package has one entry point."""
+    info = directory / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+    return str(directory)
 
 
 def test_a_name_is_given_once_and_an_unknown_one_is_answered_with_those_there_are():
     colours = Registry("colour", "forecast.nothing", {"red": 1})
     colours.add("blue", 2)
     colours.add("blue", 2)
+    assert dict(colours) == {"red": 1, "blue": 2}
     with pytest.raises(UsageError, match="there is a colour called 'red' already"):
         colours.add("red", 3)
-    with pytest.raises(UsageError, match="there is no colour 'green'; choose one of: red, blue"):
+    with pytest.raises(UsageError, match="`colour` green: no colour has this name; choose one of red, blue"):
         colours.find("green")
 
 
-def test_a_package_that_cannot_be_loaded_is_named(tmp_path):
-    broken = tmp_path / "broken-1.0.dist-info"
-    broken.mkdir()
-    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (broken / "entry_points.txt").write_text("[forecast.sources]\nlost = not_there:read\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "forecast", "train", "--source", "lost"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 2
-    assert "the source 'lost' of an installed package cannot be loaded" in done.stderr
-    assert "fix or uninstall not_there" in done.stderr
+def test_a_package_that_cannot_be_loaded_is_named_and_harms_only_its_own_item(tmp_path, monkeypatch):
+    (tmp_path / "angry.py").write_text("raise RuntimeError('no licence file')")
+    monkeypatch.syspath_prepend(installed(tmp_path, "broken", "forecast.colours", "green = angry:GREEN"))
+    colours = Registry("colour", "forecast.colours", {"red": 1})
+    assert colours.find("red") == 1
+    assert "blue" not in colours
+    assert list(colours) == ["red", "green"]
+    with pytest.raises(
+        UsageError, match=r"'green' of the package broken cannot be loaded \(RuntimeError: no licence file\)"
+    ):
+        colours.find("green")
+
+
+def test_a_package_that_takes_a_name_of_this_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(installed(tmp_path, "greedy", "forecast.colours", "red = angry:RED"))
+    with pytest.raises(UsageError, match="the package greedy adds a colour 'red', but this name is taken"):
+        list(Registry("colour", "forecast.colours", {"red": 1}))
+
+
+@pytest.mark.parametrize("command", ["train", "backtest"])
+def test_an_unknown_network_is_refused_before_any_work(command, capsys):
+    assert run(main, [command, "--source", "snapshot", "--network", "nope"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: --network nope: no network has this name; choose one of lstm")
+    assert "epochs" not in printed.out

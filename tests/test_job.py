@@ -27,13 +27,13 @@ from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job, persistence_metrics
-from tune_jobs.runner import run_search
 from tune_jobs.search import search_and_pick
 from tune_jobs.searcher import Finished, SearchInput
 from tune_jobs.space import SPACES, SearchSpace
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import FIRST_RUNG, TrainingTrial
+from tune_jobs.tuner import run_search
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,13 @@ def test_the_wheel_holds_the_three_packages_and_the_snapshot(tmp_path):
         "tune_jobs",
         "serve_app",
     }
-    for needed in ("forecast/data/BTC-USD.csv", "forecast/data/PROVENANCE.md", "forecast/py.typed"):
+    for needed in (
+        "forecast/data/BTC-USD.csv",
+        "forecast/data/PROVENANCE.md",
+        "forecast/py.typed",
+        "forecast/pages/templates/page.html.jinja",
+        "forecast/assets/style.css",
+    ):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -18,7 +18,7 @@ from tune_jobs.placement import (
     SlotResources,
     read_growth,
 )
-from tune_jobs.runner import startup_trials
+from tune_jobs.tuner import startup_trials
 
 COSTLY, CHEAP = 100, 1
 

@@ -31,8 +31,6 @@ RECORDED = Path(__file__).with_name("recorded")
 ANSWERS = json.loads((RECORDED / "answers.json").read_text())
 OURS = ("mse", "student_t", "level", "columns")
 EVERY = (*OURS, "original")
-ADDED = {"network"}
-"""Fields of a configuration that were added later."""
 
 
 def arithmetic():
@@ -64,6 +62,15 @@ def numbers_of(value, path=""):
     if isinstance(value, list | tuple):
         return {k: v for i, item in enumerate(value) for k, v in numbers_of(item, f"{path}/{i}").items()}
     return {path: value}
+
+
+def recorded_part(answer, recorded):
+    """The answer without the fields that came later: fields may be added, none removed or renamed."""
+    if isinstance(recorded, dict):
+        return {key: recorded_part(answer[key], value) for key, value in recorded.items() if key in answer}
+    if isinstance(recorded, list) and len(recorded) == len(answer):
+        return [recorded_part(*pair) for pair in zip(answer, recorded, strict=True)]
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +133,7 @@ def test_a_recorded_checkpoint_scores_as_it_scored(same, name):
 def test_training_a_recorded_configuration_again_gives_its_weights(same, name):
     checkpoint = load_checkpoint(f"{name}.pt")
     again = train(series_of(name), checkpoint.config).checkpoint
-    for kept in (checkpoint, again):
-        assert kept.schema_version in (SCHEMA_VERSION, 2)
+    assert (checkpoint.schema_version, again.schema_version) == (2, SCHEMA_VERSION)
     same(
         {key: value.ravel().tolist() for key, value in again.model_state.items()},
         {key: value.ravel().tolist() for key, value in checkpoint.model_state.items()},
@@ -157,9 +163,7 @@ def test_the_server_answers_as_it_answered(same, name):
             response = client.request(recorded["method"], recorded["path"], json=recorded["body"])
             answer = response.json()
             assert response.status_code == recorded["status"]
-            for field in ADDED:
-                answer.get("config", {}).pop(field, None)
-            same(answer, recorded["answer"])
+            same(recorded_part(answer, recorded["answer"]), recorded["answer"])
         for what, status in ANSWERS[name].get("refused", {}).items():
             assert client.post("/predict", content=BAD_BODIES[what]).status_code == status, what
 
@@ -176,9 +180,7 @@ def test_infer_prints_what_it_printed(same, name, tmp_path):
 def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
     recorded = ANSWERS["backtest"]
     summary = json.loads(printed(*recorded["arguments"], "--output-dir", str(tmp_path)))
-    for field in ADDED:
-        summary["config"].pop(field, None)
-    same(summary, recorded["summary"])
+    same(recorded_part(summary, recorded["summary"]), recorded["summary"])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 from bodies import BAD_BODIES, GOOD
@@ -15,7 +16,7 @@ from serving_here import LIMIT, serving
 from forecast import Predictor
 from forecast.errors import UsageError
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
-from serve_app.deployment import replica_gpus
+from serve_app.deployment import app, replica_gpus
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.gateway import DRAIN_FACTOR
 from serve_app.options import ServeOptions
@@ -201,3 +202,16 @@ def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity
     answer = client.post("/predict", json={"values": GOOD})
     assert answer.status_code == 422
     assert "not a finite number" in answer.json()["detail"][0]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"replicas": "0"}, "option replicas 0: input should be greater than or equal to 1"),
+        ({"nonsense": "1"}, "option nonsense: no such option"),
+    ],
+)
+def test_a_wrong_option_of_the_application_is_one_line_in_the_words_of_serve_run(arguments, message):
+    with pytest.raises(click.ClickException) as caught:
+        app(arguments)
+    assert caught.value.message == message

@@ -109,6 +109,7 @@ def test_more_forecasts_than_allowed_are_refused_before_any_is_made(client):
         ("/predict", [], 'send a JSON object, for example {"values"'),
         ("/predict/batch", {"windows": []}, "send at least one window"),
         ("/predict/batch", {"windows": [[]]}, "send at least one window"),
+        ("/predict/batch", {"windows": [["1", "2"]]}, "numbers, without quotes"),
         ("/predict/batch", "", 'send a JSON object, for example {"windows"'),
     ],
 )

@@ -414,9 +414,13 @@ def test_the_front_table_fits_80_columns_with_persistence_in_its_last_row(tiny_r
     assert "20, 8 x 1, 1.0e-03" in wide.file.getvalue()
 
 
-@pytest.mark.parametrize("given", [["mae,rmse,mape,crps"], ["mae", "rmse", "mape", "crps"]])
+@pytest.mark.parametrize(
+    "given", [["mae,rmse,mape,crps"], ["mae", "rmse", "mape", "crps"], ["MAE,RMSE,MAPE,CRPS"]]
+)
 def test_objectives_may_be_separated_by_commas_or_spaces(given):
-    assert TuneOptions(objectives=given).objective_names == ["MAE", "RMSE", "MAPE", "CRPS"]
+    options = TuneOptions(objectives=given, strategy="min_CRPS")
+    assert options.objective_names == ["MAE", "RMSE", "MAPE", "CRPS"]
+    assert options.strategy == "min_crps"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def run_job(options: TuneOptions) -> Outcome:
     job = prepare_job(options)
     with only_job_in(options.output_dir):
         found = search_and_pick(job)
-        summary = report_job(job, found, time.perf_counter() - started)
+        summary = report_job(job, found, started)
     interrupted = found.stopped_by is not None
     if not found.picked and not interrupted:
         raise StudyError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from forecast.config import ExperimentConfig
 from forecast.names import split_names
@@ -29,6 +29,14 @@ def metric_of(objective: str) -> str:
     return names[objective.lower()]
 
 
+def _known_objective(objective: str) -> str:
+    metric_of(objective)
+    return objective.lower()
+
+
+Objective = Annotated[str, AfterValidator(_known_objective)]
+
+
 class TuneOptions(ExperimentConfig):
     """The tuning job."""
 
@@ -36,13 +44,13 @@ class TuneOptions(ExperimentConfig):
         64, ge=1, description="number of trials, finished or failed, at which the study ends"
     )
     output_dir: Path = Field(Path("artifacts"), description="directory for every file the job writes")
-    objectives: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+    objectives: Annotated[tuple[Objective, ...], BeforeValidator(split_names)] = Field(
         ("mae", "rmse", "mape"),
         min_length=1,
         description="metrics that the search minimizes, separated by commas: mae, rmse, mape, crps (scores the "
         "forecast distribution), or a metric that an installed package adds",
     )
-    strategy: str = Field(
+    strategy: Annotated[str, AfterValidator(str.lower)] = Field(
         "min_mape",
         description="how to pick one point of the Pareto front: min_ followed by an objective, or weighted; a tie "
         "goes to the smaller model",
@@ -112,13 +120,6 @@ class TuneOptions(ExperimentConfig):
     def objective_names(self) -> list[str]:
         """The names of the objectives' metrics."""
         return [metric_of(name) for name in self.objectives]
-
-    @field_validator("objectives")
-    @classmethod
-    def _known(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
-        for name in objectives:
-            metric_of(name)
-        return tuple(name.lower() for name in objectives)
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> TuneOptions:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -46,7 +47,7 @@ FILES = {
 """The files that a job writes, and their contents."""
 
 
-def report_job(job: Job, found: Found, total_seconds: float) -> dict[str, Any]:
+def report_job(job: Job, found: Found, started: float) -> dict[str, Any]:
     """Score the front on the test rows, write the files, print the result and return the summary.
 
     Raises:
@@ -59,7 +60,7 @@ def report_job(job: Job, found: Found, total_seconds: float) -> dict[str, Any]:
     if picked:
         write_front(front, output / FRONT_FILE)
         save_checkpoint(picked.checkpoint, output / PICK_FILE)
-    summary = _summary(job, found, front, picked, total_seconds)
+    summary = _summary(job, found, front, picked, time.perf_counter() - started)
     write_json(summary, output / SUMMARY_FILE)
     (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's report may show another pick
     if options.json_output:

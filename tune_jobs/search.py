@@ -1,4 +1,7 @@
-"""The second part of a job: bring the study to its number of trials, and pick a point of its front."""
+"""The second part of a job: bring the study to its number of trials, and pick a point of its front.
+
+``tune_jobs.tuner`` runs the trials with Ray Tune, with ``tune_jobs.searcher`` and ``tune_jobs.scheduler``.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job, say
 from tune_jobs.progress import SearchProgress
-from tune_jobs.runner import SearchSeconds, run_search
 from tune_jobs.searcher import SearchInput, put_back_running
 from tune_jobs.selection import FrontPoint, Preference, pareto_front, pick, pick_within_one_se
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
+from tune_jobs.tuner import SearchSeconds, run_search
 
 CHECKPOINT_DIR = "checkpoints"
 TUNE_STATE_DIR = ".tune_state"

@@ -82,11 +82,15 @@ def trial_config(
 
 
 def trial_cost(experiment: ExperimentConfig, params: dict[str, Any]) -> int:
-    """Return the multiply-adds of one window through a trial's network.
+    """Multiply-adds of one window through a trial's network; 0 if the network cannot tell.
 
-    The configuration is not validated: an impossible one must fail its trial, and not end the search.
+    The configuration is not validated, and no error is raised: an impossible configuration is the failure of its trial,
+    and must not end the search.
     """
-    return multiply_adds(TrainConfig.model_construct(**_settings(experiment, params)))
+    try:
+        return multiply_adds(TrainConfig.model_construct(**_settings(experiment, params)))
+    except Exception:  # a network of another package can fail in any way
+        return 0
 
 
 def _settings(experiment: ExperimentConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from forecast.backtest.settings import FOLD_SHARE, BacktestSettings
 from forecast.backtest.significance import clark_west, diebold_mariano
 from forecast.config import TrainConfig
 from forecast.errors import DataError
+from forecast.model.network import ARCHITECTURES
 from forecast.model.split import MIN_TARGETS, Split
 from forecast.model.training import fit, forecast_part
 from forecast.model.windows import PreparedSeries, prepare
@@ -282,6 +283,7 @@ def backtest(
         UsageError: when a baseline's package is not installed.
     """
     config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
+    ARCHITECTURES.find(config.network)
     folds = make_folds(len(series), settings, config)
     seeds = [config.model_copy(update={"seed": config.seed + i}) for i in range(settings.seeds)]
     tasks = [FoldTask(fold, seed) for fold in folds for seed in seeds]

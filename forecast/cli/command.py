@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -23,13 +22,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from forecast.errors import ForecastError, UsageError
+from forecast.errors import ForecastError, UsageError, spell_parameters
 from forecast.version import DISTRIBUTION, installed_version
 
 EXIT_INTERRUPTED = 130
 DEBUG = "--debug"
-PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`\s]+))?`")
-"""Matches a parameter in a message or a description."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -145,13 +142,12 @@ def spell_options(message: str) -> str:
     See ``forecast.errors`` for how messages name parameters.
     """
 
-    def spell(found: re.Match[str]) -> str:
-        name, value = found.groups()
+    def spell(name: str, value: str | None) -> str:
         if value is None or value == "True":
             return option_name(name)
         return option_name(f"no_{name}") if value == "False" else f"{option_name(name)} {value}"
 
-    return PARAMETER.sub(spell, message)
+    return spell_parameters(message, spell)
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,14 +22,15 @@ def live_progress(unit: str, total: int, *, quiet: bool) -> Iterator[Callable[[s
     Yields:
         A function to call after each unit, with a remark.
     """
-    console = Console(stderr=True)
     bar = Progress(
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn(unit + "{task.description}"),
-        console=console,
+        console=Console(stderr=True),
         transient=True,
-        disable=quiet or not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=quiet or not sys.stderr.isatty(),
     )
     task = bar.add_task("", total=total)
     with bar:

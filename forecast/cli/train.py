@@ -48,6 +48,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.atomic import require_writable
     from forecast.cli.progress import live_progress
     from forecast.model.checkpoint import load_checkpoint, save_checkpoint
+    from forecast.model.network import ARCHITECTURES
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.model.split import require_rows
     from forecast.model.training import train
@@ -63,6 +64,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         series = series_of(trial, options.source if "source" in given else None, notify=say_on_stderr)
     else:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
+        ARCHITECTURES.find(config.network)
         series = series_from_config(options, notify=say_on_stderr)
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
     require_writable(options.checkpoint.absolute().parent)

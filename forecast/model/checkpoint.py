@@ -35,6 +35,18 @@ from forecast.scores.metrics import Evaluation
 SCHEMA_VERSION = 3
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
+ADDED_LATER = frozenset(
+    {
+        "calibration_scores",
+        "intervals",
+        "configurations_tried",
+        "searched_rows",
+        "train_range",
+        "latest_window",
+    }
+)
+"""Fields that files of earlier schemas may lack."""
+
 Scores = Annotated[
     NDArray[np.float64],
     BeforeValidator(lambda value: value.numpy() if isinstance(value, Tensor) else value),
@@ -236,9 +248,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = Checkpoint.model_validate({**_upgraded(content, version), "sha256": sha256})
         _check_weights(checkpoint)
     except UsageError as error:
-        raise CheckpointError(
-            f"{path} cannot be used here ({error}); install the package that adds the network"
-        ) from error
+        raise CheckpointError(f"{path} cannot be used here ({error})") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = _first_line(error)
         raise CheckpointError(f"{path} is not a usable checkpoint ({reason}); {HOW_TO_MAKE_ONE}") from error
@@ -282,8 +292,12 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
         scalings = [content["normalization"], *content.pop("further", ())]
         content["normalization"] = {"scalings": scalings}
         content["calibration_scores"] = content.pop("errors", None)
-        # Schema 1 has no field for the likelihood: its models were trained on mean squared error.
+        # Models of schema 1 are those of mean squared error: it had no word for a likelihood.
         content["config"] = {"likelihood": "mse", **content["config"]}
+    if version > 0:
+        optional = {"sha256"} if version == SCHEMA_VERSION else {"sha256", *ADDED_LATER}
+        for name in Checkpoint.model_fields.keys() - content.keys() - optional:
+            raise KeyError(name)
     return content
 
 
@@ -294,6 +308,7 @@ def _from_original(content: dict[str, Any]) -> dict[str, Any]:
     cannot be wrong about it.
     """
     params = dict(content.get("trial_params") or {})
+    metrics, number = content.get("metrics_test"), content.get("trial_number")
     found = {**dict(content["config"]), **params}
     if "sequence_length" not in found:
         raise KeyError("sequence_length in its config")
@@ -315,19 +330,25 @@ def _from_original(content: dict[str, Any]) -> dict[str, Any]:
         "config": known,
         "normalization": {"mean": mean, "std": std, "change_std": 1.0, "log": False},
         "val_loss_best": float(content.get("val_loss_best", float("nan"))),
-        "metrics_test": content.get("metrics_test"),
-        "trial_number": content.get("trial_number"),
+        "metrics_test": metrics and {name: value for name, value in metrics.items() if _is_number(value)},
+        "trial_number": number if isinstance(number, int) else None,
         "trial_params": params,
         "schema_version": 0,
     }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _check_weights(checkpoint: Checkpoint) -> None:
     checkpoint.trained_network()
-    kinds = {str(value.dtype).removeprefix("torch.") for value in checkpoint.model_state.values()}
+    # Counters of a network, such as those of batch normalization, may be integers.
+    weights = [value for value in checkpoint.model_state.values() if value.is_floating_point()]
+    kinds = {str(value.dtype).removeprefix("torch.") for value in weights}
     if kinds != {"float32"}:
         raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")
-    if not all(bool(torch.isfinite(value).all()) for value in checkpoint.model_state.values()):
+    if not all(bool(torch.isfinite(value).all()) for value in weights):
         raise ValueError("its weights are not finite numbers")
     scalings, columns = checkpoint.normalization.scalings, checkpoint.config.input_columns
     if len(scalings) != 1 + len(columns):

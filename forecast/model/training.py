@@ -27,7 +27,7 @@ from forecast.model.split import Part, require_rows, split_rows
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
-from forecast.scores.metrics import Evaluation, Forecasts, evaluate_forecasts
+from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
 
 Array = NDArray[np.float64]
 Outputs = NDArray[np.float32]
@@ -49,6 +49,8 @@ class Trainer:
     def __init__(self, prepared: PreparedSeries, config: TrainConfig) -> None:
         self.config = config
         self.device = choose_device(config.device)
+        # A metric that cannot be loaded ends the work before the training, not after it.
+        dict(METRICS)
         self._prepared = prepared
         self._encoding = prepared.encoding(config)
         self._validation = prepared.windows("validation", config)

@@ -106,7 +106,7 @@ class Metric:
 
     def __call__(self, actual: Array, forecasts: Forecasts) -> float:
         """The metric over all rows."""
-        return self.of_mean(float(np.mean(self.losses(actual, forecasts))))
+        return float(self.of_mean(float(np.mean(self.losses(actual, forecasts)))))
 
 
 METRICS: Registry[Metric] = Registry(

@@ -55,18 +55,18 @@ function showCard() {
   const { symbol, feature, sequence_length: length, trained_on: data } = model;
   document.title = `${symbol} ${feature} forecaster`;
   byId("title").textContent = `${symbol} ${feature}`;
-  byId("about").textContent = `An LSTM that forecasts the next value from the last ${length}${data ? `, built from prices from ${data.first_date} to ${data.last_date}` : ""}.`;
+  byId("about").textContent = `A model that forecasts the next value from the last ${length}${data ? `, built from prices from ${data.first_date} to ${data.last_date}` : ""}.`;
 
   const part = model.metrics_test ? "test" : "validation";
   const metrics = model.metrics_test ?? model.metrics_validation ?? {};
   const persistence = model.persistence[part] ?? {};
   const rows = Object.entries(metrics).map(([name, value]) => {
-    const beside = persistence[name];
+    const reference = persistence[name];
     return [
-      name === "MAPE" ? "MAPE %" : name,
+      `${name} ${model.metric_units[name] ?? ""}`.trim(),
       format(value),
-      beside === undefined ? "" : format(beside),
-      beside ? `${(100 * (1 - value / beside)).toFixed(2)} %` : "",
+      reference === undefined ? "" : format(reference),
+      reference ? `${(100 * (1 - value / reference)).toFixed(2)} %` : "",
     ];
   });
   fill(byId("metrics"), rows, [`On ${part} rows`, "model", "persistence", "skill"]);
