@@ -27,6 +27,12 @@ from forecast.scores.metrics import Forecasts, Metric, Rows, squared_errors
 OUTSIDE = Path(__file__).with_name("outside")
 
 
+@pytest.fixture(autouse=True)
+def _registries_as_they_were(monkeypatch):
+    for registry in (SOURCES, ARCHITECTURES):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+
+
 @pytest.fixture
 def outside(monkeypatch, tmp_path):
     """The package's module, importable here; its entry points are found only in other processes."""
