@@ -136,7 +136,7 @@ def test_predict_says_which_shape_it_takes_when_it_gets_the_other(prices, model,
     assert [answer.status_code for answer in (plain, horizon, ragged, text)] == [422] * 4
     assert "a row of 3 values (Close, Volume, High)" in plain.json()["detail"][0]["msg"]
     assert "would need forecasts of Volume, High" in horizon.json()["detail"][0]["msg"]
-    assert "equally many numbers" in ragged.json()["detail"][0]["msg"]
+    assert "all of the same length" in ragged.json()["detail"][0]["msg"]
     assert text.json()["detail"][0]["loc"] == ["body", "values", 0, 1]
     assert "each a list of numbers without quotes" in text.json()["detail"][0]["msg"]
     with serving(tiny_checkpoint) as client:

@@ -205,7 +205,7 @@ class Predictor:
         try:
             values = np.asarray(windows, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise WindowError("windows must be rows of equally many numbers") from None
+            raise WindowError("windows must be rows of numbers, all of the same length") from None
         if values.ndim == 2 and len(self.columns) == 1:
             values = values[:, :, np.newaxis]
         elif values.ndim != 3 or len(self.columns) == 1 or values.shape[2] != len(self.columns):
