@@ -396,9 +396,9 @@ def test_a_time_budget_ends_the_job_and_resume_completes_it(cluster, tmp_path):
 
 
 def test_asking_for_more_than_the_cluster_has_is_refused_at_once(cluster):
-    with pytest.raises(UsageError, match="`cpus_per_trial` 64: no node of the cluster has so many"):
+    with pytest.raises(UsageError, match="`cpus_per_trial` 64: no node of the cluster has that many CPUs"):
         Placement(cpus_per_trial=64)
-    with pytest.raises(UsageError, match="`gpus_per_trial` 3: no node of the cluster has so many"):
+    with pytest.raises(UsageError, match="`gpus_per_trial` 3: no node of the cluster can give"):
         Placement(gpus_per_trial=3)
 
 

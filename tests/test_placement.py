@@ -146,7 +146,7 @@ def test_a_trial_that_no_single_node_can_hold_is_refused_though_all_together_cou
     cluster = Cluster(Node(2, 1), Node(2, 1))
     with pytest.raises(UsageError, match=r"`cpus_per_trial` 4: no node .* \(2 at most\)"):
         cluster.placement(cpus_per_trial=4)
-    with pytest.raises(UsageError, match=r"`gpus_per_trial` 2: no node .* \(1 at most\)"):
+    with pytest.raises(UsageError, match=r"`gpus_per_trial` 2: no node .* \(most GPUs of a node: 1\)"):
         cluster.placement(gpus_per_trial=2)
     assert cluster.placement(gpus_per_trial=2, growth=Growth(Node(2, 1), ((Node(2, 2), 1),), 1)).uses_gpus
 

@@ -168,14 +168,14 @@ class Placement:
         self._asked_at, self._seen = clock(), ask_cluster()
         if not self._reach(self._core):
             raise UsageError(
-                f"`cpus_per_trial` {cpus_per_trial:g}: no node of the cluster has so many "
+                f"`cpus_per_trial` {cpus_per_trial:g}: no node of the cluster has that many CPUs "
                 f"({max((node.cpus for node in self._seen), default=0):g} at most); ask for fewer"
             )
         if gpus_per_trial and not self._reach(self._share):
             raise UsageError(
-                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster has so many in addition to the trial's "
-                f"{cpus_per_trial:g} CPUs ({max((node.gpus for node in self._seen), default=0):g} at most); ask for "
-                "less, or 0"
+                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster can give a trial this share together with "
+                f"its {cpus_per_trial:g} CPUs (most GPUs of a node: "
+                f"{max((node.gpus for node in self._seen), default=0):g}); use a smaller share, or 0"
             )
 
     @property
