@@ -91,7 +91,7 @@ class TuneOptions(ExperimentConfig):
         10.0,
         ge=0,
         description="size from which a model counts as large, in millions of multiply-adds per window (10 takes about "
-        "a second per epoch on one core for 1300 windows); 0 sends every trial to a GPU",
+        "a second per epoch on one core for 1300 windows); 0 treats every model as large",
     )
     time_budget: float | None = Field(
         None, gt=0, description="seconds of search after which the job ends with the trials finished so far"

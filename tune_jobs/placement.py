@@ -173,8 +173,8 @@ class Placement:
             )
         if gpus_per_trial and not self._reach(self._share):
             raise UsageError(
-                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster can give a trial this share together with "
-                f"its {cpus_per_trial:g} CPUs (most GPUs of a node: "
+                f"`gpus_per_trial` {gpus_per_trial:g}: no node of the cluster can give a trial this share together "
+                f"with its {cpus_per_trial:g} CPUs (most GPUs of a node: "
                 f"{max((node.gpus for node in self._seen), default=0):g}); use a smaller share, or 0"
             )
 
