@@ -19,15 +19,16 @@ class Registry(Mapping[str, Item], Generic[Item]):
     Ray workers and replicas. ``add`` adds an item in this process alone.
     """
 
-    def __init__(self, kind: str, group: str, items: Mapping[str, Item]) -> None:
+    def __init__(self, kind: str, group: str, items: Mapping[str, Item], accepts: type = object) -> None:
         """Start with ``items``.
 
         Args:
             kind: name of the kind of item, for messages: ``metric``.
             group: group of the entry points that add items: ``forecast.metrics``.
             items: the items of this package.
+            accepts: type of an item.
         """
-        self._kind, self._group = kind, group
+        self._kind, self._group, self._accepts = kind, group, accepts
         self._items = dict(items)
         self._own = frozenset(items)
 
@@ -93,6 +94,11 @@ class Registry(Mapping[str, Item], Generic[Item]):
                 f"the {self._kind} {entry.name!r} of the package {_package(entry)} cannot be loaded "
                 f"({type(error).__name__}: {error}); fix or uninstall the package"
             ) from error
+        if not isinstance(item, self._accepts):
+            raise UsageError(
+                f"the {self._kind} {entry.name!r} of the package {_package(entry)} is not an instance of "
+                f"{self._accepts.__name__}; name an instance in the entry point"
+            )
         return item
 
 

@@ -17,7 +17,7 @@ from serving_here import serving
 from forecast import Predictor, TrainConfig, load_checkpoint, load_series, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.cli.command import run
-from forecast.errors import CheckpointError, UsageError
+from forecast.errors import CheckpointError, TrainingError, UsageError
 from forecast.model import architecture as base
 from forecast.model.network import ARCHITECTURES
 from forecast.prices.source import SOURCES
@@ -195,6 +195,27 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_only_its_own_item(tm
         UsageError, match=r"'green' of the package broken cannot be loaded \(RuntimeError: no licence file\)"
     ):
         colours.find("green")
+
+
+def test_an_entry_point_that_names_a_class_instead_of_an_instance_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "careless.py").write_text("class Green(int): ...")
+    monkeypatch.syspath_prepend(installed(tmp_path, "careless", "forecast.colours", "green = careless:Green"))
+    with pytest.raises(UsageError, match="'green' of the package careless is not an instance of int"):
+        Registry("colour", "forecast.colours", {"red": 1}, accepts=int).find("green")
+
+
+def test_a_network_that_does_not_start_as_persistence_is_refused(snapshot):
+    class Eager(base.Architecture):
+        def build(self, config, channels, outputs):
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(outputs))
+
+        def multiply_adds(self, config):
+            return 1
+
+    ARCHITECTURES.add("eager", Eager())
+    config = TrainConfig(source="snapshot", network="eager", max_epochs=1)
+    with pytest.raises(TrainingError, match="the untrained network eager gives outputs other than zero"):
+        train(snapshot, config)
 
 
 def test_a_package_that_takes_a_name_of_this_one_is_named(tmp_path, monkeypatch):

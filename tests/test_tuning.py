@@ -428,6 +428,7 @@ def test_objectives_may_be_separated_by_commas_or_spaces(given):
     [
         ("--strategy min_crps", "--strategy min_crps needs crps among --objectives mae,rmse,mape"),
         ("--objectives mae,mae", "name each objective once"),
+        ("--strategy min_mea", "there is no objective 'mea'; choose from: mae, rmse, mape, crps"),
         (
             "--objectives mae,nrmse --strategy min_mae",
             "there is no objective 'nrmse'; choose from: mae, rmse, mape, crps",

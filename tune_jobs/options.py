@@ -25,7 +25,9 @@ def metric_of(objective: str) -> str:
 
     names = {name.lower(): name for name in METRICS}
     if objective.lower() not in names:
-        raise ValueError(f"there is no objective {objective!r}; choose from: {', '.join(names)}")
+        raise ValueError(
+            f"there is no objective {objective!r}; choose from: {', '.join(names)}, or install the package that adds it"
+        )
     return names[objective.lower()]
 
 
@@ -133,6 +135,7 @@ class TuneOptions(ExperimentConfig):
                 f"`strategy` {self.strategy}: give {WEIGHTED}, or {LEAST} with an objective, for example {LEAST}mape"
             )
         needed = self.strategy.removeprefix(LEAST)
+        metric_of(needed)
         if needed not in self.objectives:
             raise ValueError(
                 f"`strategy` {self.strategy} needs {needed} among `objectives` {listed}; add it, or choose another "

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Architecture(ABC):
     """One kind of network.
 
-    A network takes inputs (n, length, channels) and gives outputs (n, outputs), both float32.
+    A network takes inputs (n, length, channels) and gives outputs (n, outputs), both float32. The length is that of the
+    window, or one less with a residual target, whose inputs are changes.
     ``forecast.model.windows.Encoding`` defines the inputs, ``forecast.model.likelihood`` the outputs.
     """
 

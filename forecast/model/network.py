@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 INFERENCE_BATCH = 1024
 """Windows per forward pass without gradients: small enough to bound memory, large enough not to cost time."""
 
-ARCHITECTURES: Registry[Architecture] = Registry("network", "forecast.networks", {"lstm": LSTM()})
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "network", "forecast.networks", {"lstm": LSTM()}, accepts=Architecture
+)
 """Every network by its name in ``TrainConfig.network``."""
 
 

@@ -59,6 +59,7 @@ class Trainer:
 
         with self._seeded(0):
             self.network = build_network(config).to(self.device)
+        self._require_persistence()
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
         self.epoch = 0
         self.best_epoch = 0
@@ -68,6 +69,20 @@ class Trainer:
             (len(self._validation), OUTPUTS[config.likelihood]), np.float32
         )
         self._scored: tuple[int, Evaluation] | None = None
+
+    def _require_persistence(self) -> None:
+        """Make sure that a network for a residual target starts as persistence.
+
+        Raises:
+            TrainingError: when it does not.
+        """
+        if self.config.target == "residual":
+            first = forward_in_batches(self.network, self._validation_tensors[0][:1])
+            if bool(first.any()):
+                raise TrainingError(
+                    f"the untrained network {self.config.network} gives outputs other than zero, which is not "
+                    "persistence; set the weights and the bias of its last layer to zero, or use `target=level`"
+                )
 
     @property
     def stale_epochs(self) -> int:

@@ -118,6 +118,7 @@ METRICS: Registry[Metric] = Registry(
         "MAPE": Metric(percentage_errors, unit="%"),
         "CRPS": Metric(ranked_probability_scores, needs_quantiles=True),
     },
+    accepts=Metric,
 )
 """Every metric by name; each can be an objective."""
 
