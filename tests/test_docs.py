@@ -163,7 +163,7 @@ class Reader:
         done = subprocess.run(
             command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=400
         )
-        expected = CURL_REFUSED if '"ok": false' in block.following else 0
+        expected = CURL_REFUSED if '"ok":false' in block.following else 0
         assert done.returncode == expected, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
     @staticmethod
