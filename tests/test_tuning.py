@@ -130,6 +130,22 @@ def test_a_study_with_other_objectives_is_refused(tmp_path, open_study):
         open_study()
 
 
+@pytest.mark.parametrize(
+    ("recorded", "asked", "message"),
+    [
+        ({"network": "gru"}, {"network": "lstm"}, "made with network gru, but this job has lstm"),
+        ({"rows": "a"}, {"network": "gru"}, "made with network lstm, but this job has gru"),
+        ({"rows": "a"}, {"likelihood": "student_t"}, "made with likelihood mse, but this job has student_t"),
+    ],
+)
+def test_a_study_of_another_network_or_likelihood_is_not_resumed_even_where_it_recorded_none(
+    open_study, recorded, asked, message
+):
+    open_study(basis=recorded).ask()
+    with pytest.raises(StudyError, match=message):
+        open_study(resume=True, basis=asked)
+
+
 def test_a_study_of_other_data_is_not_resumed(open_study):
     open_study(basis={"rows": "a"}).ask()
     with pytest.raises(StudyError, match="made with rows a, but this job has b"):
