@@ -8,9 +8,18 @@ from them.
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from forecast.errors import UsageError
 from forecast.names import plain_name, split_names
@@ -18,6 +27,11 @@ from forecast.names import plain_name, split_names
 Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
+IntervalName = Literal["auto", "1m", "5m", "15m", "30m", "1h", "1d", "1wk", "1mo"]
+
+
+def _delimiter(value: Any) -> Any:
+    return "\t" if value in ("tab", "\\t") else value
 
 
 class Config(BaseModel):
@@ -26,7 +40,31 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DataConfig(Config):
+class FileConfig(Config):
+    """How files are read; without these options, in the form that a file's own cells prove."""
+
+    date_column: str | None = Field(None, min_length=1, description="column of dates in a file")
+    date_format: str | None = Field(
+        None,
+        min_length=1,
+        description="form of the dates in a file: strptime's directives such as %d/%m/%Y; excel for Excel's numbers; "
+        "s, ms, us or ns for times since 1970",
+    )
+    delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = Field(
+        None, min_length=1, max_length=1, description="sign between the fields of a text file; tab for a tab"
+    )
+    decimal: Literal[".", ","] | None = Field(
+        None, description="decimal sign of the numbers in a file: . or ,"
+    )
+    symbol_column: str | None = Field(
+        None, min_length=1, description="column of a file with several symbols that names each row's symbol"
+    )
+    encoding: str | None = Field(
+        None, min_length=1, description="encoding of a text file, for example utf-8, utf-16 or cp1252"
+    )
+
+
+class DataConfig(FileConfig):
     """The series, its split and its normalization."""
 
     symbol: str = Field(
@@ -42,7 +80,18 @@ class DataConfig(Config):
         "auto",
         min_length=1,
         description="where prices come from: auto (Yahoo, else the local cache, else the bundled snapshot), "
-        "yahoo, snapshot, or the path of a .csv or .parquet file",
+        "yahoo, snapshot, a file (CSV, Parquet, Excel), a directory of files, an https://, s3:// or gs:// address, or "
+        "a database",
+    )
+    interval: IntervalName | None = Field(
+        None,
+        description="length of a bar; auto: the source's own (default: days; of a file with longer bars, those)",
+    )
+    calendar: str | None = Field(
+        None,
+        min_length=1,
+        description="calendar of the sessions: an exchange such as XNYS, 24/7 or 24/5 (default: the one that the "
+        "symbol names or the rows fit)",
     )
     start: dt.date | None = Field(None, description="first day to use, ISO date (default: all history)")
     end: dt.date | None = Field(None, description="day to stop before (exclusive), ISO date")
@@ -60,6 +109,14 @@ class DataConfig(Config):
         description="keep zero and negative prices (for series that really have them) instead of dropping "
         "them as errors; needs `log_prices=False`",
     )
+
+    @field_validator("source")
+    @classmethod
+    def _as_resolved(cls, source: str) -> str:
+        """Keep a relative path as it is resolved here: a checkpoint is used in other places than it is made in."""
+        path = Path(source).expanduser()
+        is_path = "://" not in source and (len(path.parts) > 1 or path.suffix)
+        return str(path.absolute()) if is_path and path.exists() else source
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
@@ -123,6 +180,29 @@ class TrainConfig(ExperimentConfig):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if available), cpu or cuda"
     )
+
+
+class AgeOptions(Config):
+    """How old a model may be."""
+
+    max_age_sessions: int | None = Field(
+        None,
+        ge=0,
+        description="most sessions between the last training row and the forecast's last known one (unless given, any "
+        "number)",
+    )
+    when_too_old: Literal["warn", "refuse"] = Field(
+        "warn", description="what to do with a forecast of an older model: warn, or refuse it"
+    )
+
+    def complaint(self, age: int | None) -> str | None:
+        """Why a model of this age is too old, in one line; None when it is not, or its age is not known."""
+        if self.max_age_sessions is None or age is None or age <= self.max_age_sessions:
+            return None
+        return (
+            f"the model's last training row is {age} sessions old, more than {self.max_age_sessions}; "
+            "train or tune it again"
+        )
 
 
 def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:

@@ -12,8 +12,9 @@ import click
 import ray
 import torch
 from ray import serve
+from ray._private.services import canonicalize_bootstrap_address
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
@@ -25,6 +26,7 @@ from serve_app.gateway import build_web_app
 from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Engines, Models, ReloadOutcome, checkpoint_files, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
+from serve_app.ports import require_free_port, set_internal_ports
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
 CHECKPOINT = "checkpoint"
@@ -55,6 +57,7 @@ class Forecaster:
             self._models,
             self._measurements,
             max_forecasts=options.max_forecasts,
+            age=options,
         )
         self._web = build_web_app(service, options, api_key)
         self._publishing: asyncio.Task[None] | None = None
@@ -107,10 +110,16 @@ def app(args: dict[str, Any]) -> Application:
 
     Raises:
         click.ClickException: when the checkpoint cannot be used or the cluster lacks the resources; the message is one
-            line, which the Serve command prints before it exits with 1.
+            line, which the Serve command prints before it exits with 1. Likewise when ``serve run`` would start a
+            cluster whose port is taken.
     """
     try:
-        return build(parse_settings(ServeOptions, args))
+        application = build(parse_settings(ServeOptions, args))
+        if starts_cluster():
+            http = HTTPOptions()
+            require_free_port(http.host or "", http.port)
+            set_internal_ports(http.port)
+        return application
     except ForecastError as error:
         raise click.ClickException(spell_parameters(str(error), _as_argument)) from None
 
@@ -188,6 +197,14 @@ def replica_gpus(asked: float | None, available: float) -> float:
 def ray_address() -> str:
     """Return the Ray cluster that ``RAY_ADDRESS`` names, else ``LOCAL``, a cluster for this application alone."""
     return os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def starts_cluster() -> bool:
+    """Tell whether ``serve run`` is about to start a local cluster, instead of using one that runs."""
+    if ray.is_initialized():
+        return False
+    address: str | None = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as ray.init() calls it
+    return address is None
 
 
 def cluster_gpus() -> float:

@@ -15,8 +15,9 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 
 from forecast.errors import UsageError
-from serve_app.deployment import DRAIN_MARGIN_S, build, ray_address
+from serve_app.deployment import DRAIN_MARGIN_S, LOCAL, build, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
+from serve_app.ports import require_free_port, set_internal_ports
 
 END_MARGIN_S = 15.0
 """Seconds, beyond the replicas' own limit, until a stopping process is killed."""
@@ -29,9 +30,14 @@ def serve_until_stopped(options: RunOptions) -> None:
 
     Raises:
         UsageError: when Serve already runs on that cluster: its host and port are fixed, and it is not ours to stop.
-        ForecastError: when the checkpoint cannot be used or the cluster lacks the resources.
+        ForecastError: when the port is taken, the checkpoint cannot be used or the cluster lacks the resources.
+        KeyboardInterrupt: when a signal arrives before the application answers.
     """
     application = build(options)
+    local = ray_address() == LOCAL
+    if local:
+        require_free_port(options.host, options.port)
+        set_internal_ports(options.port)
     limit = options.request_timeout_s + DRAIN_MARGIN_S + END_MARGIN_S
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -39,26 +45,34 @@ def serve_until_stopped(options: RunOptions) -> None:
         signal.setitimer(signal.ITIMER_REAL, limit)
         signal.default_int_handler(signum, frame)
 
-    with contextlib.suppress(KeyboardInterrupt):
-        if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
-            ray.init(ray_address(), namespace="serve")
-        # Ray has just installed its own handlers, which end the process at once.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, end)
-        if serve.status().proxies:
-            raise UsageError(
-                f"RAY_ADDRESS={ray_address()}: Ray Serve runs on that cluster already; use `serve deploy` there, or "
-                "unset RAY_ADDRESS"
-            )
+    if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
         try:
-            serve.start(
-                proxy_location=ProxyLocation.EveryNode,
-                http_options={"host": options.host, "port": options.port},
-            )
-            try:
-                serve.run(application, name=DEFAULT_APP, blocking=True)
-            finally:
-                # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
-                serve.delete(DEFAULT_APP)
-        finally:
+            ray.init(ray_address(), namespace="serve")
+        except SystemExit as ended:  # from Ray's own handler of SIGTERM
+            raise KeyboardInterrupt from ended
+    # Ray has just installed its own handlers, which end the process at once.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    if serve.status().proxies:
+        raise UsageError(
+            f"RAY_ADDRESS={ray_address()}: Ray Serve runs on that cluster already; use `serve deploy` there, or "
+            "unset RAY_ADDRESS"
+        )
+    require_free_port(options.host, options.port)
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options={"host": options.host, "port": options.port},
+        )
+        serve.run(application, name=DEFAULT_APP)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                signal.pause()
+        # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
+        serve.delete(DEFAULT_APP)
+    finally:
+        if local:
+            # Serve ends with its cluster; ended on its own while it starts, it would print tracebacks.
+            ray.shutdown()
+        else:
             serve.shutdown()

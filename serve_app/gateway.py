@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -24,6 +25,7 @@ from serve_app.service import Answer, ForecastService, busy, refuse
 DRAIN_FACTOR = 256
 """A refused body is still read, and discarded, up to this many times the limit: a client that is still sending then
 gets the answer instead of a broken connection."""
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 OPEN_PATHS = frozenset({"/", "/healthz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 OPEN_PREFIXES = ("/assets/", "/static-offline-docs/")
 """Routes that need no key: health, and pages that reveal nothing about a model."""
@@ -31,8 +33,20 @@ OPEN_PREFIXES = ("/assets/", "/static-offline-docs/")
 Answering = Callable[[bytes], Awaitable[Answer]]
 
 
+UTF8_BOM = b"\xef\xbb\xbf"
+"""Some programs, such as Excel and PowerShell, begin UTF-8 text with this mark."""
+PLAIN, GZIP = frozenset({b"", b"identity"}), frozenset({b"gzip", b"x-gzip"})
+"""The values of ``Content-Encoding`` that are accepted, in lower case."""
+GZIP_FORMAT = 31
+"""zlib's ``wbits`` for a gzip header and checksum, with the largest window."""
+
+
 class BodyTooLarge(Exception):
     """A request body is larger than the limit."""
+
+
+class UnknownEncoding(Exception):
+    """A request body has a content encoding that is not accepted."""
 
 
 class WebApp:
@@ -58,7 +72,11 @@ class WebApp:
         started = time.perf_counter()
         # Where the application is mounted, a request's path starts with the mount's.
         route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._key_hash is not None and not _is_open(route) and not self._knows_key(scope):
+        if route.endswith("/") and route[:-1] in self._known_paths:
+            route = route[:-1]
+            scope = {**scope, "path": scope["path"][:-1]}
+        knows_key, encoding = self._read_headers(scope["headers"])
+        if not knows_key and not _is_open(route):
             answer = refuse(
                 401,
                 [
@@ -69,8 +87,11 @@ class WebApp:
                 (b"www-authenticate", b"Bearer"),
             )
         elif scope["method"] == "POST" and (forecast := self._forecasts.get(route)) is not None:
-            answer = await self._answer(forecast, receive)
+            answer = await self._answer(forecast, receive, encoding)
         else:
+            if scope["method"] == "HEAD" and route not in self._forecasts:
+                # The answer of GET: the ASGI server sends its headers alone. FastAPI would refuse HEAD, or describe it.
+                scope = {**scope, "method": "GET"}
             await self._described(scope, receive, self._counting(send, route, started))
             return
         length = (b"content-length", str(len(answer.body)).encode())
@@ -85,16 +106,17 @@ class WebApp:
         known = route if route in self._known_paths else "other"
         self._service.measurements.answered(known, status, time.perf_counter() - started)
 
-    def _knows_key(self, scope: Scope) -> bool:
-        """Compare hashes in constant time: they have the same length whatever was sent."""
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                value = value.removeprefix(b"Bearer ")
-            elif name != b"x-api-key":
-                continue
-            if hmac.compare_digest(hashlib.sha256(value).digest(), self._key_hash or b""):
-                return True
-        return False
+    def _read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, bytes]:
+        """Return whether the client sent the key, if there is one, and the value of ``Content-Encoding``."""
+        knows_key, encoding = self._key_hash is None, b""
+        for name, value in headers:
+            if name == b"content-encoding":
+                encoding = value
+            elif not knows_key and name in KEY_HEADERS:
+                sent = hashlib.sha256(value.removeprefix(b"Bearer ") if name == b"authorization" else value)
+                # Compares in constant time: hashes have the same length whatever was sent.
+                knows_key = hmac.compare_digest(sent.digest(), self._key_hash or b"")
+        return knows_key, encoding
 
     def _counting(self, send: Send, route: str, started: float) -> Send:
         async def count(message: Any) -> None:
@@ -104,7 +126,7 @@ class WebApp:
 
         return count
 
-    async def _answer(self, forecast: Answering, receive: Receive) -> Answer:
+    async def _answer(self, forecast: Answering, receive: Receive, encoding: bytes) -> Answer:
         if self._under_way >= self._options.max_queued_requests:
             return busy(f"this replica has {self._under_way} requests under way; try again later")
         self._under_way += 1
@@ -112,10 +134,21 @@ class WebApp:
         try:
             async with asyncio.timeout(self._options.request_timeout_s):
                 body = await _read_body(receive, self._options.max_body_bytes)
-                return await forecast(body)
+                if encoding:
+                    body = decode(body, encoding, self._options.max_body_bytes)
+                return await forecast(body.removeprefix(UTF8_BOM))
         except BodyTooLarge:
             message = f"the body is larger than {self._options.max_body_bytes} bytes; send fewer values"
             return refuse(413, [Problem(loc=["body"], msg=message, type="body_too_large")])
+        except UnknownEncoding as error:
+            message = (
+                f"the content encoding {error} is not accepted; send gzip, or plain JSON without the header"
+            )
+            problem = Problem(loc=["header", "content-encoding"], msg=message, type="content_encoding")
+            return refuse(415, [problem], (b"accept-encoding", b"gzip, identity"))
+        except zlib.error as error:
+            message = f"the body is not whole gzip data ({error}); pack it again, or send plain JSON"
+            return refuse(422, [Problem(loc=["body"], msg=message, type="gzip")])
         except TimeoutError:
             limit = self._options.request_timeout_s
             if body is None:
@@ -154,6 +187,30 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def decode(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """Undo the content encoding of a body, never unpacking more than a byte beyond ``limit``.
+
+    Raises:
+        UnknownEncoding: when the encoding is neither gzip nor none.
+        BodyTooLarge: when the unpacked body is larger than the limit.
+        zlib.error: when the body is not one whole gzip file.
+    """
+    name = encoding.strip().lower()
+    if name in PLAIN:
+        return body
+    if name not in GZIP:
+        raise UnknownEncoding(encoding.decode("latin-1"))
+    gzip = zlib.decompressobj(GZIP_FORMAT)
+    unpacked = gzip.decompress(body, limit + 1)
+    if len(unpacked) > limit:
+        raise BodyTooLarge
+    if not gzip.eof:
+        raise zlib.error("its end is missing")
+    if gzip.unused_data:
+        raise zlib.error("something follows its end")
+    return unpacked
+
+
 def build_web_app(service: ForecastService, options: ServeOptions, api_key: str | None = None) -> ASGIApp:
     """Build the whole application, with CORS if the options ask for it."""
     web: ASGIApp = WebApp(service, options, api_key)
@@ -162,7 +219,7 @@ def build_web_app(service: ForecastService, options: ServeOptions, api_key: str 
             web,
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Encoding", "Content-Type", "X-API-Key", "X-Request-ID"],
             expose_headers=["X-Request-ID", "X-Model-Version"],
         )
     return web

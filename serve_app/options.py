@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from forecast.inference.engines import EngineName
+from forecast.config import AgeOptions
 from forecast.names import split_names
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
@@ -18,7 +18,7 @@ API_KEY_VARIABLE = "FORECAST_API_KEY"
 """The API key is not an option, because people other than its owner can read command lines and config files."""
 
 
-class ServeOptions(BaseModel):
+class ServeOptions(AgeOptions):
     """Options of the application; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +45,8 @@ class ServeOptions(BaseModel):
         description="GPU share that each replica asks for (unless given, a quarter if the cluster has GPUs, else "
         "none)",
     )
-    engine: EngineName = Field(
+    # ``forecast.inference.engines.EngineName``, whose import would load torch before ``--help`` answers.
+    engine: Literal["auto", "onnx", "torch"] = Field(
         "auto",
         description="engine that runs the network: onnx (ONNX Runtime, CPU only), torch, or auto: onnx on a CPU if it "
         "agrees with torch",
@@ -72,7 +73,9 @@ class ServeOptions(BaseModel):
         description="seconds that a request has to send its body (else 408) and get its answer (else 503)",
     )
     max_body_bytes: int = Field(
-        1_048_576, ge=1024, description="largest request body; a larger one is refused with 413"
+        1_048_576,
+        ge=1024,
+        description="largest request body, packed and unpacked; a larger one is refused with 413",
     )
     max_forecasts: int = Field(
         10_000,

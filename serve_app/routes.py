@@ -35,6 +35,7 @@ PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """The page loads nothing from other hosts, and browsers enforce that."""
+BODY = "The body is JSON in UTF-8, plain or packed with gzip (`Content-Encoding: gzip`)."
 ASSET_HEADERS = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
 """Browsers check whether a file has changed: a new page must not run with an old page's scripts."""
 
@@ -57,11 +58,12 @@ def describe_routes(models: Models) -> FastAPI:
         @web.post(
             path,
             response_model=answered,
-            responses=_errors(401, 408, 413, 422, 503),
+            responses=_errors(401, 408, 413, 415, 422, 503),
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
             },
             summary=summary,
+            description=BODY,
         )
         async def forecast() -> None:
             """Describes the route; ``serve_app.gateway.WebApp`` answers the request before it gets here."""
@@ -83,7 +85,7 @@ def describe_routes(models: Models) -> FastAPI:
     async def list_models() -> ModelsAnswer:
         return ModelsAnswer(models=[_line(model) for model in models.by_symbol.values()])
 
-    @web.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @web.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE, headers={"content-security-policy": PAGE_POLICY, **ASSET_HEADERS})
 
@@ -147,6 +149,8 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
         likelihood=checkpoint.config.likelihood,
         widest_level=model.predictor.widest_level,
         trained_on=checkpoint.provenance,
+        trained_until=checkpoint.trained_until,
+        model_age=model.predictor.dating.age(),
         split=checkpoint.split,
         metric_units={name: metric.unit for name, metric in METRICS.items() if metric.unit},
         metrics_validation=checkpoint.metrics_validation,

@@ -17,7 +17,7 @@ VALUES_REMEDY = (
     "send past prices as numbers, without quotes, oldest first, at least the model's sequence_length"
 )
 ROWS_REMEDY = (
-    "send past days, oldest first, each a list of numbers without quotes: the columns of GET /model in order"
+    "send past bars, oldest first, each a list of numbers without quotes: the columns of GET /model in order"
 )
 NO_JSON = "; NaN and Infinity are not JSON numbers"
 ROW_WINDOWS_REMEDY = f"send at least one window; for each window, {ROWS_REMEDY}"
@@ -40,6 +40,9 @@ RowWindow = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
 Level = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)]
 
 
+Date = Annotated[str, Field(strict=True, min_length=4, max_length=40)]
+
+
 class Options(BaseModel):
     """Optional fields of a forecast request. Unknown fields are ignored, as in the original system."""
 
@@ -51,6 +54,14 @@ class Options(BaseModel):
         Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None,
         Remedy("send a symbol of GET /models, in quotes"),
     ] = Field(None, description="which model to use; required only if several are served, see GET /models")
+    last_date: Annotated[
+        Date | None,
+        Remedy("send a date such as 2024-12-31, or a time such as 2024-12-31T15:30:00-05:00, in quotes"),
+    ] = Field(
+        None,
+        description="date or time of the last value, ISO 8601, of every window of a batch; the answer then dates its "
+        "steps",
+    )
     horizon: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON)] | None,
         Remedy(f"send a whole number from 1 to {MAX_HORIZON}, without quotes"),
@@ -69,7 +80,18 @@ class Options(BaseModel):
     )
 
 
-class PredictRequest(Options):
+class DatedRequest(Options):
+    """A window whose dates may be given."""
+
+    dates: Annotated[
+        list[Date] | None, Remedy("send one date or time of ISO 8601 for each value, in order")
+    ] = Field(
+        None,
+        description="date or time of each value, ISO 8601, oldest first; the answer then dates its steps",
+    )
+
+
+class PredictRequest(DatedRequest):
     """A window of past prices."""
 
     body_remedy = 'send a JSON object, for example {"values": [120.5, 121.0]}' + NO_JSON
@@ -97,12 +119,12 @@ class BatchRequest(Options):
     )
 
 
-class PredictRowsRequest(Options):
+class PredictRowsRequest(DatedRequest):
     """A window for a model of several columns."""
 
     body_remedy = PredictRequest.body_remedy
     values: Annotated[RowWindow, Remedy(ROWS_REMEDY)] = Field(
-        description="past days, oldest first, each a row of the model's columns in the order of GET /model"
+        description="past bars, oldest first, each a row of the model's columns in the order of GET /model"
     )
 
 
@@ -133,6 +155,17 @@ class ForecastAnswer(BaseModel):
     sequence_length: int = Field(description="number of past prices that the model looks at")
     symbol: str
     feature: str
+    dates: list[str] | None = Field(
+        None,
+        description="date or time of each step's bar, by the model's calendar; present only if the last date is known",
+    )
+    closes: list[str | None] | None = Field(
+        None, description="when each of these bars ends, ISO 8601 with the exchange's offset from UTC"
+    )
+    model_age: int | None = Field(
+        None,
+        description="sessions after the last training row, up to the window's last date, or now if it is not known",
+    )
     warnings: list[str] | None = Field(
         None, description="reasons to doubt the answer; present only if there are any"
     )
@@ -192,7 +225,7 @@ class ModelLine(BaseModel):
     feature: str
     sequence_length: int = Field(description="number of past prices that the model looks at")
     columns: list[str] = Field(
-        description="columns that the model sees for each day; with several columns, values has one row per day"
+        description="columns that the model sees for each bar; with several columns, values has one row per bar"
     )
     sha256: str = Field(description="hash of the checkpoint's file")
     checkpoint_path: str
@@ -215,8 +248,11 @@ class ModelAnswer(ModelLine):
         description="highest level of the model's intervals; 0 for a model without intervals"
     )
     trained_on: dict[str, Any] | None = Field(
-        description="source, first and last date, rows and hash of the prices; split says which part used which rows"
+        description="source, bar length, calendar, first and last date, rows and hash of the prices; split says which "
+        "part used which rows"
     )
+    trained_until: str | None = Field(description="date or time of the last training row")
+    model_age: int | None = Field(description="sessions after the last training row, until now")
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
     metric_units: dict[str, str] = Field(description="units of the metrics that are not in price units")
     metrics_validation: dict[str, float] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from forecast.errors import LevelError, WindowError
+from forecast.config import AgeOptions, parse_settings
+from forecast.errors import LevelError, UsageError, WindowError
 from forecast.inference.futures import PATHS
 from forecast.inference.prediction import describe_intervals
 from forecast.inference.predictor import Predictor
@@ -47,6 +49,10 @@ PREDICT: Kinds[PredictRequest | PredictRowsRequest] = (PredictRequest, PredictRo
 BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 
 Bounds = NDArray[np.float64]
+Dates = NDArray[np.datetime64]
+
+RECENT_DATES = 8
+"""Number of a window's last dates that show how weeks and months are labelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,11 @@ class ForecastService:
         measurements: the counts that it updates.
     """
 
-    def __init__(self, models: Models, measurements: Measurements, *, max_forecasts: int) -> None:
-        """Limit each request to ``max_forecasts`` prices."""
+    def __init__(
+        self, models: Models, measurements: Measurements, *, max_forecasts: int, age: AgeOptions | None = None
+    ) -> None:
+        """Limit each request to ``max_forecasts`` prices, and models to an age."""
+        self._age = age or parse_settings(AgeOptions, {})
         self.models, self.measurements = models, measurements
         self._max_forecasts = max_forecasts
 
@@ -87,6 +96,7 @@ class ForecastService:
         try:
             asked, model = self._understand(PREDICT, body)
             horizon, levels = self._require_possible(asked, model, 1)
+            last = self._last_date(asked, model, len(asked.values), asked.dates)
         except Refused as refused:
             return refused.answer
         # Only the values that the model looks at are queued; a window that is too short is refused there.
@@ -107,13 +117,14 @@ class ForecastService:
             result["predictions"] = prices
         if bounds is not None:
             result["intervals"] = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
-        return self._answer(model, result, [window])
+        return self._answer(model, result, [window], last, horizon)
 
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""
         try:
             asked, model = self._understand(BATCH, body)
             horizon, levels = self._require_possible(asked, model, len(asked.windows))
+            last = self._last_date(asked, model, 0, None)
         except Refused as refused:
             return refused.answer
         windows = [values[-model.sequence_length :] for values in asked.windows]
@@ -127,7 +138,7 @@ class ForecastService:
         result: dict[str, Any] = {"predictions": prices if steps else [ahead[0] for ahead in prices]}
         if bounds is not None:
             result["intervals"] = [describe_intervals(window, levels, steps=steps) for window in bounds]
-        return self._answer(model, result, windows)
+        return self._answer(model, result, windows, last, horizon)
 
     def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
         """Parse the request, and choose the model that answers it.
@@ -157,6 +168,11 @@ class ForecastService:
             try:
                 return rows.model_validate_json(body)
             except ValidationError as rows_error:
+                if (encoding := json.detect_encoding(body)) != "utf-8":
+                    message = f"the body looks like {encoding.upper()} text; send JSON in UTF-8"
+                    raise Refused(
+                        refuse(422, [Problem(loc=["body"], msg=message, type="encoding")])
+                    ) from None
                 if any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
                     raise Refused(refuse(422, problems_of(rows_error, rows))) from None
                 raise Refused(refuse(422, problems_of(plain_error, plain))) from None
@@ -192,6 +208,43 @@ class ForecastService:
             where = "windows" if windows > 1 else "horizon"
             raise Refused(refuse(422, [Problem(loc=["body", where], msg=message, type="too_many_forecasts")]))
         return horizon, levels
+
+    def _last_date(
+        self, asked: Options, model: ServedModel, values: int, dates: Sequence[str] | None
+    ) -> Dates | None:
+        """Return the last known dates, the window's last one at the end; None for a window without dates.
+
+        Raises:
+            Refused: when a date is not one, dates and values do not match, or the model is too old for them.
+        """
+        dating = model.predictor.dating
+        field, given = (
+            ("dates", dates) if dates is not None else ("last_date", asked.last_date and [asked.last_date])
+        )
+        if not given:
+            self._require_young(model, dating.age())
+            return None
+        try:
+            timeline = dating.require_timeline()
+            if dates is not None and len(dates) != values:
+                raise UsageError(
+                    f"{len(dates)} dates are not one for each of the {values} values; send as many"
+                )
+            last = np.array([timeline.parse(text) for text in given[-RECENT_DATES:]])
+            if (np.diff(last).astype(np.int64) <= 0).any():
+                raise UsageError("the dates are not in order; send them oldest first, each once")
+            if asked.last_date is not None and timeline.parse(asked.last_date) != last[-1]:
+                raise UsageError(
+                    f"last_date {asked.last_date} is not the last of the dates, {given[-1]}; send one"
+                )
+        except (UsageError, WindowError) as error:
+            raise Refused(refuse(422, [Problem(loc=["body", field], msg=str(error), type="date")])) from None
+        self._require_young(model, dating.age(last[-1]))
+        return last
+
+    def _require_young(self, model: ServedModel, age: int | None) -> None:
+        if self._age.when_too_old == "refuse" and (complaint := self._age.complaint(age)):
+            raise Refused(refuse(503, [Problem(loc=[], msg=complaint, type="model_too_old")]))
 
     async def _forecast_aside(
         self, model: ServedModel, windows: Sequence[Window], horizon: int, levels: list[float]
@@ -246,7 +299,28 @@ class ForecastService:
                 steps.append(day)
         return np.stack(steps)[np.newaxis]
 
-    def _answer(self, model: ServedModel, result: dict[str, Any], windows: Sequence[Window]) -> Answer:
+    def _answer(
+        self,
+        model: ServedModel,
+        result: dict[str, Any],
+        windows: Sequence[Window],
+        last: Dates | None,
+        horizon: int,
+    ) -> Answer:
+        dating = model.predictor.dating
+        age = dating.age(None if last is None else last[-1])
+        warnings = []
+        if last is not None:
+            dated = dating.describe(last, horizon)
+            result |= dated
+            if not dated:
+                warnings.append(
+                    f"the calendar {dating.require_timeline().calendar_name} does not know the next dates"
+                )
+        if age is not None:
+            result["model_age"] = age
+        if complaint := self._age.complaint(age):
+            warnings.append(complaint)
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
@@ -258,7 +332,9 @@ class ForecastService:
             text = (
                 f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
             )
-            answer["warnings"] = [text]
+            warnings.append(text)
+        if warnings:
+            answer["warnings"] = warnings
         version = (b"x-model-version", short_version(model.version).encode())
         return Answer(200, to_json(answer), (JSON, version))
 

@@ -24,6 +24,7 @@ def build(checkpoint, api_key=None, **options):
         models,
         Measurements(),
         max_forecasts=options.max_forecasts,
+        age=options,
     )
     return build_web_app(service, options, api_key), service
 

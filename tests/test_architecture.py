@@ -10,6 +10,7 @@ OURS = ("forecast", "tune_jobs", "serve_app")
 KEEPERS = {
     "tune_jobs/ray_internals.py": "Ray's and Tune's",
     "tune_jobs/study.py": "Optuna's",
+    "forecast/prices/calendars.py": "exchange_calendars'",
 }
 """The files that may use private names of a library."""
 

@@ -51,8 +51,8 @@ def test_infer_reads_values_from_a_file_or_standard_input_in_any_usual_form(
 ):
     path = tmp_path / "window.txt"
     path.write_text(text)
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
     for source in (str(path), "-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--file", source, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["prediction"] == expected(tiny_checkpoint)
 
@@ -94,14 +94,44 @@ def test_infer_fails_with_one_line_and_the_right_code(tiny_checkpoint, capsys, a
     assert errors.count("\n") == 1
 
 
-def test_a_window_file_with_text_in_it_names_the_item(tiny_checkpoint, tmp_path, capsys):
-    (tmp_path / "prices.csv").write_text("Date,Close\n2024-01-01,5\n")
-    arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--file", str(tmp_path / "prices.csv")]
-    assert run(main, arguments) == 2
-    assert (
-        "item 1 is 'Date', not a number; for a table of prices use --latest and --source"
-        in capsys.readouterr().err
-    )
+def infer_json(checkpoint, capsys, *arguments):
+    assert run(main, ["infer", "--checkpoint", str(checkpoint), "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_window_file_is_read_by_the_rules_of_price_files(tiny_checkpoint, tmp_path, capsys):
+    path, days = tmp_path / "window.txt", [f"2024-01-{day + 1:02}" for day in range(len(WINDOW))]
+    table = "\n".join(f"{day},{value}" for day, value in zip(days, WINDOW, strict=True))
+    path.write_text(f"Date,Close\n{table}\n")
+    answer = infer_json(tiny_checkpoint, capsys, "--file", str(path))
+    assert (answer["values"], answer["last_date"]) == (WINDOW[-20:], days[-1])
+    path.write_text("\n".join(f"{value + 8000:,.2f}" for value in WINDOW))
+    answer = infer_json(tiny_checkpoint, capsys, "--file", str(path))
+    assert answer["values"] == [round(value + 8000, 2) for value in WINDOW[-20:]]
+
+
+def test_a_window_file_with_text_in_it_names_the_value(tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "window.txt").write_text("1.5\nsoon\n2.5\n")
+    arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--file", str(tmp_path / "window.txt")]
+    assert run(main, arguments) == 1
+    assert "window.txt, value 2, has 'soon', which is not a number" in capsys.readouterr().err
+
+
+def test_forecasts_are_dated_when_the_last_date_is_known_and_only_then(tiny_checkpoint, capsys):
+    values = ["--values", *map(str, WINDOW)]
+    assert "dates" not in infer_json(tiny_checkpoint, capsys, *values)
+    answer = infer_json(tiny_checkpoint, capsys, "--last-date", "2024-02-28", "--horizon", "2", *values)
+    assert answer["dates"] == ["2024-02-29", "2024-03-01"]
+    assert answer["closes"] == ["2024-03-01T00:00:00+00:00", "2024-03-02T00:00:00+00:00"]
+    latest = infer_json(tiny_checkpoint, capsys, "--horizon", "1")
+    assert (latest["last_date"], latest["dates"]) == ("2020-01-16", ["2020-01-17"])
+
+
+def test_a_model_that_is_too_old_warns_or_is_refused(tiny_checkpoint, capsys):
+    arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--max-age-sessions", "10"]
+    assert run(main, arguments) == 0
+    assert "sessions old, more than 10; train or tune it again" in capsys.readouterr().err
+    assert run(main, [*arguments, "--when-too-old", "refuse"]) == 1
 
 
 def test_train_refuses_a_place_it_cannot_write_before_it_trains(tmp_path, capsys):

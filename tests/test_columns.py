@@ -100,7 +100,7 @@ def test_torch_and_onnx_agree_on_several_columns(prices, model):
 
 def test_windows_of_the_other_shape_are_refused_with_the_columns_by_name(prices, model, tiny_checkpoint):
     with pytest.raises(
-        WindowError, match=r"each day as a row of 3 values \(Close, Volume, High\).*got plain"
+        WindowError, match=r"each bar as a row of 3 values \(Close, Volume, High\).*got plain"
     ):
         Predictor(model).predict([[1.0] * 5])
     with pytest.raises(WindowError, match=r"plain numbers \(Close\).*got rows of 2"):

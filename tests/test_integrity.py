@@ -84,25 +84,19 @@ def test_rows_of_days_that_were_not_over_are_dropped():
     assert found(report) == {"partial_last_day": 2}
 
 
-def test_weekends_and_holidays_of_an_exchange_are_no_holes_but_a_missing_fortnight_is():
-    weekdays = np.array([day for day in daily(200) if np.is_busday(day)])
-    without_holidays = np.delete(weekdays, [40, 41])
-    assert found(check(without_holidays, np.arange(1, len(without_holidays) + 1))[2]) == {}
-    fortnight = np.delete(weekdays, range(40, 50))
-    report = check(fortnight, np.arange(1, len(fortnight) + 1))[2]
-    assert found(report) == {"holes": 1}
+def sessions(first, last):
+    return np.array([day for day in np.arange(first, last + 1) if np.is_busday(day)])
 
 
-def test_one_missing_day_of_a_market_that_never_closes_is_a_hole():
-    dates = np.delete(daily(60), 30)
-    report = check(dates, np.arange(1, 60))[2]
+def test_holes_are_the_sessions_without_a_row_and_nothing_else():
+    weekdays = sessions(np.datetime64("2024-01-01"), np.datetime64("2024-07-01"))
+    assert found(check(weekdays, np.arange(1, len(weekdays) + 1), expected=sessions)[2]) == {}
+    holes = np.delete(weekdays, [3, *range(40, 50)])
+    report = check(holes, np.arange(1, len(holes) + 1), expected=sessions)[2]
     rule = next(rule for rule in report.rules if rule.rule == "holes")
-    assert (rule.found, rule.detail) == (1, "1 day missing, the longest between 2024-01-30 and 2024-02-01")
-    assert report.rows_out == 59
-
-
-def test_weekly_prices_have_no_holes_between_weeks():
-    assert found(check(daily(400)[::7], np.arange(1, 59))[2]) == {}
+    assert (rule.found, rule.action) == (2, "kept, never filled in")
+    assert rule.detail == "11 sessions missing, the longest between 2024-02-23 and 2024-03-11"
+    assert report.rows_out == len(holes)
 
 
 def test_a_stale_run_is_reported_and_kept():

@@ -7,6 +7,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -413,7 +415,7 @@ def test_trials_share_a_gpu_where_the_cluster_has_one(cluster, tmp_path):
     ("option", "value", "message"),
     [
         ("--storage-path", "/proc/nope", "--storage-path /proc/nope: cannot be written"),
-        ("--address", "127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
+        ("--address", "127.0.0.1:1", "--address 127.0.0.1:1: there is no Ray cluster"),
     ],
 )
 def test_a_place_that_cannot_be_reached_is_one_clear_line(tmp_path, option, value, message):
@@ -448,6 +450,53 @@ def test_a_signal_ends_the_job_with_everything_finished_kept(tmp_path, number):
     assert states.count(TrialState.COMPLETE) >= 2
     assert TrialState.RUNNING not in states
     assert (tmp_path / "best_pareto_lstm.pt").exists()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
+def test_sigterm_while_ray_starts_is_one_line_and_exit_code_130(tmp_path, after):
+    process = start_job(tmp_path, "--num-samples", "100", "--quiet")
+    time.sleep(after)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert errors.count("\n") == 1
+    assert errors.startswith(("interrupted\n", "stopped by SIGTERM"))
+
+
+def test_a_home_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/nothing")
+    code, errors = wait_for_end(start_job(tmp_path, "--num-samples", "1", "--quiet"))
+    assert (code, errors) == (0, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("place", ["output", "states", "ray"])
+def test_a_full_disk_is_one_line_that_names_it_and_resume_continues(tmp_path, monkeypatch, place):
+    disk = Path(tempfile.mkdtemp(dir="/tmp"))  # short enough for the sockets of Ray
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine does not let root mount")
+    output = disk / "output" if place == "output" else tmp_path / "output"
+    full = {"output": output, "states": disk / "states", "ray": disk / "ray"}[place]
+    more = ["--quiet", "--no-report", *(["--storage-path", str(full)] if place == "states" else [])]
+    try:
+        assert wait_for_end(start_job(output, "--num-samples", "2", *more)) == (0, "")
+        room = os.statvfs(disk)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(room.f_bavail * room.f_frsize - 100_000))
+        with monkeypatch.context() as patch:
+            if place == "ray":
+                patch.setenv("RAY_TMPDIR", str(disk))
+            code, errors = wait_for_end(start_job(output, "--num-samples", "6", "--resume", *more))
+        assert code == 1
+        assert errors.count("\n") == 1
+        assert errors.startswith(f"error: the disk of {full} is full (")
+        assert errors.endswith("continue with --resume\n")
+        filler.unlink()
+        assert wait_for_end(start_job(output, "--num-samples", "4", "--resume", *more)) == (0, "")
+        assert [trial.state for trial in study_of(output).trials].count(TrialState.COMPLETE) == 4
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+        disk.rmdir()
 
 
 def test_a_killed_driver_is_resumed_to_the_exact_number_of_samples(tmp_path):

@@ -1,17 +1,23 @@
 """Split, normalization, windows and metrics: properties that hold for any series."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from forecast import train
+from forecast.backtest.rolling import backtest
+from forecast.backtest.settings import BacktestSettings
 from forecast.config import TrainConfig
 from forecast.errors import DataError
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import MIN_TARGETS, required_rows, split_rows
-from forecast.model.windows import CHANGE_BOUND, Encoding, PreparedSeries
-from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
+from forecast.model.training import forecast_part
+from forecast.model.windows import CHANGE_BOUND, Encoding, PreparedSeries, prepare
+from forecast.scores.metrics import METRICS, Forecasts, Rows, evaluate_forecasts
 
 ratios = st.floats(0.05, 0.95)
 prices = arrays(np.float64, st.integers(10, 200), elements=st.floats(0.01, 1e6), unique=True)
@@ -143,10 +149,60 @@ def test_point_metrics_match_their_definitions_on_a_worked_example():
     )
 
 
-def test_mape_clamps_actual_prices_near_zero():
-    result = evaluate_forecasts(Rows(np.array([0.0]), np.array([2e-3])), Forecasts(np.array([1e-3])))
-    assert result.model["MAPE"] == pytest.approx(100)
-    assert result.persistence["MAPE"] == pytest.approx(200)
+def test_mape_clamps_actual_prices_at_a_millionth_of_the_mean_training_price():
+    rows = prepared(np.concatenate([np.tile([1e3, 3e3], 150), np.zeros(100)]), log=False).rows("test", 2)
+    assert rows.actual == pytest.approx(0, abs=1e-9)
+    forecasts = Forecasts(rows.actual + 1e-3)
+    # The training prices have a mean of about 2000, so that errors at lower prices are divided by 0.002.
+    assert rows.losses("MAPE", forecasts) == pytest.approx(50, rel=0.01)
+    assert evaluate_forecasts(rows, forecasts).model["MAPE"] == pytest.approx(50, rel=0.01)
+
+
+def test_mape_of_forecasts_without_training_prices_clamps_nothing():
+    tiny = np.array([1e-12])
+    assert METRICS["MAPE"](tiny, Forecasts(2 * tiny)) == pytest.approx(100)
+
+
+@given(seed=st.integers(0, 99), exponent=st.floats(-12, 12), log=st.booleans())
+def test_mape_does_not_depend_on_the_unit_of_the_prices(seed, exponent, log):
+    values = 100 * np.exp(np.cumsum(np.random.default_rng(seed).normal(0, 0.02, 200)))
+    found = []
+    for factor in (1.0, 10.0**exponent):
+        rows = prepared(factor * values, log).rows("test", 20)
+        found.append(evaluate_forecasts(rows, Forecasts(rows.previous * 1.01)))
+    assert found[1].model["MAPE"] == pytest.approx(found[0].model["MAPE"], rel=1e-6)
+    assert found[1].persistence["MAPE"] == pytest.approx(found[0].persistence["MAPE"], rel=1e-6)
+
+
+@pytest.fixture
+def cheap_coin(snapshot):
+    """A coin whose prices lie around 1e-5."""
+    return replace(snapshot, matrix=snapshot.matrix * 1e-9)
+
+
+CHEAP = TrainConfig(sequence_length=20, hidden_size=4, num_layers=1, max_epochs=1, batch_size=128)
+
+
+def test_training_scores_a_coin_of_tiny_prices_with_its_true_mape(cheap_coin):
+    result = train(cheap_coin, CHEAP)
+    prices = cheap_coin.values[-result.test.rows - 1 :]
+    changes = 100 * np.abs(np.diff(prices)) / prices[1:]
+    assert result.test.persistence["MAPE"] == pytest.approx(changes.mean())
+    forecasts = forecast_part(result.checkpoint, prepare(cheap_coin, CHEAP), "test").points
+    errors = 100 * np.abs(forecasts - prices[1:]) / prices[1:]
+    assert result.test.model["MAPE"] == pytest.approx(errors.mean())
+    assert result.validation.persistence["MAPE"] > 1
+
+
+def test_a_backtest_scores_a_coin_of_tiny_prices_with_its_true_mape(cheap_coin):
+    done = backtest(cheap_coin, CHEAP, BacktestSettings(folds=2, fold_rows=60, seeds=1, baselines=("drift",)))
+    scores, prices = done.scores(), cheap_coin.values[-120:]
+    errors = 100 * np.abs(done.model(0).points - prices) / prices
+    assert scores.mean["MAPE"] == pytest.approx(errors.mean())
+    assert scores.persistence["MAPE"] == pytest.approx(
+        np.mean([done.scores(fold).persistence["MAPE"] for fold in range(2)])
+    )
+    assert scores.persistence["MAPE"] > 1
 
 
 @given(actual=prices, noise=st.floats(0.001, 0.5))

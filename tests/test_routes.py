@@ -1,9 +1,12 @@
 """The web application without a cluster: its answers and its refusals."""
 
+import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
+import tracemalloc
 
 import click
 import numpy as np
@@ -14,12 +17,13 @@ from hypothesis import strategies as st
 from serving_here import LIMIT, serving
 
 from forecast import Predictor
-from forecast.errors import UsageError
+from forecast.errors import ForecastError, UsageError
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.deployment import app, replica_gpus
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
-from serve_app.gateway import DRAIN_FACTOR
+from serve_app.gateway import DRAIN_FACTOR, BodyTooLarge, decode
 from serve_app.options import ServeOptions
+from serve_app.ports import INTERNAL_PORTS, require_free_port, set_internal_ports
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def client(tiny_checkpoint):
         yield client
 
 
-def test_a_forecast_has_the_originals_six_fields_and_the_predictors_number(client, predictor):
+def test_a_forecast_has_the_originals_six_fields_the_models_age_and_the_predictors_number(client, predictor):
     answer = client.post("/predict", json={"values": GOOD})
     assert answer.status_code == 200
     assert answer.json() == {
@@ -43,6 +47,7 @@ def test_a_forecast_has_the_originals_six_fields_and_the_predictors_number(clien
         "sequence_length": 20,
         "symbol": "BTC-USD",
         "feature": "Close",
+        "model_age": predictor.dating.age(),
     }
     assert answer.headers["x-model-version"] == predictor.checkpoint.sha256[:12]
 
@@ -215,3 +220,148 @@ def test_a_wrong_option_of_the_application_is_one_line_in_the_words_of_serve_run
     with pytest.raises(click.ClickException) as caught:
         app(arguments)
     assert caught.value.message == message
+
+
+def packed(body, **changes):
+    return {"content": gzip.compress(body), "headers": {"content-encoding": "gzip", **changes}}
+
+
+@pytest.mark.parametrize("route", ["/predict", "/predict/batch", "/model", "/models", "/healthz"])
+def test_a_slash_at_the_end_of_a_route_changes_nothing(tiny_checkpoint, route):
+    with serving(tiny_checkpoint, api_key="open sesame") as client:
+        client.follow_redirects = False
+        method = "POST" if route.startswith("/predict") else "GET"
+        body = {"values": GOOD, "windows": [GOOD]} if method == "POST" else None
+        for key in ("open sesame", "wrong"):
+            without, with_slash = (
+                client.request(method, path, json=body, headers={"x-api-key": key})
+                for path in (route, f"{route}/")
+            )
+            status = 200 if key == "open sesame" or route == "/healthz" else 401
+            assert without.status_code == with_slash.status_code == status
+            assert (without.content, without.headers) == (with_slash.content, with_slash.headers)
+        counted = client.service.measurements.requests
+        assert sum(counted.values()) == sum(n for (known, _), n in counted.items() if known == route) == 4
+
+
+@pytest.mark.parametrize("route", ["/", "/healthz", "/model", "/models", "/docs", "/openapi.json"])
+def test_head_is_answered_as_get_without_the_body(client, route):
+    asked, got = client.head(route), client.get(route)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers == got.headers
+    assert got.content
+
+
+def test_head_of_a_forecast_route_is_refused_and_no_operation_is_described_for_it(client):
+    assert client.head("/predict").status_code == 405
+    operations = client.get("/openapi.json").json()["paths"]
+    assert {path: list(methods) for path, methods in operations.items()} == {
+        "/predict": ["post"],
+        "/predict/batch": ["post"],
+        "/model": ["get"],
+        "/models": ["get"],
+        "/healthz": ["get"],
+    }
+
+
+def test_a_body_in_utf_8_may_begin_with_a_byte_order_mark(client):
+    body = json.dumps({"values": GOOD})
+    plain = client.post("/predict", content=body)
+    marked = client.post("/predict", content=body.encode("utf-8-sig"))
+    assert (marked.status_code, marked.content) == (200, plain.content)
+    assert client.post("/predict", **packed(body.encode("utf-8-sig"))).content == plain.content
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_body_in_another_encoding_is_told_to_be_utf_8(client, encoding):
+    answer = client.post("/predict", content=json.dumps({"values": GOOD}).encode(encoding))
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"], problem["type"]) == (["body"], "encoding")
+    assert problem["msg"] == f"the body looks like {encoding.upper()} text; send JSON in UTF-8"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZip", "x-gzip"])
+@pytest.mark.parametrize("route", ["/predict", "/predict/batch"])
+def test_a_body_packed_with_gzip_is_answered_as_the_plain_body(client, route, coding):
+    body = json.dumps({"values": GOOD, "windows": [GOOD]}).encode()
+    plain = client.post(route, content=body, headers={"content-encoding": "identity"})
+    answer = client.post(route, **packed(body, **{"content-encoding": coding}))
+    assert (answer.status_code, answer.content) == (200, plain.content)
+
+
+def test_a_packed_body_is_unpacked_up_to_the_limit_and_no_further(client):
+    body = json.dumps({"values": GOOD}).encode()
+    assert client.post("/predict", **packed(body.ljust(LIMIT))).status_code == 200
+    refused = client.post("/predict", **packed(body.ljust(LIMIT + 1)))
+    assert (refused.status_code, refused.json()["detail"][0]["type"]) == (413, "body_too_large")
+    bomb = gzip.compress(bytes(100 * LIMIT))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLarge):
+            decode(bomb, b"gzip", LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 10 * LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda whole: b'{"values": []}', "incorrect header check"),
+        (lambda whole: b"", "its end is missing"),
+        (lambda whole: whole[:-3], "its end is missing"),
+        (lambda whole: whole + whole, "something follows its end"),
+        (lambda whole: whole[:-8] + bytes(8), "incorrect data check"),
+    ],
+)
+def test_a_damaged_gzip_body_is_refused_as_such(client, damage, reason):
+    request = packed(json.dumps({"values": GOOD}).encode())
+    answer = client.post("/predict", **{**request, "content": damage(request["content"])})
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"], problem["type"]) == (["body"], "gzip")
+    assert reason in problem["msg"]
+    assert problem["msg"].endswith("pack it again, or send plain JSON")
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "zstd", "gzip, gzip"])
+def test_another_content_encoding_is_refused_with_those_that_are_accepted(client, coding):
+    answer = client.post("/predict", **packed(b"{}", **{"content-encoding": coding}))
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, identity")
+    (problem,) = answer.json()["detail"]
+    assert problem["loc"] == ["header", "content-encoding"]
+    assert problem["msg"].startswith(f"the content encoding {coding} is not accepted; send gzip")
+
+
+def test_a_port_that_cannot_be_used_is_refused_with_the_reason():
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(
+                ForecastError, match=rf"^port {port} is taken by .+ \(pid {os.getpid()}\); stop"
+            ):
+                require_free_port(host, port)
+    require_free_port("127.0.0.1", port)
+    with pytest.raises(
+        ForecastError, match=r"port 80 of 203\.0\.113\.1: cannot assign requested address; use"
+    ):
+        require_free_port("203.0.113.1", 80)
+
+
+def test_servers_on_other_ports_get_internal_ports_that_none_shares(monkeypatch):
+    chosen = []
+    for port in (8001, 8002, 8500, 65535):
+        for name in INTERNAL_PORTS:
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        set_internal_ports(port)
+        chosen += [os.environ[name] for name in INTERNAL_PORTS]
+    assert len(set(chosen)) == 4 * len(INTERNAL_PORTS)
+    taken = int(os.environ["RAY_SERVE_HAPROXY_STATS_PORT"])
+    with socket.create_server(("127.0.0.1", taken)):
+        monkeypatch.delenv("RAY_SERVE_HAPROXY_STATS_PORT")
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", "9999")
+        set_internal_ports(65535)
+    assert os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] == "9999"
+    assert int(os.environ["RAY_SERVE_HAPROXY_STATS_PORT"]) != taken

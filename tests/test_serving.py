@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 import pytest
 from bodies import BAD_BODIES
 from processes import family, replicas
@@ -31,6 +32,17 @@ def environment():
     return {**kept, "RAY_ADDRESS": "local"}
 
 
+def wait_for_answer(process, url, log):
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/healthz").status_code == 200:
+                return
+        time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint, tmp_path_factory):
     with socket.socket() as probe:
@@ -45,16 +57,7 @@ def server(tiny_checkpoint, tmp_path_factory):
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            try:
-                if httpx.get(f"{URL}/healthz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
+        wait_for_answer(process, URL, log)
         yield process
     finally:
         process.send_signal(signal.SIGINT)
@@ -110,6 +113,104 @@ def test_an_answer_has_the_clients_request_id_or_one_of_its_own(server):
     given = httpx.get(f"{URL}/model", headers={"x-request-id": "one-of-mine"})
     assert given.headers["x-request-id"] == "one-of-mine"
     assert len(httpx.get(f"{URL}/model").headers["x-request-id"]) >= 32
+
+
+def running(*arguments):
+    """Return the command of a server in the foreground on the default port, or on that of ``arguments``."""
+    return [sys.executable, "-m", "serve_app", "run", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("command", [[SERVE, "run", "serve_app:app"], running()])
+def test_a_taken_port_is_named_in_one_line_with_what_holds_it_and_the_remedy(
+    server, tiny_checkpoint, command
+):
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**environment(), "FORECAST_CHECKPOINT": str(tiny_checkpoint)},
+        timeout=100,
+    )
+    (haproxy,) = [process.pid for process, _ in family(server.pid) if process.name() == "haproxy"]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].lower() == (
+        f"error: port 8000 is taken by haproxy (pid {haproxy}); stop that process, or use another port: "
+        "python -m serve_app run --port n"
+    )
+
+
+def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_their_own(
+    server, tiny_checkpoint, tiny_result, tmp_path
+):
+    state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
+    state["regressor.bias"] += 0.5
+    other = tmp_path / "other.pt"
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), other)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        second = subprocess.Popen(
+            running("--port", port, "--checkpoint", other),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        wait_for_answer(second, f"http://127.0.0.1:{port}", log)
+        window = {"values": [1000.0 + row for row in range(20)]}
+        for _ in range(10):
+            for url, path in ((URL, tiny_checkpoint), (f"http://127.0.0.1:{port}", other)):
+                answer = httpx.post(f"{url}/predict", json=window).json()
+                assert answer["checkpoint_path"] == str(path)
+        listening = [
+            {
+                connection.laddr.port
+                for process, title in family(pid)
+                if process.name() == "haproxy" or title.startswith(("ray::ServeReplica", "ray::ProxyActor"))
+                for connection in process.net_connections("tcp4")
+                if connection.status == psutil.CONN_LISTEN
+            }
+            for pid in (server.pid, second.pid)
+        ]
+        assert {8000, 8404, 9101, 8500} <= listening[0]
+        assert port in listening[1]
+        assert not listening[0] & listening[1]
+    finally:
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(60) == 0, log.read_text()
+    assert httpx.get(f"{URL}/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("reached", ["", "is not set", "Started a local Ray instance", "Started Serve"])
+def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_path, number, reached):
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            running("--port", 8123, "--checkpoint", tiny_checkpoint),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in environment().items() if name != "FORECAST_API_KEY"},
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while reached not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        time.sleep(1)  # then it imports torch, or starts Ray, Serve or the replica
+        process.send_signal(number)
+        assert process.wait(60) == 130, log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert log.read_text().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in log.read_text()
 
 
 def address_of(server):

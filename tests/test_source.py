@@ -121,7 +121,7 @@ def test_a_server_that_never_answers_is_given_up_on(yahoo_at, monkeypatch):
 def test_an_unreachable_yahoo_is_asked_again_and_an_unknown_symbol_is_not(yahoo_at, monkeypatch, mode, asked):
     attempts = []
     real = yahoo._fetch_once
-    monkeypatch.setattr(yahoo, "_fetch_once", lambda symbol: attempts.append(symbol) or real(symbol))
+    monkeypatch.setattr(yahoo, "_fetch_once", lambda *asked: attempts.append(asked) or real(*asked))
     with serving(mode) as server:
         yahoo_at(server.url)
         with pytest.raises(DataError):
@@ -241,7 +241,7 @@ def test_the_snapshot_is_the_whole_file_but_its_partial_last_day(snapshot):
     )
     found = {rule.rule: rule for rule in snapshot.integrity.rules if rule.found}
     assert set(found) == {"partial_last_day", "holes", "stale_runs"}
-    assert found["holes"].detail == "12 days missing, the longest between 2019-03-19 and 2019-04-01"
+    assert found["holes"].detail == "12 sessions missing, the longest between 2019-03-19 and 2019-04-01"
 
 
 def test_start_is_included_and_end_is_not():
@@ -278,7 +278,7 @@ def test_what_cannot_be_had_is_refused_with_what_can(arguments, error, message):
 
 
 def test_an_unknown_source_lists_the_known_ones():
-    with pytest.raises(UsageError, match="`source` bloomberg: give auto, yahoo, snapshot, or the path"):
+    with pytest.raises(UsageError, match="`source` bloomberg: give auto, yahoo, snapshot, the path of a file"):
         load_series(source="bloomberg")
 
 

@@ -1,9 +1,16 @@
 """The tuning job's parts that need no cluster: study, selection, options, command line."""
 
+import contextlib
+import errno
 import io
+import os
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +24,8 @@ from forecast.cli.command import run
 from forecast.errors import StudyError, UsageError
 from forecast.model.training import evaluate_part
 from tune_jobs import study as studies
-from tune_jobs.cluster import _answering, connected
+from tune_jobs.cluster import SETTINGS, _answering, _give_token, connected
+from tune_jobs.disks import full_disk_named
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
 from tune_jobs.placement import Node, Placement
@@ -235,20 +243,128 @@ def test_cores_are_given_up_for_a_gpu_that_has_waited_for_one_longer_than_a_proc
     assert not scheduler._gpu_is_blocked
 
 
+@contextlib.contextmanager
+def answering_with(answer):
+    """The address of a server that answers every greeting with these bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_all():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.recv(100)
+                    connection.sendall(answer)
+                    connection.close()
+
+        threading.Thread(target=answer_all, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
 def test_a_cluster_that_was_killed_and_left_its_address_is_not_waited_for(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{not_listening.getsockname()[1]}"
         monkeypatch.setattr("tune_jobs.cluster.find_cluster", lambda _: address)
         assert _answering(None) == "local"
         with pytest.raises(ConnectionError):
             _answering("auto")
-        listening.listen()
+    with answering_with(bytes([0, 0, 0, SETTINGS])) as address:
+        monkeypatch.setattr("tune_jobs.cluster.find_cluster", lambda _: address)
         assert _answering(None) == _answering("auto") == "auto"
         assert _answering(address) == address
     monkeypatch.setattr("tune_jobs.cluster.find_cluster", lambda _: None)
     assert _answering(None) == "local"
+
+
+def failure_to_connect(address):
+    with pytest.raises((StudyError, UsageError)) as failure, connected(address):
+        pass
+    return str(failure.value)
+
+
+@pytest.mark.parametrize("option", [None, "auto"])
+def test_an_address_in_the_environment_without_a_cluster_is_named_with_its_remedy(monkeypatch, option):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    message = failure_to_connect(option)
+    assert message.startswith("RAY_ADDRESS 127.0.0.1:1: there is no Ray cluster ([Errno 111]")
+    assert message.endswith("or unset RAY_ADDRESS for a local one")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert failure_to_connect(option).startswith("RAY_ADDRESS ray://head:10001: the job must run inside")
+
+
+def test_a_server_that_is_not_ray_is_refused_at_once(monkeypatch):
+    with answering_with(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        assert f"`address` {address}: there is no Ray cluster (what listens" in failure_to_connect(address)
+    monkeypatch.setattr("tune_jobs.cluster.ADDRESS_WAIT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "(timed out)" in failure_to_connect(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_directory_too_long_for_sockets_is_named_before_ray_starts(monkeypatch, variable):
+    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "/tmp/" + "x" * 60)
+    message = failure_to_connect("local")
+    assert message.startswith(f"{variable} /tmp/xxx")
+    assert "at most 107 bytes; set RAY_TMPDIR to a directory whose path has at most 4" in message
+
+
+def test_a_cluster_of_a_user_without_a_home_gets_its_token_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _give_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == ""
+    monkeypatch.setenv("HOME", "/dev/null/nothing")
+    _give_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_full_disk_is_named_with_its_remedy_whatever_error_it_causes(monkeypatch, tmp_path):
+    options = TuneOptions(output_dir=tmp_path / "out", storage_path=str(tmp_path / "states"))
+    full = {tmp_path / "out": 10**9, tmp_path / "states": 0}
+    monkeypatch.setattr("tune_jobs.disks._free", lambda place: full.get(place, 10**9))
+    for error in (EOFError("Ran out of input"), OSError(errno.ENOSPC, "no"), StudyError("disk is full")):
+        with (
+            pytest.raises(
+                StudyError, match=r"the disk of .*/states is full .* choose another `storage_path`"
+            ),
+            full_disk_named(options),
+        ):
+            raise error
+    with pytest.raises(ValueError, match="wrong"), full_disk_named(options):
+        raise ValueError("wrong")
+    full[tmp_path / "states"] = 10**9
+    with pytest.raises(EOFError), full_disk_named(options):
+        raise EOFError
+
+
+def test_a_locked_study_is_refused_soon_with_its_file_and_the_remedy(open_study, tmp_path, monkeypatch):
+    open_study()
+    monkeypatch.setattr(studies, "OPEN_WAIT", 0.2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        with pytest.raises(
+            StudyError,
+            match=r"/study.db cannot be used \(database is locked\); close the other program .*`resume`",
+        ):
+            open_study(resume=True)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("after", [0.1, 0.3])
+def test_a_signal_during_imports_is_one_line_and_exit_code_130(tmp_path, number, after):
+    command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--output-dir", tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(after)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
 
 
 def test_a_job_is_no_ray_client(tmp_path):

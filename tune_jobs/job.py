@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 
 from forecast.errors import StudyError
+from tune_jobs.disks import full_disk_named
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import only_job_in, prepare_job
 from tune_jobs.report import report_job
@@ -34,7 +35,7 @@ def run_job(options: TuneOptions) -> Outcome:
     started = time.perf_counter()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     job = prepare_job(options)
-    with only_job_in(options.output_dir):
+    with full_disk_named(options), only_job_in(options.output_dir):
         found = search_and_pick(job)
         summary = report_job(job, found, started)
     interrupted = found.stopped_by is not None

@@ -1,9 +1,27 @@
 """The tuning command: ``python -m tune_jobs.pareto``."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+
+def _end_at_once(*_: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    # The other imports take long enough to be interrupted; ``run`` takes over after them.
+    on_sigint = signal.getsignal(signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end_at_once)
 
 from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
 from forecast.config import parse_settings
@@ -42,4 +60,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_sigint)
     sys.exit(run(main))

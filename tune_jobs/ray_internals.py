@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants, utils
 from ray._private.services import canonicalize_bootstrap_address
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -24,6 +27,28 @@ def find_cluster(address: str | None) -> str | None:
     """
     # The type hint allows only str; the documentation also allows None.
     return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM while Ray starts.
+
+    ``ray.init`` installs one that exits with code 15, and its C++ part one that aborts; Ray has no public way to keep
+    ours. Ray's own processes are not affected.
+    """
+    setting, set_handler = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = setting
+        utils.set_sigterm_handler = set_handler
+
+
+def temporary_directory() -> str:
+    """Return the directory in which a cluster on this machine keeps its sockets and logs."""
+    return str(get_default_ray_temp_dir())
 
 
 def add_earlier_rungs(

@@ -300,7 +300,9 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     """Show the pick's forecasts, residuals and intervals on the test rows."""
     checkpoint = found.picked.checkpoint
     forecasts = forecast_part(checkpoint, found.job.prepared, "test")
-    dates = found.job.series.dates[found.job.prepared.target_rows("test", checkpoint.config.sequence_length)]
+    series, timeline = found.job.series, found.job.series.timeline
+    targets = found.job.prepared.target_rows("test", checkpoint.config.sequence_length)
+    dates = timeline.local(series.dates[targets])
     tables: list[Text | Plot | Grid] = []
     if found.picked.test.intervals:
         tables = [
@@ -321,9 +323,11 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
         ]
     return [
         Text(
-            "One day ahead, each forecast made from the days before it. The search has not seen these rows."
+            f"One {timeline.unit} ahead, each forecast made from the {timeline.unit}s before it. The search has not "
+            "seen these rows."
             if found.job.options.objectives_on == "validation"
-            else "One day ahead. The search has seen these rows: the scores do not estimate performance on new data."
+            else f"One {timeline.unit} ahead. The search has seen these rows: the scores do not estimate performance "
+            "on new data."
         ),
         Plot(
             forecast_figure(dates, rows, forecasts),
@@ -350,6 +354,7 @@ def _data(found: Findings) -> list[Text | Grid]:
         ["requested", where.requested],
         *([["fallback because", where.fallback]] if where.fallback else []),
         ["dates", f"{where.first_date} to {where.last_date}"],
+        ["bars", f"of {where.interval}, calendar {where.calendar}: {where.calendar_fit}"],
         ["rows", f"{report.rows_in} read, {where.rows} used"],
         *([["retrieved on", where.retrieved]] if where.retrieved else []),
         ["SHA-256 of the rows", where.sha256],

@@ -152,8 +152,8 @@ def pick_within_one_se(
 def _losses(point: FrontPoint, prepared: PreparedSeries, part: Part) -> NDArray[np.float64]:
     """Return the losses (objectives, days) of a point's forecasts."""
     forecasts = forecast_part(point.checkpoint, prepared, part)
-    actual = prepared.rows(part, point.checkpoint.config.sequence_length).actual
-    return np.stack([METRICS[name].losses(actual, forecasts) for name in point.objectives])
+    rows = prepared.rows(part, point.checkpoint.config.sequence_length)
+    return np.stack([rows.losses(name, forecasts) for name in point.objectives])
 
 
 def _resampled_costs(

@@ -36,8 +36,10 @@ JOB = "job"
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
+OPEN_WAIT = 3.0
+"""Seconds to wait for another process's lock on the database before a job."""
 LOCK_WAIT = 30.0
-"""Seconds to wait for another process's lock on the database before giving up."""
+"""Seconds to wait for such a lock during a job, which has more to lose."""
 
 
 @contextmanager
@@ -48,9 +50,14 @@ def study_errors(path: Path) -> Iterator[None]:
     except DATABASE_ERRORS as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        if "locked" in reason:
+            remedy = "close the other program that uses the file, then continue with `resume`"
+        elif "full" in reason:
+            remedy = "free disk space there, then continue with `resume`"
+        else:
+            remedy = "restore the file from a copy"
         raise StudyError(
-            f"the study's database {path} cannot be used ({reason}); free disk space, close the program that locks "
-            "it, or choose another `output_dir`"
+            f"the study's database {path} cannot be used ({reason}); {remedy}, or choose another `output_dir`"
         ) from error
 
 
@@ -68,16 +75,31 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute(f"PRAGMA busy_timeout={round(1000 * LOCK_WAIT)}")
         cursor.close()
 
     with study_errors(path):
+        _require_unlocked(path)
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": LOCK_WAIT}}
+            f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": OPEN_WAIT}}
         )
         sqlalchemy.event.listen(storage.engine, "connect", set_pragmas)
         # Connections opened before the listener was added lack the settings: start a new pool.
         storage.engine.dispose()
         return storage
+
+
+def _require_unlocked(path: Path) -> None:
+    """Take the database's write lock once: Optuna would wait for it several times over.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: when another process keeps it for ``OPEN_WAIT``, or the file is no database.
+    """
+    engine = sqlalchemy.create_engine(
+        f"sqlite:///{path.absolute()}", connect_args={"timeout": OPEN_WAIT}, poolclass=sqlalchemy.NullPool
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def open_study(

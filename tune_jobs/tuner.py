@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def run_search(
         states=states,
     )
     started, cores_before = time.perf_counter(), placement.core_seconds
-    with stop_on_signals(stop):
+    with _failure_first(stop), stop_on_signals(stop):
         # One round, plus more for trials that were put back because their GPU is gone.
         while ended < samples and not stop.now():
             before = ended + searcher.put_back
@@ -149,14 +150,24 @@ def run_search(
         asking=searcher.seconds.asking,
         keeping=searcher.seconds.keeping,
     )
-    try:
+    with _failure_first(stop):
         put_back_running(study, checkpoint_dir)
-    except studies.DATABASE_ERRORS:
-        if stop.failure is None:
-            raise
     if stop.failure is not None:
         raise stop.failure
     return seconds
+
+
+@contextlib.contextmanager
+def _failure_first(stop: Stop) -> Iterator[None]:
+    """Drop an error that follows from the failure that stopped the search.
+
+    On a full disk, for example, Tune reads back files that it could not write.
+    """
+    try:
+        yield
+    except Exception:
+        if stop.failure is None:
+            raise
 
 
 def _sampler(

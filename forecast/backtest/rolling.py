@@ -23,6 +23,7 @@ from forecast.model.split import MIN_TARGETS, Split
 from forecast.model.training import fit, forecast_part
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.series import Series
+from forecast.prices.timeline import Timeline
 from forecast.scores.metrics import METRICS, Evaluation, Forecasts, Rows, evaluate_forecasts
 
 Array = NDArray[np.float64]
@@ -172,10 +173,12 @@ class Backtest:
     Attributes:
         results: the result of each fold, in chronological order.
         seeds: number of training runs of each fold.
+        timeline: the bars of the series.
     """
 
     results: list[FoldResult]
     seeds: int
+    timeline: Timeline
 
     @property
     def rows(self) -> Rows:
@@ -186,6 +189,7 @@ class Backtest:
             previous=np.concatenate([part.previous for part in parts]),
             persistence=_joined([part.persistence for part in parts]),
             naive_mae=_joined([np.full(len(part.actual), part.naive_mae) for part in parts]),
+            price_floor=_joined([np.full(len(part.actual), part.price_floor) for part in parts]),
         )
 
     @property
@@ -214,14 +218,13 @@ class Backtest:
         rows, models = self.rows, [self.model(seed) for seed in range(self.seeds)]
         found = [self._clark_west()]
         ours = {
-            metric: np.mean([METRICS[metric].losses(rows.actual, model) for model in models], axis=0)
-            for metric in COMPARED
+            metric: np.mean([rows.losses(metric, model) for model in models], axis=0) for metric in COMPARED
         }
         for name, forecasts in self.baselines.items():
             for metric, losses in ours.items():
                 if METRICS[metric].needs_quantiles and forecasts.quantiles is None:
                     continue
-                theirs = METRICS[metric].losses(rows.actual, forecasts)
+                theirs = rows.losses(metric, forecasts)
                 tested = diebold_mariano(losses, theirs)
                 found.append(Comparison(name, "Diebold-Mariano", metric, _ratio(losses, theirs), *tested))
         return found
@@ -301,7 +304,7 @@ def backtest(
         scaled = on_models_scale(prepared[i], rows, [model.points for model in models])
         dates = series.dates[fold.origin : fold.end]
         results.append(FoldResult(fold, dates, rows, scaled, models, baselines[i]))
-    return Backtest(results, len(seeds))
+    return Backtest(results, len(seeds), series.timeline)
 
 
 def _baselines(prepared: PreparedSeries, settings: BacktestSettings) -> dict[str, Forecasts]:

@@ -70,6 +70,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     config, series, checkpoint = _subject(options, given)
     settings = BacktestSettings(**{name: getattr(options, name) for name in BacktestSettings.model_fields})
     folds = make_folds(len(series), settings, config)
+    scored = series.timeline.text(series.dates[[folds[0].origin, -1]])
     require_writable(options.output_dir.absolute())
     silent = options.quiet or options.json_output
     console = Console(quiet=silent) if sys.stdout.isatty() else Console(quiet=silent, width=130)
@@ -79,7 +80,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
         # The last line, the split, is left out: a backtest splits the rows into folds.
         print(*series_lines(series, config)[:-1], sep="\n")
         print(
-            f"{len(folds)} folds of {folds[0].end - folds[0].origin} rows from {series.dates[folds[0].origin]} on, "
+            f"{len(folds)} folds of {folds[0].end - folds[0].origin} rows from {scored[0]} on, "
             f"{settings.window} window, {settings.seeds} training runs each"
         )
 
@@ -96,8 +97,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     write_rows(done, options.output_dir / ROWS_FILE)
     write_json(summary, options.output_dir / SUMMARY_FILE)
     if options.plot:
-        scored = f"{series.dates[folds[0].origin]} to {series.dates[-1]}"
-        title = f"{series.symbol} {series.feature}: {len(folds)} folds, {scored}"
+        title = f"{series.symbol} {series.feature}: {len(folds)} folds, {' to '.join(scored)}"
         write_plots(done, title, notes, options.output_dir / PAGE_FILE)
     if options.json_output:
         print(json.dumps(summary, allow_nan=False, default=str))
@@ -154,7 +154,8 @@ def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int
     seen = checkpoint.searched_rows if checkpoint else None
     if seen is None or seen <= first_origin:
         return []
+    (until,) = series.timeline.text(series.dates[seen - 1 : seen])
     return [
-        f"The search that chose this configuration saw all rows up to {series.dates[seen - 1]}: only later rows "
+        f"The search that chose this configuration saw all rows up to {until}: only later rows "
         "are new to the configuration"
     ]

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from forecast.config import Config, TrainConfig
+from forecast.config import AgeOptions, DataConfig, FileConfig, TrainConfig
 from forecast.errors import UsageError
 
 if TYPE_CHECKING:
-    from forecast.model.checkpoint import Checkpoint
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from forecast.inference.predictor import Predictor
+
+    Dates = NDArray[np.datetime64]
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -29,7 +34,7 @@ examples:
 """
 
 
-class InferOptions(Config):
+class InferOptions(AgeOptions, FileConfig):
     """The window and the model; without `values` or `file`, the latest window of the model's source is used."""
 
     checkpoint: Path = Field(DEFAULT_PICK, description="model to forecast with")
@@ -38,7 +43,14 @@ class InferOptions(Config):
         description="the window: past values, oldest first, at least as many as the model's window length",
     )
     file: Path | None = Field(
-        None, description="file with the window's values (numbers, or JSON); - reads standard input"
+        None,
+        description="file with the window: a table of prices as in `source`, or numbers (one a line, or JSON); - reads "
+        "standard input",
+    )
+    last_date: str | None = Field(
+        None,
+        min_length=1,
+        description="date or time of the last value, ISO 8601, which dates the forecasts of `values` and of `file`",
     )
     latest: bool = Field(False, description="use the latest window of the source, which is the default")
     source: str | None = Field(
@@ -70,12 +82,14 @@ class InferOptions(Config):
 
 def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
+    from forecast.errors import WindowError
     from forecast.inference.prediction import describe_intervals
     from forecast.inference.predictor import Predictor
+    from forecast.prices.source import say_on_stderr
     from forecast.scores.distribution import MAIN_LEVEL
 
     predictor = Predictor(options.checkpoint, options.device)
-    window, dates = _window(options, predictor.checkpoint)
+    window, dates, origin = _window(options, predictor)
     steps = predictor.predict_steps([window], options.horizon)[0].tolist()
     levels = options.levels
     if levels is None:
@@ -85,6 +99,14 @@ def infer_command(options: InferOptions) -> int:
     bounds = predictor.predict_intervals([window], levels, options.horizon)[0] if levels else None
     config = predictor.checkpoint.config
     used = window[-config.sequence_length :]
+    dating, dated = predictor.dating, {}
+    if dates is not None:
+        dated = dating.describe(dates, options.horizon)
+    age = dating.age(dates[-1] if dates is not None else None)
+    if complaint := options.complaint(age):
+        if options.when_too_old == "refuse":
+            raise WindowError(complaint)
+        say_on_stderr(f"warning: {complaint}")
     prediction, last = steps[0], used[-1][0] if isinstance(used[-1], list) else used[-1]
     if options.json_output:
         answer: dict[str, Any] = {
@@ -94,10 +116,16 @@ def infer_command(options: InferOptions) -> int:
             "feature": config.feature,
             "sequence_length": config.sequence_length,
             "checkpoint_path": str(options.checkpoint),
-            "first_date": dates[0] if dates else None,
-            "last_date": dates[1] if dates else None,
+            "first_date": None,
+            "last_date": None,
             "values": used,
+            **dated,
+            **({} if age is None else {"model_age": age}),
+            **({} if origin is None else {"source": origin}),
         }
+        if dates is not None:
+            texts = dating.require_timeline().text(dates)
+            answer |= {"first_date": texts[0] if len(texts) > 1 else None, "last_date": texts[-1]}
         if options.horizon > 1:
             answer["predictions"] = steps
         if bounds is not None:
@@ -105,14 +133,18 @@ def infer_command(options: InferOptions) -> int:
             answer["intervals"] = describe_intervals(bounds, levels, steps=options.horizon > 1)
         print(json.dumps(answer, allow_nan=False))
         return 0
-    after = f" after {dates[1]}" if dates else ""
-    print(f"{config.symbol} {config.feature}: next value{after} is forecast at {prediction:,.6g}")
-    for step, price in enumerate(steps):
+    after = f" after {dating.require_timeline().text(dates)[-1]}" if dates is not None else ""
+    labels = dated.get("dates") or [""] * options.horizon
+    day = f" for {labels[0]}" if labels[0] else ""
+    print(f"{config.symbol} {config.feature}: next value{after} is forecast at {prediction:,.6g}{day}")
+    for step, (price, label) in enumerate(zip(steps, labels, strict=True)):
         if step:
-            print(f"step {step + 1}: {price:,.6g}")
+            print(f"step {step + 1}{f' ({label})' if label else ''}: {price:,.6g}")
         if bounds is not None:
             for level, (lower, upper) in zip(levels, bounds[step], strict=True):
                 print(f"  {100 * level:g} % interval: {lower:,.6g} to {upper:,.6g}")
+    if origin is not None:
+        print(f"window: {len(used)} values from {origin}")
     print(f"persistence (the last value): {last:,.6g}")
     if predictor.checkpoint.metrics_test:
         test = predictor.checkpoint.metrics_test
@@ -122,72 +154,61 @@ def infer_command(options: InferOptions) -> int:
     return 0
 
 
-def _window(options: InferOptions, checkpoint: Checkpoint) -> tuple[list[Any], tuple[str, str] | None]:
-    """The window's values, as ``plain_window`` gives them, and its first and last date if a source gave them."""
+def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dates | None, str | None]:
+    """The window's values, as ``plain_window`` gives them; their dates, or the last if only it is known; the source."""
+    import numpy as np
+
     from forecast.errors import WindowError
     from forecast.model.windows import plain_window
-    from forecast.prices.source import load_series, say_on_stderr
+    from forecast.prices.files import read_content
+    from forecast.prices.source import say_on_stderr, series_from_config, series_of_table
+    from forecast.prices.values import read_values
 
+    config = predictor.checkpoint.config
+    told = None
+    if options.last_date is not None:
+        told = np.array([predictor.dating.require_timeline().parse(options.last_date)])
     if options.values is not None:
-        return options.values, None
+        return options.values, told, None
     if options.file is not None:
-        return read_values(options.file), None
-    config = checkpoint.config
-    series = load_series(
-        config.symbol,
-        config.feature,
-        options.source or config.source,
-        input_columns=config.input_columns,
-        keep_non_positive=config.keep_non_positive,
-        notify=say_on_stderr,
-    )
+        content, name = _content(options.file)
+        values = read_values(content, name, options)
+        if values is not None:
+            return values, told, None
+        table = read_content(content, name, config.symbol, options)
+        series = series_of_table(table, _reading(predictor, options), notify=say_on_stderr)
+    else:
+        if told is not None:
+            raise UsageError("`last_date` is known from the source; give it with `values` or `file` only")
+        series = series_from_config(_reading(predictor, options), notify=say_on_stderr)
     length = config.sequence_length
     if len(series) < length:
         raise WindowError(
             f"{series.provenance.source} has {len(series)} rows, but this model needs {length}; use a longer history"
         )
-    return plain_window(series.matrix[-length:]), (str(series.dates[-length]), str(series.dates[-1]))
+    dates = series.dates[-length:] if predictor.dating.timeline else None
+    return (
+        plain_window(series.matrix[-length:]),
+        told if told is not None else dates,
+        series.provenance.source,
+    )
 
 
-def read_values(path: Path) -> list[Any]:
-    """Read numbers from a file (``-``: standard input): JSON (a list, or ``{"values": [...]}``), or plain text.
+def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
+    """The model's series with the options of this command: all rows, in the bars that it was trained on."""
+    config, timeline = predictor.checkpoint.config, predictor.dating.timeline
+    given: dict[str, Any] = {name: getattr(config, name) for name in DataConfig.model_fields}
+    given |= {
+        name: value for name in FileConfig.model_fields if (value := getattr(options, name)) is not None
+    }
+    if timeline is not None:
+        given |= {"interval": timeline.interval, "calendar": timeline.calendar_name}
+    return DataConfig(**{**given, "start": None, "end": None, "source": options.source or config.source})
 
-    For a model of several columns, JSON may hold rows of numbers.
 
-    Raises:
-        UsageError: when the file is missing or empty, or something in it is not a number.
-    """
+def _content(path: Path) -> tuple[bytes, str]:
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        text = (sys.stdin.read() if str(path) == "-" else path.read_text()).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise UsageError(f"`file` {name} cannot be read ({reason}); give a text file of numbers") from None
-    if not text:
-        raise UsageError(f"`file` {name} is empty; give the window's values, oldest first")
-    if text[0] in "[{":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"`file` {name} is not JSON ({error}); give a list of numbers") from None
-        found = content.get("values") if isinstance(content, dict) else content
-        if not isinstance(found, list):
-            raise UsageError(f'`file` {name} has no list of numbers; give [...] or {{"values": [...]}}')
-    else:
-        found = text.replace(",", " ").replace(";", " ").split()
-    values: list[Any] = []
-    for index, item in enumerate(found):
-        try:
-            values.append([_number(value) for value in item] if isinstance(item, list) else _number(item))
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"`file` {name}: item {index + 1} is {item!r}, not a number; for a table of prices use "
-                "`latest` and `source`"
-            ) from None
-    return values
-
-
-def _number(item: Any) -> float:
-    if isinstance(item, bool | None):
-        raise TypeError
-    return float(item)
+        return (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()), name
+    except OSError as error:
+        raise UsageError(f"`file` {name} cannot be read ({error.strerror}); give a file of prices") from None

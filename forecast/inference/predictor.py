@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forecast.errors import WindowError
+from forecast.inference.dating import Dating
 from forecast.inference.engines import Engine, EngineName, build_engine
 from forecast.inference.futures import Futures
 from forecast.inference.prediction import Prediction, require_finite, require_levels
@@ -33,6 +34,7 @@ class Predictor:
     Attributes:
         path: the checkpoint's path, as given.
         checkpoint: its content.
+        dating: dates its forecasts.
         engine: runs its network; ``engine.name`` and ``engine.device`` say how and where.
     """
 
@@ -53,6 +55,7 @@ class Predictor:
         self.path = os.fspath(path)
         self.checkpoint = load_checkpoint(path)
         self.engine: Engine = build_engine(self.checkpoint, choose_device(device), engine)
+        self.dating = Dating(self.checkpoint)
         self._encoding = self.checkpoint.encoding
 
     @property
@@ -62,7 +65,7 @@ class Predictor:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the model sees for each day; the first is the feature that it forecasts."""
+        """Columns that the model sees for each bar; the first is the feature that it forecasts."""
         return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
 
     def require_levels(self, levels: Sequence[float]) -> None:
@@ -227,7 +230,7 @@ class Predictor:
 def _expected_form(columns: Sequence[str]) -> str:
     if len(columns) == 1:
         return f"this model takes plain numbers ({columns[0]})"
-    return f"this model takes each day as a row of {len(columns)} values ({', '.join(columns)})"
+    return f"this model takes each bar as a row of {len(columns)} values ({', '.join(columns)})"
 
 
 def _form_of(values: Array) -> str:

@@ -43,6 +43,7 @@ ADDED_LATER = frozenset(
         "searched_rows",
         "train_range",
         "latest_window",
+        "trained_until",
     }
 )
 """Fields that files of earlier schemas may lack."""
@@ -102,6 +103,10 @@ class Checkpoint(BaseModel):
     )
     provenance: dict[str, Any] | None = Field(
         default=None, description="where the prices came from; none in files of the original system"
+    )
+    trained_until: str | None = Field(
+        default=None,
+        description="date or time of the last training row, ISO 8601; none in files older than this field",
     )
     versions: dict[str, str] | None = Field(
         default=None, description="library versions at training, and the kind of device it ran on"
@@ -167,6 +172,7 @@ class Checkpoint(BaseModel):
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             best_epoch=best_epoch,
             train_range=prepared.train_range,
+            trained_until=prepared.trained_until,
         )
 
     def with_test(

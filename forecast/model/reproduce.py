@@ -32,12 +32,12 @@ def series_of(
         )
     # The cache holds Yahoo's prices: read Yahoo again, and the hash shows whether its prices have changed.
     read_from = "auto" if where["source"] in ("yahoo", "cache") else where["source"]
-    last = dt.date.fromisoformat(where["last_date"])
+    first, last = (dt.datetime.fromisoformat(where[name]).date() for name in ("first_date", "last_date"))
     found = series_from_config(
         checkpoint.config.model_copy(
             update={
                 "source": source or read_from,
-                "start": dt.date.fromisoformat(where["first_date"]),
+                "start": first,
                 "end": last + dt.timedelta(days=1),
             }
         ),

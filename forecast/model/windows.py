@@ -18,7 +18,7 @@ from forecast.model.normalization import Normalization
 from forecast.model.split import Part, Split, split_rows
 from forecast.prices.series import Series
 from forecast.scores.distribution import PROBABILITIES
-from forecast.scores.metrics import Rows
+from forecast.scores.metrics import PRICE_FLOOR, Rows
 
 Array = NDArray[np.float64]
 
@@ -136,11 +136,13 @@ class PreparedSeries:
         normalized: shape (n, columns), the feature first; fewer rows after ``without_test``.
         normalization: the scaling of each column.
         split: the row boundaries of the parts.
+        trained_until: date or time of the last training row, ISO 8601; None when it is not known.
     """
 
     normalized: Array
     normalization: Normalization
     split: Split
+    trained_until: str | None = None
 
     def without_test(self) -> PreparedSeries:
         """The same series without its test rows, for a search, which must not see them."""
@@ -205,6 +207,7 @@ class PreparedSeries:
             previous=feature.denormalize(last),
             persistence=feature.denormalize(last[:, np.newaxis] + changes),
             naive_mae=float(np.abs(np.diff(self.train_prices)).mean()),
+            price_floor=PRICE_FLOOR * float(np.abs(self.train_prices).mean()),
         )
 
     def target_rows(self, part: Part, sequence_length: int) -> NDArray[np.intp]:
@@ -239,4 +242,5 @@ def prepare(series: Series, config: DataConfig, split: Split | None = None) -> P
     split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     matrix = series.matrix[: split.rows]
     normalization = Normalization.fit(matrix[: split.train_end], series.columns, log=config.log_prices)
-    return PreparedSeries(normalization.normalize(matrix), normalization, split)
+    (trained_until,) = series.timeline.text(series.dates[split.train_end - 1 : split.train_end])
+    return PreparedSeries(normalization.normalize(matrix), normalization, split, trained_until)

@@ -48,12 +48,15 @@ def _folds_table(done: Backtest) -> Table:
     for title in ("fold", "scored", "rows", "MAE", "persistence", "MASE", "CRPS", "persistence", "in 90 %"):
         table.add_column(title, justify="left" if title in ("fold", "scored") else "right", no_wrap=True)
     for result in done.results:
-        dates = f"{result.dates[0]} to {result.dates[-1]}"
+        dates = " to ".join(done.timeline.text(result.dates[[0, -1]]))
         number = result.fold.number
         table.add_row(f"{number + 1}", dates, *_cells(done.scores(number), len(result.dates)))
     table.add_section()
     table.add_row(
-        "all", f"{done.dates[0]} to {done.dates[-1]}", *_cells(done.scores(), len(done.dates)), style="bold"
+        "all",
+        " to ".join(done.timeline.text(done.dates[[0, -1]])),
+        *_cells(done.scores(), len(done.dates)),
+        style="bold",
     )
     return table
 
@@ -65,8 +68,8 @@ def _direction(done: Backtest) -> list[Text]:
         return []
     return [
         Text(
-            f"Direction right on {100 * direction.accuracy:.1f} % of {direction.rows} days (95 % interval "
-            f"{100 * (direction.low or 0):.1f} to {100 * (direction.high or 0):.1f} %; first seed)"
+            f"Direction right on {100 * direction.accuracy:.1f} % of {direction.rows} {done.timeline.unit}s (95 % "
+            f"interval {100 * (direction.low or 0):.1f} to {100 * (direction.high or 0):.1f} %; first seed)"
         )
     ]
 
@@ -129,8 +132,9 @@ def summarize(done: Backtest) -> dict[str, Any]:
         "folds": [
             {
                 "fold": result.fold.number + 1,
-                "first_date": str(result.dates[0]),
-                "last_date": str(result.dates[-1]),
+                **dict(
+                    zip(("first_date", "last_date"), done.timeline.text(result.dates[[0, -1]]), strict=True)
+                ),
                 "rows_known": result.fold.origin - result.fold.first,
                 **scores(result.fold.number),
             }
@@ -151,7 +155,7 @@ def write_rows(done: Backtest, path: Path) -> None:
         frames.append(
             pd.DataFrame(
                 {
-                    "date": done.dates,
+                    "date": done.timeline.text(done.dates),
                     "fold": folds,
                     "seed": seed + 1,
                     "actual": done.rows.actual,
@@ -176,9 +180,10 @@ def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) ->
         path: path of the file.
     """
     forecasts, actual = done.model(0), done.rows.actual
-    figure = forecast_figure(done.dates, done.rows, forecasts)
+    dates = done.timeline.local(done.dates)
+    figure = forecast_figure(dates, done.rows, forecasts)
     for result in done.results[1:]:
-        figure.add_vline(x=pd.Timestamp(result.dates[0]), line=REFERENCE)
+        figure.add_vline(x=pd.Timestamp(done.timeline.local(result.dates[:1])[0]), line=REFERENCE)
     sections = [
         Section(
             "One day ahead",

@@ -16,15 +16,18 @@ from forecast.scores.metrics import LEVELS, Evaluation, label
 
 def series_lines(series: Series, config: DataConfig) -> list[str]:
     """Lines on the source, the repairs and the split of the prices."""
-    where, dates = series.provenance, series.dates
+    where = series.provenance
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    ends = np.array([split.train_end, split.validation_end, split.rows])
+    train, validation, test = series.timeline.text(series.dates[ends - 1])
     return [
         f"{series.symbol} {series.feature} from {where.source}: {len(series)} rows, {where.first_date} to "
         f"{where.last_date}",
+        f"  bars of {where.interval}, calendar {where.calendar}: {where.calendar_fit}",
         *(f"  {line}" for line in series.integrity.lines()),
-        f"  train {split.train_end} rows to {dates[split.train_end - 1]}, validation "
-        f"{split.validation_end - split.train_end} to {dates[split.validation_end - 1]}, test "
-        f"{split.rows - split.validation_end} to {dates[-1]}",
+        f"  train {split.train_end} rows to {train}, validation "
+        f"{split.validation_end - split.train_end} to {validation}, test "
+        f"{split.rows - split.validation_end} to {test}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A local cache of Yahoo's latest answers, one Parquet file per symbol, for when Yahoo cannot be reached."""
+"""A local cache of Yahoo's latest answers, one Parquet file per symbol and bar length, for when Yahoo is down."""
 
 from __future__ import annotations
 
@@ -17,43 +17,54 @@ from forecast.atomic import write_atomically
 from forecast.prices.table import Table
 
 DIRECTORY_VARIABLE = "FORECAST_CACHE_DIR"
-DATE_COLUMN = "__date__"
+DATE_COLUMN, OFFSET_COLUMN = "__date__", "__offset__"
 
 
-def cache_path(symbol: str) -> Path:
+def cache_path(symbol: str, interval: str = "1d") -> Path:
     """Path of the copy of ``symbol``; ``FORECAST_CACHE_DIR`` overrides the user's cache directory."""
     given = os.environ.get(DIRECTORY_VARIABLE)
     directory = Path(given) if given else platformdirs.user_cache_path("pareto-price-forecaster")
-    return directory / f"{quote(symbol, safe='')}.parquet"
+    bars = "" if interval == "1d" else f"@{interval}"
+    return directory / f"{quote(symbol, safe='')}{bars}.parquet"
 
 
-def store(symbol: str, table: Table) -> str | None:
+def store(symbol: str, table: Table, interval: str = "1d") -> str | None:
     """Store ``table`` as the copy of ``symbol``; return None, or one line that says why it failed."""
-    content = pa.Table.from_pandas(table.columns.assign(**{DATE_COLUMN: table.dates}), preserve_index=False)
+    more = {DATE_COLUMN: table.dates} | ({} if table.offsets is None else {OFFSET_COLUMN: table.offsets})
+    content = pa.Table.from_pandas(table.columns.assign(**more), preserve_index=False)
     facts = {
         "symbol": symbol,
         "as_of": table.as_of.isoformat(),
+        "exchange": table.exchange or "",
         "retrieved": table.retrieved.isoformat() if table.retrieved else "",
         "sha256": _digest(symbol, table),
     }
     content = content.replace_schema_metadata({**(content.schema.metadata or {}), **facts})
     try:
-        write_atomically(cache_path(symbol), lambda stream: pq.write_table(content, stream))
+        write_atomically(cache_path(symbol, interval), lambda stream: pq.write_table(content, stream))
     except OSError as error:
-        return f"prices could not be kept in the cache at {cache_path(symbol)} ({error.strerror})"
+        return (
+            f"prices could not be kept in the cache at {cache_path(symbol, interval)} ({error.strerror}); set "
+            f"{DIRECTORY_VARIABLE} to a directory that can be written"
+        )
     return None
 
 
-def load(symbol: str) -> Table | None:
+def load(symbol: str, interval: str = "1d") -> Table | None:
     """Load the copy of ``symbol``; None when it is missing, damaged, or of another symbol."""
     try:
-        content = pq.read_table(cache_path(symbol))
+        content = pq.read_table(cache_path(symbol, interval))
         facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
         frame = content.to_pandas()
+        offsets = frame.pop(OFFSET_COLUMN).to_numpy() if OFFSET_COLUMN in frame.columns else None
         table = Table(
-            dates=frame.pop(DATE_COLUMN).to_numpy().astype("datetime64[D]"),
+            dates=frame.pop(DATE_COLUMN)
+            .to_numpy()
+            .astype("datetime64[s]" if offsets is not None else "datetime64[D]"),
             columns=frame,
-            as_of=dt.date.fromisoformat(facts["as_of"]),
+            as_of=(dt.datetime if "T" in facts["as_of"] else dt.date).fromisoformat(facts["as_of"]),
+            offsets=offsets,
+            exchange=facts.get("exchange") or None,
             origin="the local cache",
             retrieved=dt.date.fromisoformat(facts["retrieved"]) if facts["retrieved"] else None,
         )
@@ -67,6 +78,8 @@ def _digest(symbol: str, table: Table) -> str:
     """SHA-256 of everything that is stored: Parquet itself reads many flipped bits as another price."""
     names = [str(name) for name in table.columns.columns]
     digest = hashlib.sha256(repr((symbol, str(table.as_of), str(table.retrieved), names)).encode())
-    digest.update(table.dates.astype("datetime64[D]").astype("<i8").tobytes())
+    digest.update(table.dates.astype("<i8").tobytes())
+    if table.offsets is not None:
+        digest.update(table.offsets.astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(table.columns.to_numpy(dtype="<f8", na_value=np.nan)).tobytes())
     return digest.hexdigest()

@@ -1,9 +1,11 @@
-"""Prices from CSV and Parquet files, in their common layouts."""
+"""Prices from files: CSV and other text, Parquet and Excel, packed or not."""
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
+import io
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,186 +13,227 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from forecast.config import FileConfig, parse_settings
 from forecast.errors import DataError
+from forecast.names import plain_name
+from forecast.prices.cells import text_of
+from forecast.prices.dates import WEEKDAYS, Days, Evidence, Stamps, is_date_like, join_time, parse_dates
+from forecast.prices.layout import read_layout, unpacked
+from forecast.prices.symbols import columns_of_symbol, find_column, rows_of_symbol
 from forecast.prices.table import Table
 
-DATE_NAMES = ("date", "datetime", "timestamp", "time", "day")
-READABLE = (".csv", ".parquet")
-SYMBOL_NAMES = ("symbol", "ticker", "name")
-"""Columns that may hold each row's symbol; the first one present is used."""
-DATE_FORMS = ("ISO8601", "%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y")
-"""Forms of numeric dates, once their separators are dashes; a column is read in one of them."""
-NAMED_SYMBOLS = 10
-"""Largest number of symbols that an error lists."""
+READABLE = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
+"""Endings of the files that can be read, each also packed as ``.gz``, ``.bz2``, ``.xz`` or ``.zip``."""
+PACKED = (".gz", ".bz2", ".xz", ".zip")
+DATE_NAMES = (
+    "date", "datetime", "timestamp", "ds", "observationdate", "tradedate", "tradingdate", "data", "datum", "fecha",
+    "date/time", "gmttime", "localtime", "time", "day", "unix", "unixtime", "opentime", "dt", "month", "period",
+    "dtyyyymmdd",
+)  # fmt: skip
+"""Names of columns of dates in ``plain_name``'s form and without brackets, the likeliest first."""
+TIME_NAMES = ("time", "hour", "hora", "uhrzeit", "zeit", "heure", "timeutc")
+"""Names of columns of times of day, beside a column of dates."""
 
 
-def read_file(path: Path, symbol: str) -> Table:
-    """Read a ``.csv`` or ``.parquet`` file with a date column and price columns, in any order of rows.
-
-    Understood: a plain header; the header lines that yfinance writes; dates as text, as a Parquet index, with
-    or without a time zone, as digits such as 20241231, or as seconds (or parts of them) since 1970. A column
-    of dates is read in one form; where day and month could be either way round, in the form with the smaller
-    gaps. Of a file with several symbols, in columns or in rows, those of ``symbol`` are taken.
+def read_file(path: Path, symbol: str, reading: FileConfig | None = None) -> Table:
+    """Read the prices of ``symbol`` from a file; its content decides what kind of file it is.
 
     Raises:
-        DataError: when the file is missing, empty, of another kind, damaged, or without usable dates.
+        DataError: when the file is missing, empty, of another kind, damaged, or can be read in more than one way.
     """
     if not path.exists():
         raise DataError(f"no file at {path}; check the path given as `source`")
     if not path.is_file():
-        raise DataError(f"{path} is not a file; give a .csv or .parquet file as `source`")
-    if path.suffix.lower() not in READABLE:
-        raise DataError(
-            f"{path} is neither a .csv nor a .parquet file; convert the file, or correct its extension"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; give a file with a date column and prices")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
-    frame = _one_symbol(read(path), symbol, path)
-    dates, columns = _split_dates(frame, path)
-    if not len(columns):
-        raise DataError(f"{path} has a header but no rows; give a file with prices")
-    today = dt.datetime.now(dt.UTC).date()
-    return Table(dates=dates, columns=columns, as_of=today, origin=str(path))
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
+        raise DataError(f"{path} is not a file; give a .csv, .parquet or .xlsx file as `source`")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            head = [row for row, _ in zip(csv.reader(stream), range(3), strict=False)]
-        # yfinance writes two header lines (Price, Ticker) and usually a third that only names the index.
-        if [row[0] for row in head[:2] if row] in (["Price", "Ticker"], ["Ticker", "Price"]):
-            third = len(head) == 3 and not any(head[2][1:]) and head[2][0].lower() in (*DATE_NAMES, "")
-            frame = pd.read_csv(
-                path, header=[0, 1], index_col=0, skiprows=[2] if third else None, encoding="utf-8-sig"
-            )
-            frame.index.name = "Date"
-            return frame
-        return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not text; save it as CSV in UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} is not a usable CSV file ({reason}); correct the file") from None
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    return read_content(content, str(path), symbol, reading)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def read_content(content: bytes, name: str, symbol: str, reading: FileConfig | None = None) -> Table:
+    """Read the prices of ``symbol`` from the content of a file called ``name``; errors as ``read_file``."""
+    reading = reading or parse_settings(FileConfig, {})
+    if not content:
+        raise DataError(f"{name} is empty; give a file with a date column and prices")
+    if name.lower().endswith(".xlsx") or (content.startswith(b"PK\x03\x04") and b"xl/" in content):
+        return read_frame(_read_excel(content, name), name, symbol, reading)
+    content = unpacked(content, name)
+    if content.startswith(b"PAR1") or name.lower().endswith(".parquet"):
+        return read_frame(_read_parquet(content, name), name, symbol, reading)
+    layout = read_layout(content, name, encoding=reading.encoding, delimiter=reading.delimiter)
+    labels = [line[0] for line in layout.header]
+    return _table(layout.frame, layout.header, labels, name, symbol, reading, tuple(layout.others))
+
+
+def read_frame(frame: pd.DataFrame, name: str, symbol: str, reading: FileConfig) -> Table:
+    """Read the prices of ``symbol`` from a frame whose columns have types; its index may hold dates and symbols."""
+    if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex):
+        dated = isinstance(frame.index, pd.DatetimeIndex | pd.PeriodIndex)
+        if dated and frame.index.name is None:
+            frame = frame.rename_axis(index="Date")
+        frame = frame.reset_index(allow_duplicates=True)
+    levels = frame.columns.nlevels
+    header = [[str(cell) for cell in frame.columns.get_level_values(at).fillna("")] for at in range(levels)]
+    labels = [str(label or "") for label in frame.columns.names]
+    frame = frame.set_axis(range(frame.shape[1]), axis=1)
+    return _table(frame, header, labels, name, symbol, reading, ())
+
+
+def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(io.BytesIO(content))
     except Exception as error:  # pyarrow's decoders can raise anything
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} is not a usable Parquet file ({reason}); write the file again") from None
+        raise DataError(f"{name} is not a usable Parquet file ({reason}); write the file again") from None
 
 
-def _one_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
-    """The columns or rows of ``symbol`` from a frame with several symbols; any other frame unchanged."""
-    if frame.columns.nlevels == 1:
-        return _rows_of_symbol(frame, symbol, path)
-    # yfinance's columns are (price, ticker), or (ticker, price) when grouped by ticker.
-    at = 0 if frame.columns.names[0] == "Ticker" else -1
-    symbols = [str(column[at]) for column in frame.columns]
-    _require_symbol(symbols, symbol, path)
-    chosen = frame.loc[:, [name == symbol for name in symbols]]
-    return chosen.set_axis([str(column[-1 - at]) for column in chosen.columns], axis=1)
-
-
-def _rows_of_symbol(frame: pd.DataFrame, symbol: str, path: Path) -> pd.DataFrame:
-    columns = {str(column).strip().lower(): column for column in frame.columns}
-    column = next((columns[name] for name in SYMBOL_NAMES if name in columns), None)
-    # A file of one symbol may spell it differently: BTC/USD for BTC-USD.
-    if column is None or frame[column].nunique() < 2:
-        return frame
-    symbols = frame[column].astype("string").str.strip()
-    _require_symbol(symbols.dropna().tolist(), symbol, path)
-    return frame[(symbols == symbol).fillna(False).to_numpy(dtype=bool)]
-
-
-def _require_symbol(symbols: list[str], symbol: str, path: Path) -> None:
-    there = list(dict.fromkeys(symbols))
-    if symbol not in there:
-        more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
-        listed = ", ".join(there[:NAMED_SYMBOLS]) + more
-        raise DataError(f"{path} holds {listed}, not {symbol}; choose one of these with `symbol`")
-
-
-def _split_dates(frame: pd.DataFrame, path: Path) -> tuple[NDArray[np.datetime64], pd.DataFrame]:
-    named = [column for column in frame.columns if str(column).strip().lower() in DATE_NAMES]
-    index_is_dates = isinstance(frame.index, pd.DatetimeIndex) or str(frame.index.name).lower() in DATE_NAMES
-    if index_is_dates:
-        return _to_days(frame.index.to_series(), path), frame.reset_index(drop=True)
-    # An unnamed first column of text is an index that was saved with the table.
-    unnamed = [
-        c for c in frame.columns[:1] if str(c).startswith("Unnamed") and frame[c].dtype.kind not in "iuf"
-    ]
-    if not named and not unnamed:
-        there = ", ".join(str(column) for column in frame.columns)
-        raise DataError(f"{path} has no date column (columns: {there}); rename one of the columns to Date")
-    column = (named or unnamed)[0]
-    return _to_days(frame[column], path), frame.drop(columns=column)
-
-
-def _to_days(column: pd.Series[Any], path: Path) -> NDArray[np.datetime64]:
-    """Convert dates to calendar days; a time with a zone gives the day in that zone."""
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        column = column.dt.tz_localize(None)
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
-        days = column.to_numpy().astype("datetime64[D]")
-    elif pd.api.types.is_numeric_dtype(column):
-        days = _days_of_numbers(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    else:
-        days = _days_of_text(column.astype("string").str.strip())
-    wrong = np.flatnonzero(np.isnat(days))
-    if len(wrong):
-        row = int(wrong[0])
-        value = column.iloc[row]
-        shown = repr(value) if isinstance(value, str) else str(value)
+def _read_excel(content: bytes, name: str) -> pd.DataFrame:
+    try:
+        import openpyxl
+    except ModuleNotFoundError:
         raise DataError(
-            f"{path} has {shown} where a date should be (row {row + 1}); use a date such as 2024-12-31"
+            f"{name} is an Excel file, which needs openpyxl; install pareto-price-forecaster[excel], or save it as CSV"
+        ) from None
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+    except Exception as error:  # openpyxl raises what its zip and XML readers raise
+        raise DataError(f"{name} is not a usable Excel file ({error}); save it again") from None
+    if len(book.worksheets) != 1:
+        listed = ", ".join(sheet.title for sheet in book.worksheets)
+        raise DataError(
+            f"{name} has {len(book.worksheets)} sheets ({listed}); keep the sheet with prices alone"
         )
-    return days
+    rows = [
+        list(row) for row in book.worksheets[0].iter_rows(values_only=True) if any(c is not None for c in row)
+    ]
+    width = max((sum(cell is not None for cell in row) for row in rows), default=0)
+    first = next(
+        (at for at, row in enumerate(rows) if width > 1 and sum(c is not None for c in row) == width), None
+    )
+    if first is None:
+        raise DataError(f"{name} has no table; give a sheet with a header and one row for each date")
+    body = [row for row in rows[first + 1 :] if sum(cell is not None for cell in row) > 1]
+    names = ["" if cell is None else str(cell) for cell in rows[first]]
+    return pd.DataFrame(body).infer_objects().set_axis(names, axis=1)
 
 
-def _days_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.datetime64]:
-    """Days from numbers such as 20241231 or from times since 1970; NaT where a number is neither."""
-    finite = np.isfinite(numbers)
-    largest = np.abs(numbers[finite]).max(initial=0)
-    if 1900_01_01 <= largest <= 2100_12_31:
-        return _days_of_text(pd.Series(numbers).map("{:.0f}".format).astype("string"))
-    # Seconds stay below 1e11 until the year 5138, milliseconds below 1e14 and so on; numbers that all stay
-    # below 1e8, which is 1973 in seconds, are row numbers rather than times.
-    per_second = next((unit for unit in (1, 1e3, 1e6, 1e9) if 1e8 <= largest < 1e11 * unit), None)
-    days = np.full(len(numbers), np.datetime64("NaT"), dtype="datetime64[D]")
-    if per_second:
-        days[finite] = (
-            np.floor(numbers[finite] / (86_400 * per_second)).astype(np.int64).astype("datetime64[D]")
-        )
-    return days
+def _table(
+    frame: pd.DataFrame,
+    header: Sequence[Sequence[str]],
+    labels: Sequence[str],
+    name: str,
+    symbol: str,
+    reading: FileConfig,
+    outside: tuple[str, ...],
+) -> Table:
+    places, names, other = columns_of_symbol(header, labels, symbol, name)
+    if not len(frame):
+        raise DataError(f"{name} has a header but no rows; give a file with prices")
+    frame = frame.iloc[:, places].set_axis(names, axis=1)
+    frame, another = rows_of_symbol(frame, symbol, reading.symbol_column, name)
+    stamps, columns = _split_dates(frame, name, reading)
+    whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
+    return Table(
+        dates=stamps.days if whole else stamps.local,
+        columns=columns.reset_index(drop=True),
+        as_of=dt.datetime.now(dt.UTC),
+        origin=name,
+        offsets=None if whole else stamps.offsets,
+        notes=tuple(note for note in (other, another) if note),
+        outside=outside,
+        decimal=reading.decimal,
+    )
 
 
-def _days_of_text(column: pd.Series[str]) -> NDArray[np.datetime64]:
-    """Days from text, read in one form for all rows; NaT where a row does not have that form."""
-    # A day written with a time and an offset is the day as written, in that zone.
-    text = column.str.replace(r"([T ]\d{1,2}:\d{2}.*)$", "", regex=True)
-    figures = text.str.replace(r"[./]", "-", regex=True)
-    readings = []
-    for form in DATE_FORMS:
-        days = _parse(figures, form)
-        if form == "ISO8601" and not np.isnat(days).any():
-            return days
-        readings.append(days)
-    # With mixed forms, only a named month makes clear which number is the day.
-    readings.append(_parse(text.where(text.str.contains(r"[A-Za-z]{3}")), "mixed"))
-    missing = [int(np.isnat(days).sum()) for days in readings]
-    best = [days for days, count in zip(readings, missing, strict=True) if count == min(missing)]
-    return min(best, key=_largest_gap)
+def _split_dates(frame: pd.DataFrame, name: str, reading: FileConfig) -> tuple[Stamps, pd.DataFrame]:
+    """The dates of the rows, with their times where a column of times is beside them; and the other columns."""
+    names = [str(column) for column in frame.columns]
+    place = _date_place(frame, names, name, reading)
+    column = frame.iloc[:, place]
+    used = {place}
+    time_place = next(
+        (at for at, text in enumerate(names) if at != place and _bare(text) in TIME_NAMES), None
+    )
+    if time_place is not None and (joined := join_time(column, frame.iloc[:, time_place])) is not None:
+        column = joined
+        used.add(time_place)
+
+    def where(row: int) -> str:
+        return f"{name}, column {names[place]}, row {row + 1},"
+
+    stamps = parse_dates(
+        column, where, date_format=reading.date_format, evidence=lambda: _evidence(frame, used)
+    )
+    return stamps, frame.iloc[:, [at for at in range(len(names)) if at not in used]]
 
 
-def _parse(text: pd.Series[str], form: str) -> NDArray[np.datetime64]:
-    return pd.to_datetime(text, errors="coerce", format=form).to_numpy().astype("datetime64[D]")
+def _date_place(frame: pd.DataFrame, names: list[str], name: str, reading: FileConfig) -> int:
+    """The column of dates: the given one, else the likeliest name with cells that can be dates, else by its cells."""
+    if reading.date_column is not None:
+        return find_column(names, reading.date_column, name, "date_column")
+    head = frame.head(50)
+    places = [at for at, text in enumerate(names) if _bare(text) in DATE_NAMES]
+    named = sorted(places, key=lambda at: DATE_NAMES.index(_bare(names[at])))
+    usable = [at for at in named if not _has_weekdays(head.iloc[:, at])]
+    for at in usable:
+        if is_date_like(head.iloc[:, at]) or _is_numeric(head.iloc[:, at]):
+            return at
+    unnamed = [at for at in range(len(names)) if at not in named and is_date_like(head.iloc[:, at])]
+    if len(unnamed) == 1:
+        return unnamed[0]
+    if usable:
+        return usable[0]
+    listed = ", ".join(text for text in names if text)
+    if unnamed:
+        listed = ", ".join(names[at] for at in unnamed)
+        raise DataError(f"{name} has several columns of dates ({listed}); choose one as `date_column`")
+    raise DataError(f"{name} has no date column (columns: {listed}); name it with `date_column`")
 
 
-def _largest_gap(days: NDArray[np.datetime64]) -> int:
-    gaps = np.diff(np.sort(days[~np.isnat(days)])).astype(int)
-    return int(gaps.max(initial=0))
+def _bare(text: str) -> str:
+    return plain_name(text).strip("<>")
+
+
+def _has_weekdays(column: pd.Series[Any]) -> bool:
+    text = text_of(column)
+    return text is not None and all(
+        cell[:3].lower() in WEEKDAYS and cell.isalpha() for cell in text.to_pylist()
+    )
+
+
+def _is_numeric(column: pd.Series[Any]) -> bool:
+    text = text_of(column)
+    return text is not None and all(
+        cell.lstrip("-").replace(".", "", 1).isdigit() for cell in text.to_pylist()
+    )
+
+
+def _weekdays_agree(numbers: NDArray[np.int64], days: Days) -> bool:
+    return bool(((days.astype(np.int64) + 3) % 7 == numbers).all())
+
+
+def _days_agree(others: Days, days: Days) -> bool:
+    # A column in another zone may be a day ahead or behind.
+    return bool((np.abs((days - others).astype(np.int64)) <= 1).all())
+
+
+def _evidence(frame: pd.DataFrame, used: set[int]) -> list[Evidence]:
+    """What the other columns say about the dates: names of weekdays, and other columns of dates."""
+    found: list[Evidence] = []
+    for at in range(frame.shape[1]):
+        if at in used:
+            continue
+        column = frame.iloc[:, at]
+        text = text_of(column)
+        if text is not None and _has_weekdays(column.head(50)):
+            cells = [cell[:3].lower() for cell in text.to_pylist()]
+            numbers = np.array([WEEKDAYS.index(cell) if cell in WEEKDAYS else -1 for cell in cells])
+            found.append(partial(_weekdays_agree, numbers))
+        elif _bare(str(frame.columns[at])) in DATE_NAMES:
+            try:
+                found.append(partial(_days_agree, parse_dates(column, str).days))
+            except DataError:
+                continue
+    return found

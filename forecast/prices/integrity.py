@@ -7,18 +7,16 @@ error: real prices move by a third in a day.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+Dates = NDArray[np.datetime64]
+
 STALE_RUN = 5
 """Number of identical consecutive values that make a stale run."""
-WEEKDAY_GAP = 5
-"""Longest gap, in calendar days, that holidays make in a series of weekdays."""
-WEEKEND_SHARE = 0.1
-"""Share of weekend rows above which a series counts as traded every day (it has two sevenths if it really is)."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,24 @@ class IntegrityReport:
 
 
 def check_integrity(
-    dates: NDArray[np.datetime64],
+    dates: Dates,
     matrix: NDArray[np.float64],
     columns: Sequence[str],
     *,
-    as_of: dt.date,
+    as_of: dt.date | np.datetime64,
+    expected: Callable[[np.datetime64, np.datetime64], Dates] | None = None,
+    unit: str = "session",
     keep_non_positive: bool = False,
-) -> tuple[NDArray[np.datetime64], NDArray[np.float64], IntegrityReport]:
+) -> tuple[Dates, NDArray[np.float64], IntegrityReport]:
     """Apply every rule; applying them again to the result finds nothing more to drop.
 
     Args:
-        dates: shape (n,), ``datetime64[D]``, in any order.
+        dates: shape (n,), days or times, in any order.
         matrix: prices, shape (n, columns), the feature first; a row is usable when each of its values is.
         columns: names of the columns.
-        as_of: the first day that was not complete when the prices were taken.
+        as_of: the first day or time that was not complete when the prices were taken.
+        expected: returns the bars that the calendar has between two dates; without it, no hole is looked for.
+        unit: what a bar is called.
         keep_non_positive: count zero and negative prices but keep them.
 
     Returns:
@@ -95,20 +97,20 @@ def check_integrity(
     rules.append(RuleResult("partial_last_day", int((~complete).sum()), "rows dropped"))
     dates, matrix = dates[complete], matrix[complete]
 
-    rules.append(_holes(dates))
+    rules.append(_holes(dates, expected, unit))
     rules.append(_stale_runs(dates, matrix[:, 0]))
     return dates, matrix, IntegrityReport(rows_in, len(matrix), tuple(rules))
 
 
 def _usable(
     rule: str,
-    dates: NDArray[np.datetime64],
+    dates: Dates,
     matrix: NDArray[np.float64],
     good: NDArray[np.bool_],
     columns: Sequence[str],
     *,
     keep: bool,
-) -> tuple[NDArray[np.datetime64], NDArray[np.float64], RuleResult]:
+) -> tuple[Dates, NDArray[np.float64], RuleResult]:
     """Count the rows with a value that is not good, and drop them unless ``keep``."""
     rows = np.logical_and.reduce(good, axis=1)
     bad = zip(columns, (~good).sum(axis=0), strict=True)
@@ -117,24 +119,23 @@ def _usable(
     return (dates, matrix, result) if keep else (dates[rows], matrix[rows], result)
 
 
-def _holes(dates: NDArray[np.datetime64]) -> RuleResult:
-    if len(dates) < 3:
+def _holes(
+    dates: Dates, expected: Callable[[np.datetime64, np.datetime64], Dates] | None, unit: str
+) -> RuleResult:
+    """Runs of missing bars."""
+    bars = expected(dates[0], dates[-1]) if expected and len(dates) else dates
+    missing = ~np.isin(bars, dates)
+    if not missing.any():
         return RuleResult("holes", 0, "kept")
-    gaps = (np.diff(dates) / np.timedelta64(1, "D")).astype(int)
-    spacing = int(np.median(gaps))
-    weekend = np.isin((dates.astype("datetime64[D]").astype(int) + 3) % 7, (5, 6)).mean()
-    longest_usual = (1 if weekend > WEEKEND_SHARE else WEEKDAY_GAP) if spacing == 1 else 2 * spacing
-    holes = np.flatnonzero(gaps > longest_usual)
-    if not len(holes):
-        return RuleResult("holes", 0, "kept")
-    missing = int((gaps[holes] - 1).sum())
-    at = int(holes[np.argmax(gaps[holes])])
-    days = "1 day" if missing == 1 else f"{missing} days"
-    detail = f"{days} missing, the longest between {dates[at]} and {dates[at + 1]}"
+    before = np.searchsorted(dates, bars[missing]) - 1
+    holes, lengths = np.unique(before, return_counts=True)
+    at = int(holes[np.argmax(lengths)])
+    units = f"{missing.sum()} {unit}{'' if missing.sum() == 1 else 's'}"
+    detail = f"{units} missing, the longest between {dates[at]} and {dates[at + 1]}"
     return RuleResult("holes", len(holes), "kept, never filled in", detail)
 
 
-def _stale_runs(dates: NDArray[np.datetime64], values: NDArray[np.float64]) -> RuleResult:
+def _stale_runs(dates: Dates, values: NDArray[np.float64]) -> RuleResult:
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.array([], int)
     lengths = np.diff(np.append(starts, len(values)))
     runs = np.flatnonzero(lengths >= STALE_RUN)

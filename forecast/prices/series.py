@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forecast.prices.integrity import IntegrityReport
+from forecast.prices.timeline import Timeline
 
 Dates = NDArray[np.datetime64]
 Values = NDArray[np.float64]
@@ -31,16 +33,25 @@ class Provenance:
     """Why the requested source was not used, in one line; None when it was."""
     retrieved: str | None = None
     """Day on which the prices were taken from their origin, ISO date; None when it is not known."""
+    interval: str = "1d"
+    """Length of a bar."""
+    calendar: str | None = None
+    """Calendar of the sessions."""
+    calendar_fit: str | None = None
+    """Why this calendar was chosen, and how well the rows fit it, in one line."""
+    grid: dict[str, Any] | None = None
+    """Where intraday bars lie in a session; see ``BarGrid``."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Prices of one symbol, one row a day, oldest first, clean.
+    """Prices of one symbol, one row a bar, oldest first, clean.
 
     Attributes:
-        dates: shape (n,), ``datetime64[D]``, strictly increasing.
+        dates: shape (n,), strictly increasing: days (``datetime64[D]``), or times in UTC (``datetime64[s]``).
         matrix: shape (n, columns), ``float64``, finite; the feature, in price units, is the first column.
         columns: names of the columns.
+        timeline: length of the bars, and their calendar.
     """
 
     dates: Dates
@@ -48,6 +59,7 @@ class Series:
     columns: tuple[str, ...]
     symbol: str
     provenance: Provenance
+    timeline: Timeline
     integrity: IntegrityReport = field(repr=False)
 
     def __len__(self) -> int:
@@ -74,8 +86,8 @@ class Series:
 
 
 def hash_rows(dates: Dates, matrix: Values) -> str:
-    """SHA-256 over little-endian days since 1970 and float64 values (n, columns), the same on every platform."""
+    """SHA-256 over dates, in little-endian days or seconds since 1970, and float64 values (n, columns)."""
     digest = hashlib.sha256()
-    digest.update(dates.astype("datetime64[D]").astype("<i8").tobytes())
+    digest.update(dates.astype("<i8").tobytes())
     digest.update(matrix.astype("<f8").tobytes())
     return digest.hexdigest()

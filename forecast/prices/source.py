@@ -12,9 +12,10 @@ import numpy as np
 
 from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, UsageError
-from forecast.prices import cache, snapshot, yahoo
-from forecast.prices.files import READABLE, read_file
-from forecast.prices.integrity import check_integrity
+from forecast.prices import cache, locations, snapshot, yahoo
+from forecast.prices.bars import arrange
+from forecast.prices.files import PACKED, READABLE, read_file
+from forecast.prices.integrity import RuleResult, check_integrity
 from forecast.prices.series import Provenance, Series, hash_rows
 from forecast.prices.table import Table
 from forecast.registry import Registry
@@ -38,10 +39,17 @@ class Request:
     Attributes:
         symbol: symbol whose prices are requested.
         notify: called with a line for a person.
+        interval: name of the bar length; ``auto`` or None for days.
     """
 
     symbol: str
     notify: Notify
+    interval: str | None = None
+
+    @property
+    def bars(self) -> str:
+        """Name of the bar length that a source without a length of its own gives."""
+        return self.interval if self.interval not in (None, "auto") else "1d"
 
 
 Source = Callable[[Request], Table]
@@ -53,8 +61,8 @@ It raises SourceUnavailable when it gets no answer, and UnknownSymbol when it is
 
 def read_yahoo(request: Request) -> Table:
     """Read prices from Yahoo Finance and store them in the local cache."""
-    table = yahoo.fetch(request.symbol)
-    problem = cache.store(request.symbol, table)
+    table = yahoo.fetch(request.symbol, request.bars)
+    problem = cache.store(request.symbol, table, request.bars)
     if problem:
         request.notify(problem)
     return table
@@ -86,7 +94,7 @@ def read_auto(request: Request) -> Table:
         return replace(read_yahoo(request), source="yahoo")
     except DataError as error:
         reason = str(error)
-    for name, copy in (("cache", cache.load(symbol)), ("snapshot", snapshot.load(symbol))):
+    for name, copy in (("cache", cache.load(symbol, request.bars)), ("snapshot", snapshot.load(symbol))):
         if copy is not None:
             first, last = copy.dates.min(), copy.dates.max()
             request.notify(f"{reason}; using {copy.origin} of {symbol} instead, {first} to {last}")
@@ -149,54 +157,90 @@ def load_series(
 
 def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
     """Load the prices that ``config`` describes; see ``load_series``."""
-    table = _read(config, notify or _say_nothing)
+    say = notify or _say_nothing
+    return series_of_table(_read(config, say), config, notify=say)
+
+
+def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Series:
+    """The clean series of a table, as ``config`` describes it; errors as ``load_series``."""
     columns = (config.feature, *config.input_columns)
+    bars = arrange(
+        table,
+        np.stack([table.values(name) for name in columns], axis=-1),
+        columns,
+        symbol=config.symbol,
+        interval=config.interval,
+        calendar=config.calendar,
+    )
+    for note in (*table.notes, *bars.notes):
+        notify(note)
+    timeline, as_of = bars.timeline, table.as_of
     # The rules see the whole history, so that a repair does not depend on the requested range; the report covers the
     # whole history too.
     dates, matrix, report = check_integrity(
-        table.dates,
-        np.stack([table.values(name) for name in columns], axis=-1),
+        bars.dates,
+        bars.matrix,
         columns,
-        as_of=table.as_of,
+        as_of=timeline.first_incomplete(np.sort(bars.dates), as_of)
+        if isinstance(as_of, dt.datetime)
+        else as_of,
+        expected=timeline.expected,
+        unit=timeline.unit,
         keep_non_positive=config.keep_non_positive,
     )
+    outside = RuleResult(
+        "lines_outside", len(table.outside), "not rows of the table", "; ".join(table.outside[:1])
+    )
+    report = replace(report, rules=(outside, *report.rules))
     if not len(dates):
         raise DataError(
             f"{table.origin} has no usable {' and '.join(columns)} of {config.symbol} ({report.rows_in} rows, none of "
             "them good); choose another `feature` or `source`"
         )
-    asked_for = np.ones(len(dates), dtype=bool)
+    asked_for, local = np.ones(len(dates), dtype=bool), timeline.local(dates)
     if config.start:
-        asked_for &= dates >= np.datetime64(config.start)
+        asked_for &= local >= np.datetime64(config.start)
     if config.end:
-        asked_for &= dates < np.datetime64(config.end)
+        asked_for &= local < np.datetime64(config.end)
     if not asked_for.any():
         limits = [f"from {config.start}"] if config.start else []
         limits += [f"before {config.end}"] if config.end else []
         raise DataError(
-            f"{table.origin} has {config.symbol} from {dates[0]} to {dates[-1]}, but nothing {' and '.join(limits)}; "
+            f"{table.origin} has {config.symbol} from {local[0]} to {local[-1]}, but nothing {' and '.join(limits)}; "
             "change `start` or `end`"
         )
     dates, matrix = dates[asked_for], matrix[asked_for]
+    first_date, last_date = timeline.text(dates[[0, -1]])
     provenance = Provenance(
         source=table.source or config.source,
         requested=config.source,
-        first_date=str(dates[0]),
-        last_date=str(dates[-1]),
+        first_date=first_date,
+        last_date=last_date,
         rows=len(dates),
         sha256=hash_rows(dates, matrix),
         fallback=table.fallback,
         retrieved=table.retrieved.isoformat() if table.retrieved else None,
+        **timeline.described(),
+        calendar_fit=str(bars.choice),
     )
-    return Series(dates, matrix, columns, config.symbol, provenance, report)
+    return Series(dates, matrix, columns, config.symbol, provenance, timeline, report)
 
 
 def _read(config: DataConfig, notify: Notify) -> Table:
     if config.source in SOURCES:
-        return SOURCES[config.source](Request(config.symbol, notify))
-    path = Path(config.source).expanduser()
-    if path.suffix.lower() not in READABLE and not path.exists():
+        return SOURCES[config.source](Request(config.symbol, notify, config.interval))
+    source = locations.resolve(config.source)
+    if locations.is_address(source):
+        from forecast.prices import database
+
+        read = database.read_database if database.is_database(source) else locations.read_address
+        return read(config.source, source, config.symbol, config)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = locations.file_of_symbol(path, config.symbol)
+    elif not path.exists() and not {ending.lower() for ending in path.suffixes} & {*READABLE, *PACKED}:
         raise UsageError(
-            f"`source` {config.source}: give {', '.join(SOURCES)}, or the path of a .csv or .parquet file"
+            f"`source` {config.source}: give {', '.join(SOURCES)}, the path of a file such as prices.csv or of a "
+            "directory, or the address of a file or a database"
         )
-    return read_file(path, config.symbol)
+    return read_file(path, config.symbol, config)

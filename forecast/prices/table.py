@@ -7,36 +7,47 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forecast.errors import DataError
-from forecast.names import plain_name
-
-THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"
-"""Form of a number with commas between thousands."""
+from forecast.prices.cells import cells_of, is_text
+from forecast.prices.numbers import Sign, parse_numbers
+from forecast.prices.symbols import find_column
 
 
 @dataclass(frozen=True)
 class Table:
-    """Dates and columns of one symbol.
+    """Dates or times, and columns, of one symbol.
 
     Attributes:
-        dates: shape (n,), ``datetime64[D]``, in the source's order.
+        dates: shape (n,), in the source's order: days (``datetime64[D]``), or times as written (``datetime64[s]``).
         columns: n rows, one column per feature, values as read.
-        as_of: the first day that was not complete when the prices were taken.
+        as_of: the moment at which the prices were taken, with a zone; or the first day that was not complete then.
         origin: name of the table's origin, for messages.
         retrieved: the day the prices were taken from their origin; None when it is not known.
         source: name of the source that gave the table; None when it is the requested one.
         fallback: why the requested source was not used, in one line; None when it was.
+        offsets: shape (n,), seconds that each time is ahead of UTC; None where the source names no zone.
+        exchange: the code or the name of the exchange, as Yahoo gives it; None when it is not known.
+        notes: lines that tell a person about the table.
+        outside: lines of the file that are not rows of the table.
+        decimal: the decimal sign of numbers in text; None to find the sign that the cells prove.
     """
 
     dates: NDArray[np.datetime64]
     columns: pd.DataFrame
-    as_of: dt.date
+    as_of: dt.date | dt.datetime
     origin: str
     retrieved: dt.date | None = None
     source: str | None = None
     fallback: str | None = None
+    offsets: NDArray[np.int64] | None = None
+    exchange: str | None = None
+    notes: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    decimal: Sign | None = None
 
     def values(self, feature: str) -> NDArray[np.float64]:
         """The column ``feature`` as numbers, shape (n,); empty and null cells are NaN.
@@ -46,25 +57,25 @@ class Table:
         Raises:
             DataError: when no column has that name (the message lists the columns), or it holds text.
         """
-        names = {plain_name(str(name)): name for name in self.columns.columns}
-        if feature in self.columns.columns:
-            names[plain_name(feature)] = feature
-        if plain_name(feature) not in names:
-            there = ", ".join(str(name) for name in self.columns.columns)
-            raise DataError(f"{self.origin} has no feature {feature!r}; choose one of: {there}")
-        column = self.columns[names[plain_name(feature)]]
-        if pd.api.types.is_numeric_dtype(column):
-            return column.to_numpy(dtype=np.float64, na_value=np.nan)
-        text = column.astype("string").str.strip()
-        # Remove commas only where they must be thousands separators: in 1234,567 they are not.
-        text = text.mask(text.str.fullmatch(THOUSANDS).fillna(False), text.str.replace(",", ""))
-        empty = text.isna() | text.str.lower().isin(["", "null", "none", "na", "n/a", "nan", "-", "."])
-        numbers = pd.to_numeric(text.mask(empty), errors="coerce")
-        wrong = np.flatnonzero((numbers.isna() & ~empty).to_numpy())
-        if len(wrong):
-            row = int(wrong[0])
-            raise DataError(
-                f"{self.origin} has {column.iloc[row]!r}, not a number, in column {feature} on "
-                f"{self.dates[row]} (row {row + 1}); correct the file or choose another `feature`"
+        place = find_column([str(name) for name in self.columns.columns], feature, self.origin, "feature")
+        cells = cells_of(self.columns.iloc[:, place])
+        if is_text(cells):
+            return parse_numbers(
+                pc.fill_null(cells, ""),
+                lambda row: f"{self.origin}, column {feature}, row {row + 1} ({self.dates[row]}),",
+                decimal=self.decimal,
+                others=lambda: self._other_texts(place),
             )
-        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+        try:
+            numbers: NDArray[np.float64] = (
+                pc.fill_null(pc.cast(cells, pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
+            )
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise DataError(
+                f"{self.origin} has no numbers in column {feature} ({cells.type}); choose another `feature`"
+            ) from None
+        return numbers
+
+    def _other_texts(self, place: int) -> list[pa.ChunkedArray]:
+        others = (cells_of(self.columns.iloc[:, at]) for at in range(self.columns.shape[1]) if at != place)
+        return [pc.fill_null(cells, "") for cells in others if is_text(cells)]

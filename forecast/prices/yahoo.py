@@ -1,4 +1,4 @@
-"""Daily prices from Yahoo Finance, through the yfinance client."""
+"""Prices from Yahoo Finance, through the yfinance client."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 
 from forecast.errors import SourceUnavailable, UnknownSymbol
+from forecast.prices.dates import parse_dates
 from forecast.prices.table import Table
 
 ATTEMPTS = 3
@@ -31,8 +32,12 @@ NO_SUCH_SYMBOL = re.compile(r"no data found|not found|delisted|data doesn't exis
 """Yahoo's words for a symbol without prices; every other reason is a failure on Yahoo's side."""
 
 
-def fetch(symbol: str) -> Table:
-    """Fetch the whole daily history of ``symbol``, prices not adjusted for dividends.
+PERIODS = {"1m": "7d", "5m": "60d", "15m": "60d", "30m": "60d", "1h": "730d"}
+"""The longest history that Yahoo gives of intraday bars; of longer bars it gives all."""
+
+
+def fetch(symbol: str, interval: str = "1d") -> Table:
+    """Fetch the bars of ``symbol`` as far back as Yahoo gives them, prices not adjusted for dividends.
 
     Raises:
         UnknownSymbol: when Yahoo answers that it has no prices under that symbol.
@@ -44,7 +49,7 @@ def fetch(symbol: str) -> Table:
 
     def work() -> None:
         try:
-            result.append(_fetch_with_retries(symbol))
+            result.append(_fetch_with_retries(symbol, interval))
         except BaseException as error:
             result.append(error)
 
@@ -83,12 +88,12 @@ def _exceptions_shown(yfinance: ModuleType) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _fetch_with_retries(symbol: str) -> Table:
+def _fetch_with_retries(symbol: str, interval: str) -> Table:
     deadline = time.monotonic() + TOTAL_TIMEOUT
     wait = FIRST_WAIT
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _fetch_once(symbol)
+            return _fetch_once(symbol, interval)
         except SourceUnavailable:
             if attempt == ATTEMPTS or time.monotonic() + wait > deadline:
                 raise
@@ -97,11 +102,11 @@ def _fetch_with_retries(symbol: str) -> Table:
     raise AssertionError("every attempt returns or raises")
 
 
-def _fetch_once(symbol: str) -> Table:
+def _fetch_once(symbol: str, interval: str) -> Table:
     from yfinance.exceptions import YFRateLimitError, YFTickerMissingError
 
     try:
-        frame, meta = _history(symbol)
+        frame, meta = _history(symbol, interval)
     except YFTickerMissingError as error:
         reason = str(error.rationale)
         # The client calls every refusal a missing symbol, even an outage at Yahoo; Yahoo's words differ.
@@ -116,18 +121,26 @@ def _fetch_once(symbol: str) -> Table:
         raise SourceUnavailable(f"Yahoo Finance could not be read ({_short(error)})") from error
     if frame.empty:
         raise UnknownSymbol(f"Yahoo Finance has no prices for {symbol!r}; check the symbol's spelling")
-    days = pd.DatetimeIndex(frame.index).tz_localize(None).to_numpy().astype("datetime64[D]")
-    now = dt.datetime.now(dt.UTC)
+    stamps = parse_dates(frame.index.to_series(), "Yahoo Finance, row {}".format)
+    now, intraday = dt.datetime.now(dt.UTC), interval in PERIODS
+    limit = (
+        f"Yahoo Finance gives bars of {interval} for the last {PERIODS[interval][:-1]} days only"
+        if intraday
+        else ""
+    )
     return Table(
-        dates=days,
+        dates=stamps.local if intraday else stamps.days,
         columns=frame.reset_index(drop=True),
-        as_of=first_incomplete_day(meta, now),
+        as_of=first_incomplete_day(meta, now) if interval == "1d" else now,
         origin="Yahoo Finance",
         retrieved=now.date(),
+        offsets=stamps.offsets if intraday else None,
+        exchange=str(meta["exchangeName"]) if "exchangeName" in meta else None,
+        notes=(limit,) if limit else (),
     )
 
 
-def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+def _history(symbol: str, interval: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     """Prices and the chart's metadata; raises what the client raises."""
     import yfinance
     from yfinance.exceptions import YFTzMissingError
@@ -139,8 +152,8 @@ def _history(symbol: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     try:
         # Rows without a price are kept here, so that the integrity rules count them.
         frame = ticker.history(
-            period="max",
-            interval="1d",
+            period=PERIODS.get(interval, "max"),
+            interval=interval,
             auto_adjust=False,
             actions=False,
             keepna=True,

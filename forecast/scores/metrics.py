@@ -7,7 +7,7 @@ says nothing: a daily price is close to a random walk, on which persistence is h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from forecast.scores.distribution import PROBABILITIES, interval_probabilities
 
 Array = NDArray[np.float64]
 
-MAPE_FLOOR = 1e-3
-"""Smallest |actual| that MAPE divides by, in price units."""
+PRICE_FLOOR = 1e-6
+"""Smallest |actual| that an error is divided by, as a share of the mean |training price|."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels of the intervals that are scored."""
 CONFIDENCE = 0.95
@@ -32,10 +32,13 @@ class Forecasts:
     Attributes:
         points: point forecasts, shape (n,).
         quantiles: quantiles at ``PROBABILITIES``, shape (n, 199); None for a model with point forecasts only.
+        price_floor: smallest |actual| that an error is divided by: one for all rows, or one per row, shape (n,). It
+            belongs to the scored rows, which set it (``Rows.floored``); 0 clamps nothing.
     """
 
     points: Array
     quantiles: Array | None = None
+    price_floor: float | Array = 0.0
 
     @property
     def required_quantiles(self) -> Array:
@@ -69,8 +72,8 @@ def squared_errors(actual: Array, forecasts: Forecasts) -> Array:
 
 
 def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
-    """|actual - forecast| of each row in percent of |actual|, which is clamped from below at ``MAPE_FLOOR``."""
-    return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), MAPE_FLOOR)
+    """|actual - forecast| of each row in percent of |actual|, which is clamped from below at the forecasts' floor."""
+    return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), forecasts.price_floor)
 
 
 def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
@@ -194,17 +197,27 @@ class Rows:
         persistence: quantiles of persistence, shape (n, 199); None leaves distributions unscored.
         naive_mae: MASE's divisor, the mean absolute change of the training prices: one for all rows, or one per row,
             shape (n,); None leaves MASE out.
+        price_floor: ``PRICE_FLOOR`` of the mean |training price|, as ``Forecasts.price_floor``.
     """
 
     actual: Array
     previous: Array
     persistence: Array | None = None
     naive_mae: float | Array | None = None
+    price_floor: float | Array = 0.0
 
     @property
     def baseline(self) -> Forecasts:
         """Persistence's forecasts."""
         return Forecasts(self.previous, self.persistence)
+
+    def floored(self, forecasts: Forecasts) -> Forecasts:
+        """Forecasts of these rows with their price floor, as metrics of relative errors need them."""
+        return replace(forecasts, price_floor=self.price_floor)
+
+    def losses(self, metric: str, forecasts: Forecasts) -> Array:
+        """Loss of each row by the metric of that name, shape (n,)."""
+        return METRICS[metric].losses(self.actual, self.floored(forecasts))
 
 
 def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
@@ -216,10 +229,11 @@ def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
     if forecasts.quantiles is not None and rows.persistence is not None:
         intervals = _intervals(rows.actual, forecasts.quantiles, rows.persistence)
     scored = {name: metric for name, metric in METRICS.items() if intervals or not metric.needs_quantiles}
-    model = {name: metric(rows.actual, forecasts) for name, metric in scored.items()}
-    persistence = {name: metric(rows.actual, rows.baseline) for name, metric in scored.items()}
+    floored, baseline = rows.floored(forecasts), rows.floored(rows.baseline)
+    model = {name: metric(rows.actual, floored) for name, metric in scored.items()}
+    persistence = {name: metric(rows.actual, baseline) for name, metric in scored.items()}
     if rows.naive_mae is not None:
-        for metrics, of in ((model, forecasts), (persistence, rows.baseline)):
+        for metrics, of in ((model, floored), (persistence, baseline)):
             metrics[MASE] = float(np.mean(absolute_errors(rows.actual, of) / rows.naive_mae))
     skill = {name: 1 - model[name] / persistence[name] if persistence[name] > 0 else None for name in model}
     return Evaluation(

@@ -1,0 +1,172 @@
+"""Numbers from text, in the decimal sign that the cells prove.
+
+``1.234`` is a thousand in Germany and little more than one in England. A cell such as ``1,234.5``, ``1.234.567`` or
+``1.23`` can be read in one way only; it proves the decimal sign of its column, and of the file. A column without any
+proof is refused, because a wrong guess is wrong by a factor of a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from forecast.errors import DataError
+from forecast.prices.cells import Cells, any_true, first_true, matches
+
+Sign = Literal[".", ","]
+
+EMPTY = ("", "null", "none", "na", "n/a", "#n/a", "nan", "nat", "-", "--", ".")
+"""Cells without a number, in lower case."""
+CURRENCY = r"(?:[A-Za-z]{0,3}[$€£¥₹₿]|USD|EUR|GBP|BRL|CHF|JPY)"
+SPACE = r"[\s\x{a0}\x{202f}'\x{2019}]"
+SPACED = rf"^[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?$"
+"""A number with spaces or apostrophes between thousands, whatever its decimal sign."""
+EXPONENT = r"(?:[eE][+-]?\d{1,3})?"
+SAMPLE = 1000
+"""Number of cells in which a proof is sought first."""
+
+
+def _proof(sign: Sign) -> str:
+    """The form of cells that can be numbers with this decimal sign, and with no other."""
+    point, comma = ("[.]", ",") if sign == "." else (",", "[.]")
+    fraction = (
+        rf"(?:\d*{point}(?:\d{{1,2}}|\d{{4,}})|\d{{4,}}{point}\d{{3}}|0+{point}\d{{3}}|{point}\d+|\d+{point})"
+    )
+    thousands = rf"[1-9]\d{{0,2}}(?:{comma}\d{{2,3}})*{comma}\d{{3}}"
+    return rf"^[+-]?(?:{fraction}|{thousands}(?:{point}\d+)|{thousands}{comma}\d{{3}}){EXPONENT}$"
+
+
+def _form(sign: Sign) -> str:
+    """The form of all numbers with this decimal sign."""
+    point, comma = ("[.]", ",") if sign == "." else (",", "[.]")
+    whole = rf"(?:\d+|[1-9]\d{{0,2}}(?:{comma}\d{{2,3}})*{comma}\d{{3}})"
+    return rf"^[+-]?(?:{whole}(?:{point}\d*)?|{point}\d+){EXPONENT}$"
+
+
+PROOFS: dict[Sign, str] = {".": _proof("."), ",": _proof(",")}
+FORMS: dict[Sign, str] = {".": _form("."), ",": _form(",")}
+NOT_FINITE = r"(?i)^[+-]?inf(?:inity)?$"
+
+
+def parse_numbers(
+    text: Cells,
+    where: Callable[[int], str],
+    *,
+    decimal: Sign | None = None,
+    others: Callable[[], Iterable[Cells]] = tuple,
+) -> NDArray[np.float64]:
+    """Numbers of a column of text, shape (n,); cells without a number are NaN.
+
+    Args:
+        text: the column.
+        where: describes a row's place for a message, such as ``prices.csv, column Close, row 3``.
+        decimal: the decimal sign; None to find the sign that the cells prove.
+        others: returns the file's other columns, which prove the sign where this column does not.
+
+    Raises:
+        DataError: when a cell is not a number, or nothing proves the decimal sign; names the cell and the remedy.
+    """
+    text = pc.utf8_trim_whitespace(text)
+    quick = _cast(text) if decimal != "," else None
+    if quick is not None and (decimal == "." or _points_are_decimal(text)):
+        return quick
+    empty = pc.fill_null(pc.is_in(pc.utf8_lower(text), pa.array(EMPTY)), True)
+    cells = _plain(pc.if_else(empty, None, text), where)
+    sign = decimal or _sign(cells, text, where, others)
+    if (row := _first_other(cells, FORMS[sign])) is not None:
+        raise DataError(
+            f"{where(row)} has {text[row].as_py()!r}, which is not a number with the decimal sign {sign!r}; correct "
+            "the cell, choose another `feature`, or give the sign with `decimal`"
+        )
+    cells = pc.replace_substring(cells, "," if sign == "." else ".", "")
+    return _float(pc.cast(pc.replace_substring(cells, ",", "."), pa.float64()))
+
+
+def _cast(text: Cells) -> NDArray[np.float64] | None:
+    """Numbers where each cell is a plain number with a decimal point, or empty; None otherwise."""
+    try:
+        return _float(pc.cast(pc.if_else(pc.equal(text, ""), None, text), pa.float64()))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _float(numbers: Cells) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = pc.fill_null(numbers, float("nan")).to_numpy()
+    return found
+
+
+def _points_are_decimal(text: Cells) -> bool:
+    """Whether plain numbers have no point at all, or one of them proves that it is the decimal sign."""
+    # Most files prove it within a few rows; only then are all cells searched.
+    return any(any_true(matches(part, PROOFS["."])) for part in (text[:SAMPLE], text)) or not any_true(
+        pc.match_substring(text, ".")
+    )
+
+
+def _plain(text: Cells, where: Callable[[int], str]) -> Cells:
+    """Cells without currency signs and without spaces or apostrophes between thousands."""
+    text = pc.replace_substring(text, "\N{MINUS SIGN}", "-")
+    priced = matches(text, CURRENCY)
+    if any_true(priced):
+        signs = pc.struct_field(pc.extract_regex(text, f"(?P<sign>{CURRENCY})"), "sign")
+        kinds = pc.unique(signs.drop_null())
+        if len(kinds) > 1:
+            row = pc.index(signs, kinds[1]).as_py()
+            raise DataError(
+                f"{where(row)} has {text[row].as_py()!r} in a column of {kinds[0].as_py()}; keep one currency in it"
+            )
+        text = pc.utf8_trim_whitespace(
+            pc.replace_substring_regex(text, rf"^([+-]?)\s*{CURRENCY}\s*|\s*{CURRENCY}$", r"\1")
+        )
+    spaced = pc.fill_null(matches(text, SPACED), False)
+    return (
+        pc.if_else(spaced, pc.replace_substring_regex(text, SPACE, ""), text)
+        if any_true(spaced)
+        else text
+    )
+
+
+def _sign(
+    cells: Cells, text: Cells, where: Callable[[int], str], others: Callable[[], Iterable[Cells]]
+) -> Sign:
+    """The decimal sign that the cells prove, or else the other columns.
+
+    Raises:
+        DataError: when nothing proves it, or two cells prove the opposite.
+    """
+    proofs = {sign: row for sign in PROOFS if (row := first_true(matches(cells, PROOFS[sign]))) is not None}
+    if len(proofs) == 2:
+        first, second = (text[row].as_py() for row in proofs.values())
+        raise DataError(
+            f"{where(proofs[','])} has {second!r} beside {first!r}: one has a decimal comma, the other a decimal "
+            "point; write all cells in one form"
+        )
+    if proofs:
+        return next(iter(proofs))
+    unproved = first_true(matches(cells, "[.,]"))
+    if unproved is None or _first_other(cells, f"{FORMS['.']}|{FORMS[',']}") is not None:
+        return "."
+    proved = {sign for column in others() if (sign := _proved_by(column))}
+    if len(proved) == 1:
+        return proved.pop()
+    raise DataError(
+        f"{where(unproved)} has {text[unproved].as_py()!r}, where the sign can stand for decimals or for thousands, "
+        "and no other cell settles it; give the decimal sign as `decimal=.` or `decimal=,`"
+    )
+
+
+def _proved_by(text: Cells) -> Sign | None:
+    """The decimal sign that a column of numbers proves; percentages and amounts such as 32.94M count too."""
+    text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"\s*[%KMBT]$", "")
+    found: list[Sign] = [sign for sign in PROOFS if any_true(matches(text, PROOFS[sign]))]
+    return found[0] if len(found) == 1 else None
+
+
+def _first_other(cells: Cells, form: str) -> int | None:
+    """The first row of another form than ``form``; empty and infinite cells have any form."""
+    return first_true(pc.invert(pc.fill_null(matches(cells, f"{form}|{NOT_FINITE}"), True)))

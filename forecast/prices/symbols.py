@@ -1,0 +1,182 @@
+"""The columns and the rows of one symbol, from a table of one symbol or several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow.compute as pc
+
+from forecast.errors import DataError
+from forecast.names import plain_name
+from forecast.prices.cells import cells_of, is_text, text_of
+from forecast.prices.layout import NUMBER_LIKE
+from forecast.prices.numbers import EMPTY
+
+LABELS = ("ticker", "tickers", "symbol", "symbols")
+"""Names of the level of a header that holds symbols."""
+COLUMN_NAMES = (
+    *LABELS, "tic", "uniqueid", "name", "code", "instrument", "security", "company", "asset", "pair", "index", "item",
+    "ativo", "papel",
+)  # fmt: skip
+"""Columns that hold each row's symbol, whatever it is, in ``plain_name``'s form and without brackets."""
+SEPARATORS = ("_", ".", "-", "/", "|", ":", " ")
+"""Signs between a column's name and its symbol, as in ``Close_AAPL``."""
+PAIR = re.compile(r"""^\(\s*['"](.*?)['"],\s*['"](.*?)['"]\s*\)$""")
+"""A pair that was written as a name, such as ``('Close', 'AAPL')``."""
+SAMPLE = 50
+"""Number of cells that show whether a column holds numbers."""
+NAMED_SYMBOLS = 10
+"""Largest number of symbols that an error lists."""
+
+
+def columns_of_symbol(
+    header: Sequence[Sequence[str]], labels: Sequence[str], symbol: str, name: str
+) -> tuple[list[int], list[str], str | None]:
+    """The columns of ``symbol``: their places, their names, and a note where the table names another symbol.
+
+    Args:
+        header: the lines of the header, each with one name per column.
+        labels: the name of each line, such as ``Ticker``; empty where it has none.
+        symbol: the symbol that is asked for.
+        name: the table's name, for messages.
+
+    Raises:
+        DataError: when the header names several symbols, but not this one.
+    """
+    if len(header) == 1:
+        return list(range(len(header[0]))), [_without_symbol(text, symbol) for text in header[0]], None
+    level = next((at for at, line in enumerate(header) if symbol in line), None)
+    chosen, note = symbol, None
+    if level is None:
+        level = next((at for at, label in enumerate(labels) if plain_name(label) in LABELS), None)
+        if level is not None:
+            there = [text for text in dict.fromkeys(header[level]) if text and text != labels[level]]
+            _require(len(there) == 1, there, symbol, name)
+            chosen, note = there[0], other_symbol(name, there[0], symbol)
+    places, names = [], []
+    for place, column in enumerate(zip(*header, strict=True)):
+        if level is None or column[level] in (chosen, "", labels[level]):
+            parts = [text for at, text in enumerate(column) if text and at != level]
+            places.append(place)
+            names.append(parts[-1] if parts else "")
+    return places, names, note
+
+
+def _without_symbol(name: str, symbol: str) -> str:
+    """A column's name without the symbol at its start or its end."""
+    pair = PAIR.match(name)
+    if pair and symbol in pair.groups():
+        return pair[1] if pair[2] == symbol else pair[2]
+    for sign in SEPARATORS:
+        if name.endswith(sign + symbol):
+            return name.removesuffix(sign + symbol)
+        if name.startswith(symbol + sign):
+            return name.removeprefix(symbol + sign)
+    return name
+
+
+def rows_of_symbol(
+    frame: pd.DataFrame, symbol: str, symbol_column: str | None, name: str
+) -> tuple[pd.DataFrame, str | None]:
+    """The rows of ``symbol``, and a note where the table names another symbol.
+
+    The symbol's column is ``symbol_column``, else the column of text that holds ``symbol``, whatever its name.
+
+    Raises:
+        DataError: when there is no such column, when the table holds other symbols only, or when two columns disagree.
+    """
+    texts = _texts(frame)
+    if symbol_column is not None:
+        column = find_column([str(column) for column in frame.columns], symbol_column, name, "symbol_column")
+        cells = texts.get(column)
+        if cells is None:
+            cells = text_of(frame.iloc[:, column])
+        there = pc.unique(cells).to_pylist()
+        _require(symbol in there, there, symbol, name)
+        return frame[pc.equal(cells, symbol).to_numpy()], None
+    masks = {
+        column: pc.equal(cells, symbol).to_numpy()
+        for column, cells in texts.items()
+        if pc.index(cells, symbol).as_py() >= 0
+        # A ticker such as NA is a missing cell anywhere else.
+        and (symbol.lower() not in EMPTY or _is_of_symbols(frame, column))
+    }
+    if masks:
+        first, *others = masks.values()
+        if any((first != other).any() for other in others):
+            listed = ", ".join(str(frame.columns[column]) for column in masks)
+            raise DataError(
+                f"{name} has {symbol} in several columns ({listed}), in different rows; choose one as `symbol_column`"
+            )
+        return frame[first], None
+    for column, cells in texts.items():
+        if _is_of_symbols(frame, column):
+            there = [text for text in pc.unique(cells).to_pylist() if text]
+            if len(there) == len(frame) and all(text.isdigit() for text in there):  # numbers of rows
+                continue
+            _require(len(there) < 2, there, symbol, name)
+            if there:
+                return frame, other_symbol(name, there[0], symbol)
+    return frame, None
+
+
+def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) -> int:
+    """The place of a column; case, spaces and underscores do not matter where no name is exactly ``wanted``.
+
+    Raises:
+        DataError: when no column or more than one has that name; ``parameter`` is the option that chooses one.
+    """
+    places = [at for at, text in enumerate(names) if text == wanted]
+    places = places or [at for at, text in enumerate(names) if plain_name(text) == plain_name(wanted)]
+    if len(places) == 1:
+        return places[0]
+    listed = ", ".join(text for text in names if text)
+    if places:
+        raise DataError(f"{name} has {len(places)} columns called {wanted!r}; give each column its own name")
+    kind = "feature" if parameter == "feature" else "column"
+    raise DataError(f"{name} has no {kind} {wanted!r}; choose one of: {listed}, with `{parameter}`")
+
+
+def other_symbol(name: str, there: str, symbol: str) -> str:
+    """A line that says that a table is of another symbol than the one asked for."""
+    return f"{name} holds {there} alone; its prices are read as those of {symbol}, the `symbol` that was asked for"
+
+
+def _texts(frame: pd.DataFrame) -> dict[int, Any]:
+    """The columns of text, by place; and those of symbols, which may be numbers."""
+    found = {}
+    for at in range(frame.shape[1]):
+        series = frame.iloc[:, at]
+        if (
+            _is_of_symbols(frame, at)
+            or isinstance(series.dtype, pd.CategoricalDtype)
+            or _is_text_without_numbers(series)
+        ):
+            cells = text_of(series)
+            if cells is not None:
+                found[at] = cells
+    return found
+
+
+def _is_of_symbols(frame: pd.DataFrame, column: int) -> bool:
+    """Whether a column's name is one of symbols."""
+    return plain_name(str(frame.columns[column])).strip("<>") in COLUMN_NAMES
+
+
+def _is_text_without_numbers(column: pd.Series[Any]) -> bool:
+    cells = cells_of(column)
+    return is_text(cells) and not all(
+        NUMBER_LIKE.fullmatch(cell)
+        for cell in pc.utf8_trim_whitespace(cells[:SAMPLE].drop_null()).to_pylist()
+        if cell.lower() not in EMPTY
+    )
+
+
+def _require(there_is: bool, there: Sequence[str], symbol: str, name: str) -> None:
+    if not there_is:
+        more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
+        listed = ", ".join(there[:NAMED_SYMBOLS]) + more
+        raise DataError(f"{name} holds {listed}, not {symbol}; choose one of these with `symbol`")
