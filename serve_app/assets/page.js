@@ -104,7 +104,7 @@ function showControls() {
   byId("horizon").value = 1;
   byId("values-label").textContent =
     model.columns.length > 1
-      ? `Past days, oldest first, one per line: ${model.columns.join(", ")}`
+      ? `Past rows, oldest first, one per line: ${model.columns.join(", ")}`
       : `Past values of ${model.feature}, oldest first`;
   byId("restore").hidden = !model.latest_window;
 }
@@ -135,6 +135,11 @@ function problem(text, field) {
   if (text) byId("answer").textContent = "";
 }
 
+// Whether the fields hold the window that the server knows, and so the date of its last value.
+function isLatestWindow() {
+  return Boolean(model.trained_on?.calendar && model.latest_window) && byId("values").value === showValues(model.latest_window);
+}
+
 // Build the body of the request that the page's fields describe.
 function body(values) {
   const level = byId("level").value;
@@ -145,6 +150,7 @@ function body(values) {
     ...(level ? { levels: [Number(level)] } : {}),
     ...(horizon === 1 ? {} : { horizon }),
     ...(several ? { symbol: model.symbol } : {}),
+    ...(isLatestWindow() ? { last_date: model.trained_on.last_date } : {}),
   });
 }
 
@@ -192,7 +198,7 @@ async function forecast() {
   const last = prices[prices.length - 1];
   const change = last ? ` (${predictions[step] >= last ? "+" : "−"}${Math.abs(100 * (predictions[step] / last - 1)).toFixed(2)} % from the last value, ${format(last)})` : "";
   const text =
-    `${step ? `Value ${step + 1} steps ahead` : "Next value"}: ${format(predictions[step])}${change}` +
+    `${step ? `Value ${step + 1} steps ahead` : "Next value"}${answer.dates ? ` (${answer.dates[step]})` : ""}: ${format(predictions[step])}${change}` +
     (interval ? `; ${percent(interval.level).replace(".0", "")} interval ${format(interval.lower[step])} to ${format(interval.upper[step])}` : "") +
     (answer.warnings ? `. ${answer.warnings.join("; ")}` : "");
   byId("answer").textContent = text;
