@@ -101,7 +101,7 @@ async def check_answers(name: str, folder: Path) -> tuple[int, int]:
         ):
             body = json.dumps({"values": [100.0 + value for value in range(WINDOW)], "last_date": last})
             answer = json.loads((await service.predict(body.encode())).body)
-            stamps = [pd.Timestamp(answer[name][0]) for name in ("dates", "closes")]
+            stamps = [pd.Timestamp(answer[name][0]) for name in ("forecast_dates", "forecast_closes")]
             asked += 1
             wrong += [stamp if stamp.tz else stamp.tz_localize("UTC") for stamp in stamps] != list(step)
     return asked, wrong

@@ -1,7 +1,7 @@
 """Reading a CSV of a million rows against pandas with everything told: ``python -m benchmarks.reading``.
 
-Both give the dates and the closes as arrays; pandas is told the delimiter, the form of the dates, the decimal sign and the
-two columns, and proves nothing. Rounds alternate; the medians and their ratio are printed.
+Both give the dates and the closes as arrays; pandas is told the delimiter, the form of the dates, the decimal sign and
+the two columns, and proves nothing. Rounds alternate; the medians and their ratio are printed.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from them.
 from __future__ import annotations
 
 import datetime as dt
+import re
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +29,9 @@ from forecast.names import plain_name, split_names
 Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
+NAMED_SOURCES = ("auto", "yahoo", "snapshot")
+SQLITE_FILE = re.compile(r"^(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^/:?$][^?$]*)(?P<options>\?.*)?$")
+"""The address of a database in a file, by a relative path."""
 IntervalName = Literal["auto", "1m", "5m", "15m", "30m", "1h", "1d", "1wk", "1mo"]
 
 
@@ -114,9 +119,13 @@ class DataConfig(FileConfig):
     @classmethod
     def _as_resolved(cls, source: str) -> str:
         """Keep a relative path as it is resolved here: a checkpoint is used in other places than it is made in."""
+        if found := SQLITE_FILE.match(source):
+            return f"{found['scheme']}{Path(found['path']).absolute()}{found['options']}"
         path = Path(source).expanduser()
-        is_path = "://" not in source and (len(path.parts) > 1 or path.suffix)
-        return str(path.absolute()) if is_path and path.exists() else source
+        named = source in NAMED_SOURCES or source in {
+            entry.name for entry in entry_points(group="forecast.sources")
+        }
+        return source if named or "://" in source or not path.exists() else str(path.absolute())
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

@@ -3,13 +3,15 @@ application, ``flags`` prints the environment that a cluster needs at its start.
 
 from __future__ import annotations
 
+import atexit
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forecast.cli.command import Parser, add_options, run
+from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
 from forecast.config import parse_settings
 from serve_app.flags import current_flags
 from serve_app.options import DEFAULT_APP, RunOptions
@@ -112,4 +114,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    code = run(main)
+    if code == EXIT_INTERRUPTED:
+        # Python would end itself with SIGINT, or crash in what Ray was starting, and the exit code would be lost.
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -155,11 +155,11 @@ class ForecastAnswer(BaseModel):
     sequence_length: int = Field(description="number of past prices that the model looks at")
     symbol: str
     feature: str
-    dates: list[str] | None = Field(
+    forecast_dates: list[str] | None = Field(
         None,
         description="date or time of each step's bar, by the model's calendar; present only if the last date is known",
     )
-    closes: list[str | None] | None = Field(
+    forecast_closes: list[str | None] | None = Field(
         None, description="when each of these bars ends, ISO 8601 with the exchange's offset from UTC"
     )
     model_age: int | None = Field(

@@ -1,7 +1,7 @@
 """Random price files in the dialects that people have, with the prices that each of them holds.
 
-``price_files`` is a Hypothesis strategy of such files, ``random_file`` makes one without Hypothesis, and ``verdict`` reads
-a file back and compares.
+``price_files`` is a Hypothesis strategy of such files, ``random_file`` makes one without Hypothesis, and ``verdict``
+reads a file back and compares.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ SYMBOLS = ("AAPL", "PETR4.SA", "BTC-USD", "NA", "TRUE", "600000", "A", "^GSPC")
 OTHERS = ("MSFT", "VALE3.SA", "ETH-USD", "FALSE", "000001", "AA", "NULL")
 EMPTY = ("", "null", "NA", ".", "N/A", "-")
 MONTHS = {
-    "pt": "jan fev mar abr mai jun jul ago set out nov dez".split(),
-    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember".split(),
-}
+    "pt": ("jan", "fev", "mar", "abr", "mai", "jun", "jul", "ago", "set", "out", "nov", "dez"),
+    "de": (
+        "Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober", "November",
+        "Dezember",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,12 @@ def _number_form(pick: Pick) -> _Number:
         "currency", ("", ""), ("", ""), ("", ""), ("$", ""), ("R$ ", ""), ("R$", ""), ("", " €"), ("€", "")
     )
     return _Number(
-        decimal, thousands, pick("decimals", 2, 2, 0, 1, 3, 4, 6, 8), pick("trimmed", False, True), prefix, suffix
+        decimal,
+        thousands,
+        pick("decimals", 2, 2, 0, 1, 3, 4, 6, 8),
+        pick("trimmed", False, True),
+        prefix,
+        suffix,
     )
 
 
@@ -196,7 +204,9 @@ def _stamp_form(pick: Pick, sessions: str) -> _Stamp:
         "dates", "iso", "iso", "numeric", "numeric", "numeric", "numeric", "named", "digits", "epoch", "ctime", "excel",
         *(["month"] if sessions == "monthly" else []),
     )  # fmt: skip
-    beside = pick("beside", "", "", "", "weekday", "epoch", *(["time"] if kind in ("iso", "numeric", "named") else []))
+    beside = pick(
+        "beside", "", "", "", "weekday", "epoch", *(["time"] if kind in ("iso", "numeric", "named") else [])
+    )
     if kind in ("excel", "month"):
         time = MIDNIGHT
     else:
@@ -216,16 +226,12 @@ def _clock(pick: Pick) -> Callable[[dt.datetime], str]:
 
     def written(stamp: dt.datetime) -> str:
         summer = 4 <= stamp.month <= 10
-        return stamp.strftime(clock) + (
-            ("-04:00" if summer else "-05:00") if zone == "New York" else zone
-        )
+        return stamp.strftime(clock) + (("-04:00" if summer else "-05:00") if zone == "New York" else zone)
 
     return written
 
 
-def _day_form(
-    pick: Pick, kind: str, tail: Callable[[dt.datetime], str]
-) -> Callable[[dt.datetime, int], str]:
+def _day_form(pick: Pick, kind: str, tail: Callable[[dt.datetime], str]) -> Callable[[dt.datetime, int], str]:
     """Writes a stamp; the row's number matters where a column mixes two forms."""
     if kind == "epoch":
         unit = pick("unit", 1, 1, 10**3, 10**6, 10**9, "ms, then us")
@@ -263,7 +269,8 @@ def _day_form(
             + tail(stamp)
         )
     form = {
-        "named": ("%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%Y-%b-%d", "%a, %d %b %Y", "%b %d, %y", "%y-%b-%d"),
+        "named": ("%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%Y-%b-%d",
+                  "%a, %d %b %Y", "%b %d, %y", "%y-%b-%d"),
         "digits": ("%Y%m%d", "%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S", "%Y%m%d %H:%M", "%Y%m%dT%H%M%S"),
         "ctime": ("%a %b %d %H:%M:%S %Y", "%H:%M:%S %d/%m/%Y", "%H:%M %d-%b-%Y"),
         "month": ("%b %Y", "%Y-%m", "%m/%Y", "%b-%y", "%B %Y", "%Y %b"),
@@ -275,9 +282,7 @@ def _day_form(
 class _Table:
     """Writes tables in one dialect."""
 
-    def __init__(
-        self, pick: Pick, chance: random.Random, number: _Number, stamp: _Stamp
-    ) -> None:
+    def __init__(self, pick: Pick, chance: random.Random, number: _Number, stamp: _Stamp) -> None:
         self.pick, self.chance, self.number, self.stamp = pick, chance, number, stamp
         self.order = pick("order", "oldest first", "oldest first", "newest first", "shuffled")
         self.delimiter = pick("delimiter", ",", ",", ";", "\t", "|")
@@ -285,12 +290,22 @@ class _Table:
             "date name", "Date", "date", "ds", "timestamp", "unix", "Data", "Datum", "observation_date", "Gmt time",
             "<DATE>", "",
         )  # fmt: skip
-        self.before = pick("before", (), (), ("Open",), ("Open", "High", "Low"), ("Note",), ("No",))
+        self.before = pick(
+            "before", (), (), ("Open",), ("Open", "High", "Low"), ("Note",), ("No",), ("Grade",)
+        )
         self.after = pick(
-            "after", (), (), ("Volume",), ("Adj Close", "Volume"), ("Change %",), ("Preço Médio",), ("Note", "Low")
+            "after",
+            (),
+            (),
+            ("Volume",),
+            ("Adj Close", "Volume"),
+            ("Change %",),
+            ("Preço Médio",),
+            ("Note", "Low"),
         )
         self.junk = pick(
             "junk", "", "", "", "", "comment", "title", "URL", "blank lines", "footer", "repeated header",
+            "title with a comma", "footer with a comma",
             "trailing delimiters", "trailing delimiters, header too", "blank tail",
         )  # fmt: skip
         self.missing = pick("missing", *([None] * 5), *EMPTY)
@@ -298,7 +313,11 @@ class _Table:
 
     def random_prices(self, days: list[dt.date]) -> dict[dt.date, str]:
         """A walk of prices by day, as plain digits, some of them missing."""
-        price = 10 ** self.chance.uniform(-6, 6) if self.chance.random() < 0.3 else 10 ** self.chance.uniform(0, 4)
+        price = (
+            10 ** self.chance.uniform(-6, 6)
+            if self.chance.random() < 0.3
+            else 10 ** self.chance.uniform(0, 4)
+        )
         step = self.chance.choice([0.001, 0.01, 0.05])
         found = {}
         for day in days:
@@ -322,11 +341,13 @@ class _Table:
             return self._columns(layout, prices)
         held = {name: rows for name, rows in prices.items() if layout != "rows, absent" or name != symbol}
         named = layout != "one"
-        column = self.pick("symbol column", "symbol", "Ticker", "tic", "Company", "Index", "unique_id") if named else ""
+        column = (
+            self.pick("symbol column", "symbol", "Ticker", "tic", "Company", "Index", "unique_id")
+            if named
+            else ""
+        )
         spelled = {symbol: "X " + symbol} if layout == "one, spelled otherwise" else {}
-        rows = [
-            (day, name, price) for name, by_day in held.items() for day, price in by_day.items()
-        ]
+        rows = [(day, name, price) for name, by_day in held.items() for day, price in by_day.items()]
         if self.pick("interleaved", True, False):
             rows.sort(key=lambda row: row[0])
         first = self.pick("symbol first", True, False)
@@ -344,7 +365,11 @@ class _Table:
     def _columns(
         self, layout: str, prices: dict[str, dict[dt.date, str]]
     ) -> tuple[list[list[str]], list[list[str]]]:
-        names = [*(n for n in self.before if n not in ("Note", "No")), "Close", *(n for n in self.after if n != "Note")]
+        names = [
+            *(n for n in self.before if n not in ("Note", "No", "Grade")),
+            "Close",
+            *(n for n in self.after if n != "Note"),
+        ]
         days = sorted(next(iter(prices.values())))
         stamps, date_names = self._stamps(days)
         pairs = [(name, symbol) for name in names for symbol in prices]
@@ -355,7 +380,16 @@ class _Table:
             for row, (day, stamp) in enumerate(zip(days, stamps, strict=True))
         ]
         if layout == "flat":
-            form = self.pick("flat form", "{0}_{1}", "{1} {0}", "('{0}', '{1}')", "('{1}', '{0}')", "{1}_{0}", "{0}.{1}", "{0}")
+            form = self.pick(
+                "flat form",
+                "{0}_{1}",
+                "{1} {0}",
+                "('{0}', '{1}')",
+                "('{1}', '{0}')",
+                "{1}_{0}",
+                "{0}.{1}",
+                "{0}",
+            )
             if form == "{0}" and len(prices) > 1:
                 form = "{0}_{1}"
             return self._ordered(lines), [[*date_names, *(form.format(*pair) for pair in pairs)]]
@@ -411,6 +445,8 @@ class _Table:
                 return self.number.of(price)
             case "Note":
                 return self.chance.choice(["ok", "late", "ok, checked"])
+            case "Grade":
+                return self.chance.choice(["A", "B", "NA"])
             case "No":
                 return str(row + 1)
             case "Volume":
@@ -432,6 +468,8 @@ class _Table:
                 top = ["# written by a tool, 2020-01-02", "# unit: USD"]
             case "title":
                 top = ["Prices of a share", ""]
+            case "title with a comma":
+                top = ["Prices of a share, in dollars"]
             case "URL":
                 top = ["https://www.CryptoDataDownload.com"]
             case "blank lines":
@@ -440,6 +478,8 @@ class _Table:
                 top = [""]
             case "footer":
                 footer = "Source: the exchange. All rights reserved."
+            case "footer with a comma":
+                footer = "Source: the exchange, 2024"
             case "repeated header":
                 rows[len(header) + len(lines) // 2 : len(header) + len(lines) // 2] = header
             case "trailing delimiters":

@@ -119,12 +119,12 @@ def test_a_window_file_with_text_in_it_names_the_value(tiny_checkpoint, tmp_path
 
 def test_forecasts_are_dated_when_the_last_date_is_known_and_only_then(tiny_checkpoint, capsys):
     values = ["--values", *map(str, WINDOW)]
-    assert "dates" not in infer_json(tiny_checkpoint, capsys, *values)
+    assert "forecast_dates" not in infer_json(tiny_checkpoint, capsys, *values)
     answer = infer_json(tiny_checkpoint, capsys, "--last-date", "2024-02-28", "--horizon", "2", *values)
-    assert answer["dates"] == ["2024-02-29", "2024-03-01"]
-    assert answer["closes"] == ["2024-03-01T00:00:00+00:00", "2024-03-02T00:00:00+00:00"]
+    assert answer["forecast_dates"] == ["2024-02-29", "2024-03-01"]
+    assert answer["forecast_closes"] == ["2024-03-01T00:00:00+00:00", "2024-03-02T00:00:00+00:00"]
     latest = infer_json(tiny_checkpoint, capsys, "--horizon", "1")
-    assert (latest["last_date"], latest["dates"]) == ("2020-01-16", ["2020-01-17"])
+    assert (latest["last_date"], latest["forecast_dates"]) == ("2020-01-16", ["2020-01-17"])
 
 
 def test_a_model_that_is_too_old_warns_or_is_refused(tiny_checkpoint, capsys):

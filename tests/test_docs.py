@@ -45,7 +45,15 @@ LEARNING = [
     "docs/serving.md",
     *(
         f"docs/how-to/{name}.md"
-        for name in ("swap-a-model", "monitor", "own-csv", "resume", "another-symbol")
+        for name in (
+            "swap-a-model",
+            "monitor",
+            "own-csv",
+            "price-files",
+            "bars-and-calendars",
+            "resume",
+            "another-symbol",
+        )
     ),
 ]
 """Read in this order: each page starts from the files, and the server, that the previous ones left."""

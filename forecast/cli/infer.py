@@ -134,7 +134,7 @@ def infer_command(options: InferOptions) -> int:
         print(json.dumps(answer, allow_nan=False))
         return 0
     after = f" after {dating.require_timeline().text(dates)[-1]}" if dates is not None else ""
-    labels = dated.get("dates") or [""] * options.horizon
+    labels = dated.get("forecast_dates") or [""] * options.horizon
     day = f" for {labels[0]}" if labels[0] else ""
     print(f"{config.symbol} {config.feature}: next value{after} is forecast at {prediction:,.6g}{day}")
     for step, (price, label) in enumerate(zip(steps, labels, strict=True)):

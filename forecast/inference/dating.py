@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,6 @@ from forecast.model.checkpoint import Checkpoint
 from forecast.prices.timeline import Timeline
 
 Dates = NDArray[np.datetime64]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The bars that the steps of a forecast are for.
-
-    Attributes:
-        dates: date or time of each step's bar, ISO 8601.
-        closes: when each of these bars ends, ISO 8601; None where the calendar does not say.
-    """
-
-    dates: list[str]
-    closes: list[str | None]
 
 
 class Dating:
@@ -52,11 +38,24 @@ class Dating:
             )
         return self.timeline
 
-    def steps(self, last: np.datetime64 | Dates, count: int) -> Steps | None:
-        """The ``count`` bars after ``last`` (or the last of several); None where the calendar does not know them."""
+    def describe(self, last: Dates, count: int) -> dict[str, Any]:
+        """Fields of an answer with ``count`` steps: the bars that they are for, and when these bars end.
+
+        Args:
+            last: the window's last date; or its last few, which show how weeks and months are labelled.
+            count: number of steps.
+
+        Returns:
+            ``forecast_dates`` and ``forecast_closes``, ISO 8601; nothing where the calendar knows no next bars.
+
+        Raises:
+            WindowError: as ``require_timeline``.
+        """
         timeline = self.require_timeline()
         dates = timeline.next_dates(last, count)
-        return None if dates is None else Steps(timeline.text(dates), timeline.closes(dates))
+        if dates is None:
+            return {}
+        return {"forecast_dates": timeline.text(dates), "forecast_closes": timeline.closes(dates)}
 
     def age(self, until: np.datetime64 | None = None) -> int | None:
         """Sessions after the last training row, up to ``until`` or to the last complete session now.
@@ -79,8 +78,3 @@ class Dating:
     def _age_at(self, now: np.datetime64) -> int | None:
         last = self.require_timeline().last_complete_session(now)
         return None if last is None else self._age(last)
-
-    def describe(self, last: Any, count: int) -> dict[str, Any]:
-        """Fields of an answer: the dates of its steps and when they close; empty where the calendar does not know."""
-        steps = self.steps(last, count)
-        return {"dates": steps.dates, "closes": steps.closes} if steps else {}

@@ -625,7 +625,8 @@ def choose_calendar(
     ]
     if not fitting:
         calendar, fit = tried[0]
-        return Choice(calendar, fit, f"{contradicted}the rows fit no exchange that was tried")
+        reason = "it has rows on weekends" if weekends else "the rows fit no exchange that was tried"
+        return Choice(calendar, fit, f"{contradicted}{reason}")
     calendar, fit = max(fitting, key=lambda item: item[1].score)
     equal = [other.name for other, its in fitting if its.score == fit.score and other is not calendar]
     also = f"; {', '.join(equal)} would fit as well" if equal else ""

@@ -132,7 +132,14 @@ def _table(
     if not len(frame):
         raise DataError(f"{name} has a header but no rows; give a file with prices")
     frame = frame.iloc[:, places].set_axis(names, axis=1)
-    frame, another = rows_of_symbol(frame, symbol, reading.symbol_column, name)
+    whole_frame = frame
+    frame, another = rows_of_symbol(
+        frame,
+        symbol,
+        reading.symbol_column,
+        name,
+        dates=lambda: text_of(whole_frame.iloc[:, _date_place(whole_frame, names, name, reading)]),
+    )
     stamps, columns = _split_dates(frame, name, reading)
     whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
     return Table(

@@ -150,7 +150,9 @@ def read_layout(
     if not found:
         raise _no_table(lines, choices, name)
     if len(found) > 1:
-        found = [head for head in found if head.header and head.width - len(head.header[-1]) in (0, 1)] or found
+        found = [
+            head for head in found if head.header and head.width - len(head.header[-1]) in (0, 1)
+        ] or found
     if len(found) > 1:
         listed = " or ".join(repr(head.delimiter) for head in found)
         raise DataError(f"{name} can be split at {listed}; give the right one as `delimiter`")

@@ -124,11 +124,7 @@ def _plain(text: Cells, where: Callable[[int], str]) -> Cells:
             pc.replace_substring_regex(text, rf"^([+-]?)\s*{CURRENCY}\s*|\s*{CURRENCY}$", r"\1")
         )
     spaced = pc.fill_null(matches(text, SPACED), False)
-    return (
-        pc.if_else(spaced, pc.replace_substring_regex(text, SPACE, ""), text)
-        if any_true(spaced)
-        else text
-    )
+    return pc.if_else(spaced, pc.replace_substring_regex(text, SPACE, ""), text) if any_true(spaced) else text
 
 
 def _sign(

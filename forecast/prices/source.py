@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,8 @@ def read_auto(request: Request) -> Table:
 SOURCES: Registry[Source] = Registry(
     "source", "forecast.sources", {"auto": read_auto, "yahoo": read_yahoo, "snapshot": read_snapshot}
 )
-"""Every source by name; any other ``source`` is a file's path."""
+"""Every source by name; any other ``source`` is the path of a file or a directory, or the address of a file or a
+database."""
 
 
 def load_series(
@@ -121,19 +123,22 @@ def load_series(
     input_columns: Sequence[str] = (),
     keep_non_positive: bool = False,
     notify: Notify | None = say_on_stderr,
+    **reading: Any,
 ) -> Series:
     """Load the prices of one feature of one symbol, clean, oldest first.
 
     Args:
         symbol: as Yahoo Finance spells it.
         feature: the column of prices; case, spaces and underscores do not matter.
-        source: ``auto`` (Yahoo, else the local cache, else the bundled snapshot), ``yahoo``, ``snapshot``, or
-            the path of a ``.csv`` or ``.parquet`` file; see ``SOURCES``.
+        source: ``auto`` (Yahoo, else the local cache, else the bundled snapshot), ``yahoo``, ``snapshot``, another name
+            in ``SOURCES``, the path of a file or a directory, or the address of a file or a database, with ``${NAME}``
+            for secrets.
         start: first day, ISO date; by default all history.
         end: day to stop before, ISO date.
         input_columns: other columns that the model sees.
         keep_non_positive: keep zero and negative prices instead of dropping them as errors.
         notify: called with a line when ``auto`` falls back; None for no notice.
+        reading: ``interval``, ``calendar`` and the fields of ``FileConfig``, such as ``decimal``.
 
     Raises:
         UsageError: when ``start`` is not before ``end``, or an argument is invalid.
@@ -150,6 +155,7 @@ def load_series(
             "input_columns": tuple(input_columns),
             "keep_non_positive": keep_non_positive,
             "log_prices": not keep_non_positive,
+            **reading,
         },
     )
     return series_from_config(config, notify=notify)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from forecast.errors import DataError
 from forecast.names import plain_name
-from forecast.prices.cells import cells_of, is_text, text_of
+from forecast.prices.cells import Cells, any_true, cells_of, is_text, text_of
 from forecast.prices.layout import NUMBER_LIKE
 from forecast.prices.numbers import EMPTY
 
@@ -79,14 +79,26 @@ def _without_symbol(name: str, symbol: str) -> str:
 
 
 def rows_of_symbol(
-    frame: pd.DataFrame, symbol: str, symbol_column: str | None, name: str
+    frame: pd.DataFrame,
+    symbol: str,
+    symbol_column: str | None,
+    name: str,
+    dates: Callable[[], Cells | None] = lambda: None,
 ) -> tuple[pd.DataFrame, str | None]:
     """The rows of ``symbol``, and a note where the table names another symbol.
 
     The symbol's column is ``symbol_column``, else the column of text that holds ``symbol``, whatever its name.
 
+    Args:
+        frame: the table.
+        symbol: the symbol that is asked for.
+        symbol_column: the name of the column of symbols; None to find it.
+        name: the table's name, for messages.
+        dates: returns the dates as text. They tell several symbols, which share dates, from notes such as a grade A.
+
     Raises:
-        DataError: when there is no such column, when the table holds other symbols only, or when two columns disagree.
+        DataError: when there is no such column, when the table holds other symbols only, when two columns disagree, or
+            when a column can be one of notes.
     """
     texts = _texts(frame)
     if symbol_column is not None:
@@ -111,6 +123,16 @@ def rows_of_symbol(
             raise DataError(
                 f"{name} has {symbol} in several columns ({listed}), in different rows; choose one as `symbol_column`"
             )
+        if not first.all() and not any(_is_of_symbols(frame, column) for column in masks):
+            days = dates()
+            if days is not None and not any_true(
+                pc.is_in(days.filter(~first), pc.unique(days.filter(first)))
+            ):
+                column = str(frame.columns[next(iter(masks))])
+                raise DataError(
+                    f"{name} has {symbol} in some rows of column {column}, on dates that no other row has; if they are "
+                    f"its symbols, add `symbol_column={column}`, otherwise ask for another `symbol`"
+                )
         return frame[first], None
     for column, cells in texts.items():
         if _is_of_symbols(frame, column):

@@ -68,15 +68,25 @@ class Timeline:
         Raises:
             UsageError: when it is neither.
         """
+        example = "2024-12-31T15:30:00-05:00" if self.is_intraday else "2024-12-31"
         try:
             stamp = pd.Timestamp(dt.datetime.fromisoformat(text))
         except ValueError:
-            example = "2024-12-31T15:30:00-05:00" if self.is_intraday else "2024-12-31"
             raise UsageError(f"{text!r} is not a date of ISO 8601; use a date such as {example}") from None
         if not self.is_intraday:
             return np.datetime64(stamp.date(), "D")
+        if ":" not in text:
+            raise UsageError(
+                f"{text!r} is a day, but these are bars of {self.interval}; use a time such as {example}"
+            )
         if stamp.tz is None:
-            stamp = stamp.tz_localize(self.calendar.zone, ambiguous=True, nonexistent="shift_forward")
+            try:
+                stamp = stamp.tz_localize(self.calendar.zone)
+            except ValueError:
+                raise UsageError(
+                    f"{text!r} is a time that the clocks of {self.calendar.zone} skip or show twice; write its offset "
+                    f"from UTC, as in {example}"
+                ) from None
         return np.datetime64(stamp.tz_convert("UTC").tz_localize(None), "s")
 
     def text(self, dates: Dates) -> list[str]:

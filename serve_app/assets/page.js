@@ -198,7 +198,7 @@ async function forecast() {
   const last = prices[prices.length - 1];
   const change = last ? ` (${predictions[step] >= last ? "+" : "−"}${Math.abs(100 * (predictions[step] / last - 1)).toFixed(2)} % from the last value, ${format(last)})` : "";
   const text =
-    `${step ? `Value ${step + 1} steps ahead` : "Next value"}${answer.dates ? ` (${answer.dates[step]})` : ""}: ${format(predictions[step])}${change}` +
+    `${step ? `Value ${step + 1} steps ahead` : "Next value"}${answer.forecast_dates ? ` (${answer.forecast_dates[step]})` : ""}: ${format(predictions[step])}${change}` +
     (interval ? `; ${percent(interval.level).replace(".0", "")} interval ${format(interval.lower[step])} to ${format(interval.upper[step])}` : "") +
     (answer.warnings ? `. ${answer.warnings.join("; ")}` : "");
   byId("answer").textContent = text;
