@@ -34,8 +34,10 @@ def main() -> None:
         for name, (form, delimiter, decimal) in FORMS.items():
             path = Path(folder) / "prices.csv"
             write(path, form, delimiter, decimal)
+            # Told so, pandas reads dates of ISO 8601 three times as fast as by their directives.
+            told_form = "ISO8601" if form.startswith("%Y-%m-%d ") else form
             told = {
-                "sep": delimiter, "decimal": decimal, "parse_dates": ["Date"], "date_format": form, "encoding": "utf-8",
+                "sep": delimiter, "decimal": decimal, "parse_dates": ["Date"], "date_format": told_form, "encoding": "utf-8",
             }  # fmt: skip
             times = alternating(
                 lambda path=path, told=told: pd.read_csv(path, **told),

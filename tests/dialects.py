@@ -258,7 +258,8 @@ def _day_form(pick: Pick, kind: str, tail: Callable[[dt.datetime], str]) -> Call
             year = f"{stamp.year % 100:02d}" if short else str(stamp.year)
             two = "02d" if padded else "d"
             parts = {"d": f"{stamp.day:{two}}", "m": f"{stamp.month:{two}}", "y": year}
-            return stamp.strftime(ahead) + sign.join(parts[part] for part in order) + tail(stamp)
+            date = str(sign.join(parts[part] for part in order))
+            return stamp.strftime(ahead) + date + tail(stamp)
 
         return numeric
     if kind == "named" and pick("language", "en", "en", "pt", "de") != "en":

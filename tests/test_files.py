@@ -147,7 +147,11 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
         ("empty.csv", "", "is empty"),
         ("header.csv", "Date,Close\n", "has a header but no rows"),
         ("nodate.csv", "Open,Close\n1,2\n", r"has no dates \(columns: Open, Close\)"),
-        ("baddate.csv", csv("2024-01-01,1,2", "soon,1,2"), r"column Date, row 2, has 'soon' where a date should be"),
+        (
+            "baddate.csv",
+            csv("2024-01-01,1,2", "soon,1,2"),
+            r"column Date, row 2, has 'soon' where a date should be",
+        ),
         (
             "text.csv",
             csv("2024-01-01,1,2", "2024-01-02,1,two"),
@@ -161,7 +165,11 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
         ("number.csv", csv("0,1,2", "1,1,2"), r"has no dates \(columns: Date, Open, Close\)"),
         ("hole.csv", csv("1704067200,1,2", ",1,2"), r"row 2, has '' where a date should be"),
         ("feature.csv", csv("2024-01-01,1,2", header="Date,Open,High"), "choose one of: Open, High"),
-        ("ragged.csv", csv("2024-01-01,1,2", "2024-01-02,1,2,3,4", "2024-01-03,1,2"), "with 5 fields, where the table has 3"),
+        (
+            "ragged.csv",
+            csv("2024-01-01,1,2", "2024-01-02,1,2,3,4", "2024-01-03,1,2"),
+            "with 5 fields, where the table has 3",
+        ),
         ("garbage.parquet", "garbage", "is not a usable Parquet file"),
         ("nothing.csv", csv("2024-01-01,1,0", "2024-01-02,1,-3"), "has no usable Close"),
     ],

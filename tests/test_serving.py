@@ -71,6 +71,7 @@ def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkp
     assert forecast_main(["infer", "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     answer = httpx.post(f"{URL}/predict", json={"values": printed["values"]}).json()
+    predictor = Predictor(tiny_checkpoint, "cpu")
     assert answer == {
         "ok": True,
         "prediction": pytest.approx(printed["prediction"], rel=1e-6),
@@ -78,8 +79,8 @@ def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkp
         "sequence_length": 20,
         "symbol": "BTC-USD",
         "feature": "Close",
+        "model_age": predictor.dating.age(),
     }
-    predictor = Predictor(tiny_checkpoint, "cpu")
     assert answer["prediction"] == pytest.approx(predictor.predict_next(printed["values"]), rel=1e-6)
 
 

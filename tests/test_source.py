@@ -278,7 +278,9 @@ def test_what_cannot_be_had_is_refused_with_what_can(arguments, error, message):
 
 
 def test_an_unknown_source_lists_the_known_ones():
-    with pytest.raises(UsageError, match="`source` bloomberg: give auto, yahoo, snapshot, the path of a file"):
+    with pytest.raises(
+        UsageError, match="`source` bloomberg: give auto, yahoo, snapshot, the path of a file"
+    ):
         load_series(source="bloomberg")
 
 

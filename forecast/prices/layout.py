@@ -30,6 +30,7 @@ from forecast.errors import DataError, UsageError
 from forecast.prices.dates import is_date_text
 
 DELIMITERS = (",", ";", "\t", "|")
+HEAD_BYTES = 1 << 20
 HEAD_LINES = 200
 """Number of lines in which the delimiter and the header are found."""
 SHORTEST_DATE = 5
@@ -138,12 +139,15 @@ def read_layout(
     Raises:
         DataError: when there is no table, it has no header, or a line has another number of fields than the table.
     """
-    text = decoded(content, name, encoding)
-    if "\n" not in text:
-        text = text.replace("\r", "\n")
-    lines = text.split("\n", HEAD_LINES)[:HEAD_LINES]
-    if text.lstrip()[:1] in ("{", "[") or "<html" in text[:2000].lower():
-        kind = "a web page" if "<html" in text[:2000].lower() else "JSON"
+    # Most files are ASCII, of which no copy is needed.
+    if encoding is not None or not content.isascii() or b"\0" in content:
+        content = decoded(content, name, encoding).encode()
+    if b"\n" not in content:
+        content = content.replace(b"\r", b"\n")
+    opening = content[:HEAD_BYTES].decode(errors="ignore")
+    lines = opening.split("\n", HEAD_LINES)[:HEAD_LINES]
+    if opening.lstrip()[:1] in ("{", "[") or "<html" in opening[:2000].lower():
+        kind = "a web page" if "<html" in opening[:2000].lower() else "JSON"
         raise DataError(f"{name} is {kind}, not a table of prices; give a CSV, Parquet or Excel file")
     choices = (delimiter,) if delimiter else DELIMITERS
     found = [head for choice in choices if (head := _head(lines, choice))]
@@ -156,7 +160,7 @@ def read_layout(
     if len(found) > 1:
         listed = " or ".join(repr(head.delimiter) for head in found)
         raise DataError(f"{name} can be split at {listed}; give the right one as `delimiter`")
-    return _body(text, lines, found[0], name)
+    return _body(content, lines, found[0], name)
 
 
 @dataclass(frozen=True)
@@ -232,36 +236,25 @@ def _no_table(lines: list[str], choices: Sequence[str], name: str) -> DataError:
     return DataError(f"{name} has no dates (columns: {', '.join(names)}); give a file with dates and prices")
 
 
-def _body(text: str, lines: list[str], head: _Head, name: str) -> Layout:
-    """Read all rows of the table."""
+def _body(content: bytes, lines: list[str], head: _Head, name: str) -> Layout:
+    """Read all rows of the table in the UTF-8 text ``content``."""
     if not head.header:
         raise DataError(
             f"{name} has no header (its first line is {lines[head.first_line].strip()[:60]!r}); add a first line that "
             "names the columns, for example Date,Open,High,Low,Close,Volume"
         )
-    start = sum(len(line) + 1 for line in lines[: head.first_line])
-    strays: list[str] = []
-
-    def stray(row: Any) -> str:
-        strays.append(row.text)
-        return "skip"
-
-    columns = [str(number) for number in range(head.width)]
-    body = text[start:]
+    start, sign = sum(len(line.encode()) + 1 for line in lines[: head.first_line]), head.delimiter.encode()
     # A quoted field after a space is still quoted.
-    if head.delimiter + ' "' in body:
-        body = re.sub(f'{re.escape(head.delimiter)} +"', f'{head.delimiter}"', body)
+    if sign + b' "' in content:
+        content = content[:start] + re.sub(re.escape(sign) + b' +"', sign + b'"', content[start:])
+    body = pa.py_buffer(content).slice(start)
+    quoted = b'"' in content
+    strays: list[str] = []
     try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(body.encode()),
-            pyarrow.csv.ReadOptions(column_names=columns),
-            pyarrow.csv.ParseOptions(
-                delimiter=head.delimiter, newlines_in_values='"' in body, invalid_row_handler=stray
-            ),
-            pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-            ),
-        )
+        try:
+            table = _cells(body, head, quoted)
+        except pa.ArrowInvalid:  # reading is much slower where lines of other lengths are handled
+            table = _cells(body, head, quoted, strays)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{name} cannot be read as a table ({str(error).splitlines()[0]}); correct the file"
@@ -274,14 +267,38 @@ def _body(text: str, lines: list[str], head: _Head, name: str) -> Layout:
             f"{name} has the line {wrong.strip()[:80]!r} with {len(_fields(wrong, head.delimiter))} fields, where the "
             f"table has {head.width}; correct or delete the line"
         )
-    cells = [pc.utf8_trim_whitespace(column) for column in table.columns]
-    if '"' in body and any(pc.any(pc.match_substring(column, "\n")).as_py() for column in cells):
+    trim = pc.ascii_trim_whitespace if content.isascii() else pc.utf8_trim_whitespace
+    cells = [trim(column) for column in table.columns]
+    if quoted and any(pc.any(pc.match_substring(column, "\n")).as_py() for column in cells):
         raise DataError(f"{name} has a line break within a field; correct its quotes")
     kept, more = _rows(cells, header)
     frame = pd.DataFrame(
         {at: pd.Series(column, dtype=pd.ArrowDtype(pa.string())) for at, column in enumerate(cells)}
     )
     return Layout(frame if kept.all() else frame[kept], header, others + more)
+
+
+def _cells(body: pa.Buffer, head: _Head, quoted: bool, strays: list[str] | None = None) -> pa.Table:
+    """The rows as text; lines with another number of fields go to ``strays``, and are errors without it."""
+
+    def stray(row: Any) -> str:
+        if strays is not None:
+            strays.append(row.text)
+        return "skip"
+
+    columns = [str(number) for number in range(head.width)]
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(body),
+        pyarrow.csv.ReadOptions(column_names=columns),
+        pyarrow.csv.ParseOptions(
+            delimiter=head.delimiter,
+            newlines_in_values=quoted,
+            invalid_row_handler=None if strays is None else stray,
+        ),
+        pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        ),
+    )
 
 
 def _same_width(head: _Head, table: pa.Table, name: str) -> tuple[list[list[str]], pa.Table]:

@@ -128,10 +128,10 @@ def rows_of_symbol(
             if days is not None and not any_true(
                 pc.is_in(days.filter(~first), pc.unique(days.filter(first)))
             ):
-                column = str(frame.columns[next(iter(masks))])
+                noted = str(frame.columns[next(iter(masks))])
                 raise DataError(
-                    f"{name} has {symbol} in some rows of column {column}, on dates that no other row has; if they are "
-                    f"its symbols, add `symbol_column={column}`, otherwise ask for another `symbol`"
+                    f"{name} has {symbol} in some rows of column {noted}, on dates that no other row has; if they are "
+                    f"its symbols, add `symbol_column={noted}`, otherwise ask for another `symbol`"
                 )
         return frame[first], None
     for column, cells in texts.items():
