@@ -56,7 +56,7 @@ class FileConfig(Config):
         "s, ms, us or ns for times since 1970",
     )
     delimiter: Annotated[str | None, BeforeValidator(_delimiter)] = Field(
-        None, min_length=1, max_length=1, description="sign between the fields of a text file; tab for a tab"
+        None, pattern=r"^[ -~\t]$", description="sign between the fields of a text file; tab for a tab"
     )
     decimal: Literal[".", ","] | None = Field(
         None, description="decimal sign of the numbers in a file: . or ,"

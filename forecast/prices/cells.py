@@ -20,7 +20,11 @@ def cells_of(column: pd.Series[Any]) -> Cells:
         cells = pa.array(
             [None if missing else str(cell) for cell, missing in zip(column, column.isna(), strict=True)]
         )
-    return cells if isinstance(cells, pa.ChunkedArray) else pa.chunked_array([cells])
+    if not isinstance(cells, pa.ChunkedArray):
+        cells = pa.chunked_array([cells])
+    if pa.types.is_dictionary(cells.type):
+        cells = pc.cast(cells, cells.type.value_type)
+    return pc.cast(cells, pa.float32()) if pa.types.is_float16(cells.type) else cells
 
 
 def is_text(cells: Cells) -> bool:
@@ -33,10 +37,11 @@ def text_of(column: pd.Series[Any]) -> Cells | None:
     cells = cells_of(column)
     if pa.types.is_boolean(cells.type) or pa.types.is_null(cells.type):
         return None
-    if pa.types.is_dictionary(cells.type):
-        cells = cells.dictionary_decode()
-    if pa.types.is_floating(cells.type) and all_true(pc.equal(pc.floor(cells), cells)):
-        cells = pc.cast(cells, pa.int64())
+    try:
+        if pa.types.is_floating(cells.type):
+            cells = pc.cast(cells, pa.int64())  # whole numbers alone; others keep their decimals
+    except pa.ArrowInvalid:
+        pass
     try:
         text = pc.cast(cells, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -43,6 +43,7 @@ EXCEL_DAYS = (20_000, 80_000)
 """Excel's serial numbers of the days from 1954 to 2119."""
 EXCEL_ZERO = np.datetime64("1899-12-30")
 DAY = 86_400
+LONGEST_MONTH = 31
 
 SAMPLE = 20
 """Number of cells that a form is tried on first."""
@@ -238,9 +239,10 @@ def join_time(dates: pd.Series[Any], times: pd.Series[Any]) -> pd.Series[Any] | 
 
 
 def _iso(text: Cells) -> Stamps | None:
-    """Dates of the standard form, of which there is one reading; None where a cell has another form."""
+    """Dates of the standard form, of which there is one reading; None where a cell has another form or an odd year."""
     try:
-        return Stamps(pc.cast(text, pa.timestamp("s")).to_numpy())
+        local = pc.cast(text, pa.timestamp("s")).to_numpy()
+        return Stamps(local) if _within(_years(local), YEARS) else None
     except pa.ArrowInvalid:
         pass
     try:
@@ -249,7 +251,11 @@ def _iso(text: Cells) -> Stamps | None:
         return None
     zones = pc.extract_regex(pc.utf8_lower(text.combine_chunks()), r"(?P<zone>z|[+-]\d{2}(?::?\d{2})?)$")
     offsets = _offsets({"zone": zones.field("zone")})
-    return None if offsets is None else Stamps(utc + offsets, offsets)
+    return None if offsets is None or not _within(_years(utc), YEARS) else Stamps(utc + offsets, offsets)
+
+
+def _years(stamps: Days) -> NDArray[np.int64]:
+    return stamps.astype("datetime64[Y]").astype(np.int64) + 1970
 
 
 def _distinct(text: Cells) -> tuple[pa.Array, NDArray[np.int64]]:
@@ -314,7 +320,16 @@ def _days(
         return _calendar_days(years, numbers, days_of_month) if _within(years, YEARS) else None
     if not all_true(pc.equal(pc.utf8_length(parts[year]), 2)):
         return None
-    return _two_digit_years(years, numbers, days_of_month, codes)
+    found = _two_digit_years(years, numbers, days_of_month, codes)
+    if day is None and found is not None and not _are_months(found):
+        return None  # Jan-02 is a day of a year that is not written
+    return found
+
+
+def _are_months(days: Days) -> bool:
+    """Whether most steps between different days are those of consecutive months."""
+    steps = np.diff(np.unique(days)).astype(np.int64)
+    return len(steps) > 1 and float(np.median(steps)) <= LONGEST_MONTH
 
 
 def _two_digit_years(
@@ -512,6 +527,10 @@ def _told(text: Cells, date_format: str, where: Where) -> Stamps:
                 (EXCEL_ZERO.astype("datetime64[s]") + np.round(numbers * DAY).astype(np.int64))[codes]
             )
         return _since_1970(cells, np.full(len(cells), EPOCH_UNITS[date_format]))[codes]
+    if not (re.search("%[yYGcxDF]", date_format) and re.search("%[mbBhjVUWcxDF]", date_format)):
+        raise UsageError(
+            f"`date_format` {date_format} has no year or no month; use directives such as %d/%m/%Y"
+        )
     try:
         told = pd.Series(cells.to_pylist(), dtype=object)
         found = pd.to_datetime(told, format=date_format, errors="coerce", utc="%z" in date_format)

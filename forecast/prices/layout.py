@@ -14,6 +14,7 @@ import io
 import lzma
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from forecast.errors import DataError, UsageError
 from forecast.prices.dates import is_date_text
 
 DELIMITERS = (",", ";", "\t", "|")
+UNPACKING_ERRORS = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, ValueError, NotImplementedError,
+)  # fmt: skip
 HEAD_BYTES = 1 << 20
 HEAD_LINES = 200
 """Number of lines in which the delimiter and the header are found."""
@@ -94,7 +98,7 @@ def unpacked(content: bytes, name: str) -> bytes:
                         f"{name} holds {len(members)} files ({listed}); unpack it and give one of them"
                     )
                 return archive.read(members[0])
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+    except UNPACKING_ERRORS as error:
         raise DataError(f"{name} cannot be unpacked ({error}); download or pack it again") from None
     return content
 
@@ -112,13 +116,13 @@ def decoded(content: bytes, name: str, encoding: str | None) -> str:
     if encoding is not None:
         try:
             return content.decode(encoding).removeprefix("\ufeff")
-        except LookupError:
+        except (LookupError, ValueError) as error:
+            if isinstance(error, UnicodeDecodeError):
+                raise DataError(
+                    f"{name} is not text in {encoding} (byte {error.start}); correct `encoding`"
+                ) from None
             raise UsageError(
                 f"`encoding` {encoding}: no such encoding; use utf-8, utf-16 or cp1252, for example"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name} is not text in {encoding} (byte {error.start}); correct `encoding`"
             ) from None
     marked = next((known for mark, known in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
     for known in (marked,) if marked else ("utf-8", "cp1252"):
@@ -146,8 +150,9 @@ def read_layout(
         content = content.replace(b"\r", b"\n")
     opening = content[:HEAD_BYTES].decode(errors="ignore")
     lines = opening.split("\n", HEAD_LINES)[:HEAD_LINES]
-    if opening.lstrip()[:1] in ("{", "[") or "<html" in opening[:2000].lower():
-        kind = "a web page" if "<html" in opening[:2000].lower() else "JSON"
+    is_page = opening.lstrip().lower().startswith(("<html", "<!doctype", "<head"))
+    if is_page or opening.lstrip()[:1] in ("{", "["):
+        kind = "a web page" if is_page else "JSON"
         raise DataError(f"{name} is {kind}, not a table of prices; give a CSV, Parquet or Excel file")
     choices = (delimiter,) if delimiter else DELIMITERS
     found = [head for choice in choices if (head := _head(lines, choice))]

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from forecast.errors import DataError
 from forecast.names import plain_name
 from forecast.prices.cells import Cells, any_true, cells_of, is_text, text_of
+from forecast.prices.dates import is_date_like
 from forecast.prices.layout import NUMBER_LIKE
 from forecast.prices.numbers import EMPTY
 
@@ -28,6 +31,8 @@ PAIR = re.compile(r"""^\(\s*['"](.*?)['"],\s*['"](.*?)['"]\s*\)$""")
 """A pair that was written as a name, such as ``('Close', 'AAPL')``."""
 SAMPLE = 50
 """Number of cells that show whether a column holds numbers."""
+TICKER = re.compile(r"[A-Z][A-Z0-9.^=/-]{0,11}")
+"""A ticker, in a column that no name marks as one of symbols."""
 NAMED_SYMBOLS = 10
 """Largest number of symbols that an error lists."""
 
@@ -56,9 +61,12 @@ def columns_of_symbol(
             there = [text for text in dict.fromkeys(header[level]) if text and text != labels[level]]
             _require(len(there) == 1, there, symbol, name)
             chosen, note = there[0], other_symbol(name, there[0], symbol)
-    places, names = [], []
+    places, names, last = [], [], ""
     for place, column in enumerate(zip(*header, strict=True)):
-        if level is None or column[level] in (chosen, "", labels[level]):
+        if level is not None and column[level]:
+            last = "" if column[level] == labels[level] else column[level]
+        # In a merged header, an empty cell belongs to the symbol before it.
+        if level is None or last in (chosen, ""):
             parts = [text for at, text in enumerate(column) if text and at != level]
             places.append(place)
             names.append(parts[-1] if parts else "")
@@ -102,13 +110,29 @@ def rows_of_symbol(
     """
     texts = _texts(frame)
     if symbol_column is not None:
-        column = find_column([str(column) for column in frame.columns], symbol_column, name, "symbol_column")
-        cells = texts.get(column)
+        place = find_column([str(column) for column in frame.columns], symbol_column, name, "symbol_column")
+        cells = texts.get(place, text_of(frame.iloc[:, place]))
         if cells is None:
-            cells = text_of(frame.iloc[:, column])
+            raise DataError(
+                f"{name} has no symbols in column {symbol_column}; choose another `symbol_column`"
+            )
         there = pc.unique(cells).to_pylist()
         _require(symbol in there, there, symbol, name)
         return frame[pc.equal(cells, symbol).to_numpy()], None
+    rows = _rows_that_hold(frame, texts, symbol, name, dates)
+    if rows is not None:
+        return frame[rows], None
+    return frame, _note_of_another(frame, texts, symbol, name)
+
+
+def _rows_that_hold(
+    frame: pd.DataFrame,
+    texts: dict[int, Cells],
+    symbol: str,
+    name: str,
+    dates: Callable[[], Cells | None],
+) -> NDArray[np.bool_] | None:
+    """Which rows have the symbol in a column of text, shape (n,); None when no column has it."""
     masks = {
         column: pc.equal(cells, symbol).to_numpy()
         for column, cells in texts.items()
@@ -116,33 +140,52 @@ def rows_of_symbol(
         # A ticker such as NA is a missing cell anywhere else.
         and (symbol.lower() not in EMPTY or _is_of_symbols(frame, column))
     }
-    if masks:
-        first, *others = masks.values()
-        if any((first != other).any() for other in others):
-            listed = ", ".join(str(frame.columns[column]) for column in masks)
+    if not masks:
+        return None
+    first, *others = masks.values()
+    if any((first != other).any() for other in others):
+        listed = ", ".join(str(frame.columns[column]) for column in masks)
+        raise DataError(
+            f"{name} has {symbol} in several columns ({listed}), in different rows; choose one as `symbol_column`"
+        )
+    if not first.all() and not any(_is_of_symbols(frame, column) for column in masks):
+        days = dates()
+        if days is not None and not any_true(pc.is_in(days.filter(~first), pc.unique(days.filter(first)))):
+            noted = str(frame.columns[next(iter(masks))])
             raise DataError(
-                f"{name} has {symbol} in several columns ({listed}), in different rows; choose one as `symbol_column`"
+                f"{name} has {symbol} in some rows of column {noted}, on dates that no other row has; if they are "
+                f"its symbols, add `symbol_column={noted}`, otherwise ask for another `symbol`"
             )
-        if not first.all() and not any(_is_of_symbols(frame, column) for column in masks):
-            days = dates()
-            if days is not None and not any_true(
-                pc.is_in(days.filter(~first), pc.unique(days.filter(first)))
-            ):
-                noted = str(frame.columns[next(iter(masks))])
-                raise DataError(
-                    f"{name} has {symbol} in some rows of column {noted}, on dates that no other row has; if they are "
-                    f"its symbols, add `symbol_column={noted}`, otherwise ask for another `symbol`"
-                )
-        return frame[first], None
+    return first
+
+
+def _note_of_another(frame: pd.DataFrame, texts: dict[int, Cells], symbol: str, name: str) -> str | None:
+    """A note where the table is of one other symbol; refuses a table of several others."""
     for column, cells in texts.items():
+        there = [text for text in pc.unique(cells).to_pylist() if text]
         if _is_of_symbols(frame, column):
-            there = [text for text in pc.unique(cells).to_pylist() if text]
-            if len(there) == len(frame) and all(text.isdigit() for text in there):  # numbers of rows
-                continue
+            if is_date_like(frame.iloc[:, column]) or (
+                len(there) == len(frame) and all(map(str.isdigit, there))
+            ):
+                continue  # an index of dates, or numbers of rows
             _require(len(there) < 2, there, symbol, name)
             if there:
-                return frame, other_symbol(name, there[0], symbol)
-    return frame, None
+                return other_symbol(name, there[0], symbol)
+        elif len(there) > 1 and all(map(TICKER.fullmatch, there)) and _in_blocks(cells, len(there)):
+            noted = str(frame.columns[column])
+            raise DataError(
+                f"{name} has {', '.join(there[:NAMED_SYMBOLS])} in column {noted}, one after the other; if they are "
+                f"symbols, add `symbol_column={noted}`, otherwise delete the column"
+            )
+    return None
+
+
+def _in_blocks(cells: Cells, distinct: int) -> bool:
+    """Whether equal cells follow each other, as the histories of several symbols do; single rows are no block."""
+    codes = cells.combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1]))
+    lengths = np.diff(np.append(starts, len(codes)))
+    return len(starts) == distinct and bool((lengths > 1).all())
 
 
 def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) -> int:

@@ -67,6 +67,8 @@ class Table:
                 others=lambda: self._other_texts(place),
             )
         try:
+            if pa.types.is_boolean(cells.type):
+                raise pa.ArrowInvalid
             numbers: NDArray[np.float64] = (
                 pc.fill_null(pc.cast(cells, pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
             )
