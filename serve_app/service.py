@@ -51,6 +51,8 @@ BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 Bounds = NDArray[np.float64]
 Dates = NDArray[np.datetime64]
 
+TOLERANCE = np.timedelta64(1, "D")
+"""How far a last date may lie ahead of this clock: elsewhere it may be tomorrow."""
 RECENT_DATES = 8
 """Number of a window's last dates that show how weeks and months are labelled."""
 
@@ -219,9 +221,11 @@ class ForecastService:
         """
         dating = model.predictor.dating
         field, given = (
-            ("dates", dates) if dates is not None else ("last_date", asked.last_date and [asked.last_date])
+            ("dates", dates)
+            if dates is not None
+            else ("last_date", None if asked.last_date is None else [asked.last_date])
         )
-        if not given:
+        if given is None:
             self._require_young(model, dating.age())
             return None
         try:
@@ -230,7 +234,9 @@ class ForecastService:
                 raise UsageError(
                     f"{len(dates)} dates are not one for each of the {values} values; send as many"
                 )
-            last = np.array([timeline.parse(text) for text in given[-RECENT_DATES:]])
+            last = np.array([timeline.parse(text) for text in given])
+            if last[-1] > timeline.now() + TOLERANCE:
+                raise UsageError(f"{given[-1]} is in the future; send the date of the last known value")
             if (np.diff(last).astype(np.int64) <= 0).any():
                 raise UsageError("the dates are not in order; send them oldest first, each once")
             if asked.last_date is not None and timeline.parse(asked.last_date) != last[-1]:
@@ -240,7 +246,7 @@ class ForecastService:
         except (UsageError, WindowError) as error:
             raise Refused(refuse(422, [Problem(loc=["body", field], msg=str(error), type="date")])) from None
         self._require_young(model, dating.age(last[-1]))
-        return last
+        return last[-RECENT_DATES:]
 
     def _require_young(self, model: ServedModel, age: int | None) -> None:
         if self._age.when_too_old == "refuse" and (complaint := self._age.complaint(age)):
@@ -313,6 +319,11 @@ class ForecastService:
         if last is not None:
             dated = dating.describe(last, horizon)
             result |= dated
+            timeline = dating.require_timeline()
+            if timeline.closes(last[-1:]) == [None]:
+                warnings.append(
+                    f"the last date is no {timeline.unit} of the calendar {timeline.calendar_name}"
+                )
             if not dated:
                 warnings.append(
                     f"the calendar {dating.require_timeline().calendar_name} does not know the next dates"

@@ -102,6 +102,8 @@ def infer_command(options: InferOptions) -> int:
     dating, dated = predictor.dating, {}
     if dates is not None:
         dated = dating.describe(dates, options.horizon)
+        if not dated:
+            say_on_stderr(f"warning: {dating.unknown}")
     age = dating.age(dates[-1] if dates is not None else None)
     if complaint := options.complaint(age):
         if options.when_too_old == "refuse":
@@ -177,6 +179,11 @@ def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dat
             return values, told, None
         table = read_content(content, name, config.symbol, options)
         series = series_of_table(table, _reading(predictor, options), notify=say_on_stderr)
+        if told is not None and told[-1] != series.dates[-1]:
+            raise UsageError(
+                f"`last_date` {options.last_date} is not the last date of {name}, "
+                f"{series.provenance.last_date}; omit it"
+            )
     else:
         if told is not None:
             raise UsageError("`last_date` is known from the source; give it with `values` or `file` only")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.errors import WindowError
+from forecast.errors import DataError, WindowError
 from forecast.model.checkpoint import Checkpoint
 from forecast.prices.timeline import Timeline
 
@@ -38,6 +38,11 @@ class Dating:
             )
         return self.timeline
 
+    @property
+    def unknown(self) -> str:
+        """Why a forecast has no dates, in one line."""
+        return f"the calendar {self.require_timeline().calendar_name} does not know the next dates"
+
     def describe(self, last: Dates, count: int) -> dict[str, Any]:
         """Fields of an answer with ``count`` steps: the bars that they are for, and when these bars end.
 
@@ -52,7 +57,10 @@ class Dating:
             WindowError: as ``require_timeline``.
         """
         timeline = self.require_timeline()
-        dates = timeline.next_dates(last, count)
+        try:
+            dates = timeline.next_dates(last, count)
+        except DataError:  # years that no calendar has
+            dates = None
         if dates is None:
             return {}
         return {"forecast_dates": timeline.text(dates), "forecast_closes": timeline.closes(dates)}

@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecast.errors import DataError, UsageError
+from forecast.prices.dates import weekday
 from forecast.prices.intervals import parse_interval
 
 Days = NDArray[np.datetime64]
@@ -224,6 +225,8 @@ class Choice:
     calendar: Calendar
     fit: Fit
     reason: str
+    named: bool = False
+    """Whether the exchange or the symbol names it, rather than the rows."""
 
     def __str__(self) -> str:
         return (
@@ -579,7 +582,11 @@ def measure_fit(calendar: Calendar, dates: Days | Times, interval: str) -> Fit |
 
 
 def choose_calendar(
-    dates: Days | Times, *, interval: str, symbol: str, exchange: str | None = None
+    dates: Days | Times | Callable[[Calendar], Days],
+    *,
+    interval: str,
+    symbol: str,
+    exchange: str | None = None,
 ) -> Choice:
     """The calendar of a series: of its exchange, of its symbol's form, or else the one that fits the last ten years.
 
@@ -587,35 +594,42 @@ def choose_calendar(
     for others, whatever their fit.
 
     Args:
-        dates: shape (n,), n > 0, ``datetime64[D]``, or UTC ``datetime64[s]`` of intraday bars; oldest first.
+        dates: shape (n,), n > 0, ``datetime64[D]``, oldest first; or a function that returns them as an exchange counts
+            them, for times in UTC, which may be of the day before or after there.
         interval: name of the interval.
         symbol: as Yahoo spells it: ``PETR4.SA``, ``BTC-USD``, ``EURUSD=X``; or any other name.
         exchange: Yahoo's code or name of the exchange, or a calendar's name; None when it is not known.
     """
-    dates = dates[dates >= dates[-1] - FIT_SPAN]
+
+    def days_of(calendar: Calendar) -> Days:
+        days: Days = dates(calendar) if callable(dates) else dates
+        recent: Days = days[days >= days[-1] - FIT_SPAN]
+        return recent
+
     # Weeks and months may bear any day of the week.
     dense = interval not in PERIODS
-    weekends = dense and (_weekdays(dates.astype("datetime64[D]")) >= 5).mean() > WEEKEND_SHARE
+    weekends = dense and (weekday(days_of(get(ALWAYS))) >= 5).mean() > WEEKEND_SHARE
     name, reason = _named(symbol, exchange)
     contradicted = ""
     if name is not None:
         calendar = get(name)
-        fit = measure_fit(calendar, dates, interval)
-        skips = name == ALWAYS and dense and _skips_weekends(dates)
+        fit = measure_fit(calendar, days_of(calendar), interval)
+        skips = name == ALWAYS and dense and _skips_weekends(days_of(calendar))
         if fit is not None and fit.rows >= FEWEST_INSIDE and not skips:
-            return Choice(calendar, fit, reason)
+            return Choice(calendar, fit, reason, named=True)
         contradicted = f"{reason}, but {'the rows do not fit' if fit else 'nothing is known of'} {name}; "
 
     tried: list[tuple[Calendar, Fit]] = []
     # Rows on weekends rule out every exchange, and a long series that fits one rules out the others.
-    for candidate in (ALWAYS,) if weekends else CANDIDATES:
+    for candidate in (ALWAYS,) if weekends and not callable(dates) else CANDIDATES:
         calendar = get(candidate)
-        fit = measure_fit(calendar, dates, interval)
+        days = days_of(calendar)
+        fit = measure_fit(calendar, days, interval)
         if fit is None:
             continue
         tried.append((calendar, fit))
         near_perfect = min(fit.rows, fit.sessions) >= NEAR_PERFECT
-        if near_perfect and interval == "1d" and dates[-1] - dates[0] >= FULL_YEAR:
+        if near_perfect and interval == "1d" and days[-1] - days[0] >= FULL_YEAR:
             break
     fewest_present = FEWEST_PRESENT_GUESSED if interval == "1d" else 0.0
     fitting = [
@@ -624,7 +638,7 @@ def choose_calendar(
         if fit.rows >= FEWEST_INSIDE_GUESSED and fit.sessions >= fewest_present
     ]
     if not fitting:
-        calendar, fit = tried[0]
+        calendar, fit = next(item for item in tried if item[0].name == (ALWAYS if weekends else WEEKDAYS))
         reason = "it has rows on weekends" if weekends else "the rows fit no exchange that was tried"
         return Choice(calendar, fit, f"{contradicted}{reason}")
     calendar, fit = max(fitting, key=lambda item: item[1].score)
@@ -718,16 +732,11 @@ def _overlap(rows: Days | Times, expected: Days | Times) -> Fit:
     return Fit(float(np.isin(rows, expected).mean()), float(np.isin(expected, rows).mean()))
 
 
-def _weekdays(days: Days) -> NDArray[np.int64]:
-    """0 for Monday to 6 for Sunday."""
-    return (days.astype(np.int64) + 3) % 7
-
-
 def _skips_weekends(dates: Days | Times) -> bool:
     """Whether most weekend days between the first and the last row have no row."""
     days = np.unique(dates.astype("datetime64[D]"))
     span = np.arange(days[0], days[-1] + DAY)
-    weekend = span[_weekdays(span) >= 5]
+    weekend = span[weekday(span) >= 5]
     return len(weekend) > 0 and bool(np.isin(weekend, days).mean() < 0.5)
 
 
@@ -735,7 +744,7 @@ def _first_days(days: Days, interval: str) -> Days:
     """The first day of the week or month of each date."""
     if interval == "1mo":
         return days.astype("datetime64[M]").astype("datetime64[D]")
-    return (days.astype(np.int64) - _weekdays(days)).astype("datetime64[D]")
+    return (days.astype(np.int64) - weekday(days)).astype("datetime64[D]")
 
 
 def _last_days(first_days: Days, interval: str) -> Days:

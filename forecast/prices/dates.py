@@ -171,7 +171,7 @@ def is_date_like(column: pd.Series[Any]) -> bool:
     text = text_of(column)
     if text is None or not len(text):
         return False
-    _, cells = _without_weekday(pc.utf8_lower(text))
+    _, cells = _withoutweekday(pc.utf8_lower(text))
     return any(form.fits(cells) for form in (*FORMS, COLONS))
 
 
@@ -266,7 +266,7 @@ def _distinct(text: Cells) -> tuple[pa.Array, NDArray[np.int64]]:
 
 def _all_readings(cells: pa.Array, codes: NDArray[np.int64]) -> list[Stamps]:
     """What distinct cells can mean, in any form that all of them have."""
-    weekdays, cells = _without_weekday(cells)
+    weekdays, cells = _withoutweekday(cells)
     return [
         stamps
         for form in (*FORMS, DIGITS, COLONS)
@@ -275,7 +275,7 @@ def _all_readings(cells: pa.Array, codes: NDArray[np.int64]) -> list[Stamps]:
     ]
 
 
-def _without_weekday(cells: Any) -> tuple[NDArray[np.int64] | None, Any]:
+def _withoutweekday(cells: Any) -> tuple[NDArray[np.int64] | None, Any]:
     """The cells without a leading weekday, and the weekday's number, Monday 0; None where not all have one."""
     if not all_true(matches(cells, WEEKDAY)):
         return None, cells
@@ -296,7 +296,7 @@ def _readings(
     found = []
     for year, month, day in form.readings:
         days = _days(parts, year, month, day, codes)
-        if days is not None and (weekdays is None or (_weekday(days) == weekdays).all()):
+        if days is not None and (weekdays is None or (weekday(days) == weekdays).all()):
             found.append(Stamps(np.add(days.astype("datetime64[s]"), seconds), offsets))
     return found
 
@@ -401,8 +401,8 @@ def _within(numbers: NDArray[np.int64], limits: tuple[int, int]) -> bool:
     return bool(((numbers >= limits[0]) & (numbers <= limits[1])).all())
 
 
-def _weekday(days: Days) -> NDArray[np.int64]:
-    """Monday is 0."""
+def weekday(days: Days) -> NDArray[np.int64]:
+    """The day of the week of each date, shape (n,): 0 for Monday to 6 for Sunday."""
     weekdays: NDArray[np.int64] = (days.astype("datetime64[D]").astype(np.int64) + 3) % 7
     return weekdays
 

@@ -17,7 +17,16 @@ from forecast.config import FileConfig, parse_settings
 from forecast.errors import DataError
 from forecast.names import plain_name
 from forecast.prices.cells import text_of
-from forecast.prices.dates import WEEKDAYS, Days, Evidence, Stamps, is_date_like, join_time, parse_dates
+from forecast.prices.dates import (
+    WEEKDAYS,
+    Days,
+    Evidence,
+    Stamps,
+    is_date_like,
+    join_time,
+    parse_dates,
+    weekday,
+)
 from forecast.prices.layout import read_layout, unpacked
 from forecast.prices.symbols import columns_of_symbol, find_column, rows_of_symbol
 from forecast.prices.table import Table
@@ -218,7 +227,7 @@ def _is_numeric(column: pd.Series[Any]) -> bool:
 
 
 def _weekdays_agree(numbers: NDArray[np.int64], days: Days) -> bool:
-    return bool(((days.astype(np.int64) + 3) % 7 == numbers).all())
+    return bool((weekday(days) == numbers).all())
 
 
 def _days_agree(others: Days, days: Days) -> bool:

@@ -28,6 +28,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from forecast.errors import DataError, UsageError
+from forecast.prices.cells import matches
 from forecast.prices.dates import is_date_text
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -264,7 +265,6 @@ def _body(content: bytes, lines: list[str], head: _Head, name: str) -> Layout:
         raise DataError(
             f"{name} cannot be read as a table ({str(error).splitlines()[0]}); correct the file"
         ) from None
-    others = head.others + [line for line in strays if _is_outside(_fields(line, head.delimiter), line)]
     wrong = next((line for line in strays if not _is_outside(_fields(line, head.delimiter), line)), None)
     header, table = _same_width(head, table, name)
     if wrong is not None:
@@ -272,15 +272,21 @@ def _body(content: bytes, lines: list[str], head: _Head, name: str) -> Layout:
             f"{name} has the line {wrong.strip()[:80]!r} with {len(_fields(wrong, head.delimiter))} fields, where the "
             f"table has {head.width}; correct or delete the line"
         )
-    trim = pc.ascii_trim_whitespace if content.isascii() else pc.utf8_trim_whitespace
-    cells = [trim(column) for column in table.columns]
+    cells = table.columns
     if quoted and any(pc.any(pc.match_substring(column, "\n")).as_py() for column in cells):
         raise DataError(f"{name} has a line break within a field; correct its quotes")
-    kept, more = _rows(cells, header)
+    kept, outside, repeats = _rows(cells, header)
+    outside += strays
+    title = next((line for line in outside if not _is_comment(line)), None)
+    if repeats and title is not None:
+        raise DataError(
+            f"{name} has its header again, and the line {title.strip()[:60]!r}, as a file of several tables has; keep "
+            "one table in a file"
+        )
     frame = pd.DataFrame(
         {at: pd.Series(column, dtype=pd.ArrowDtype(pa.string())) for at, column in enumerate(cells)}
     )
-    return Layout(frame if kept.all() else frame[kept], header, others + more)
+    return Layout(frame if kept.all() else frame[kept], header, [*head.others, *outside, *repeats])
 
 
 def _cells(body: pa.Buffer, head: _Head, quoted: bool, strays: list[str] | None = None) -> pa.Table:
@@ -312,7 +318,7 @@ def _same_width(head: _Head, table: pa.Table, name: str) -> tuple[list[list[str]
         len(row) - next((n for n, cell in enumerate(reversed(row)) if cell), len(row)) for row in head.header
     )
     surplus = table.columns[named:]
-    if named > head.width or any(pc.any(pc.not_equal(column, "")).as_py() for column in surplus):
+    if named > head.width or any(pc.any(matches(column, r"\S")).as_py() for column in surplus):
         raise DataError(
             f"{name} has {head.width} fields in its rows and {named} names in its header; correct the header, put "
             "numbers with decimal commas in quotes, or name its `delimiter`"
@@ -326,27 +332,27 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 def _is_outside(fields: list[str], line: str = "") -> bool:
     """Whether fields are those of a comment, a title or a footer: one text, which is neither a date nor a number."""
-    filled = [cell for cell in fields if cell]
+    filled = [cell for cell in (field.strip() for field in fields) if cell]
     if line.lstrip().startswith(COMMENTS) or not filled:
         return True
     return len(filled) == 1 and not NUMBER_LIKE.fullmatch(filled[0]) and not is_date_text(filled[0])
 
 
-def _rows(cells: list[Any], header: list[list[str]]) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which rows are rows of the table, shape (n,), and the text of the others: footers and repeated headers."""
+def _rows(cells: list[Any], header: list[list[str]]) -> tuple[NDArray[np.bool_], list[str], list[str]]:
+    """Which rows are rows of the table, shape (n,), and the text of the others: of footers, and of repeated headers."""
     filled = np.sum([pc.not_equal(column, "").to_numpy() for column in cells], axis=0)
     kept: NDArray[np.bool_] = filled > 0
-    others = []
+    outside, repeats = [], []
     for row in np.flatnonzero(filled == 1):
         fields = [column[row].as_py() for column in cells]
         if _is_outside(fields):
             kept[row] = False
-            others.append("".join(fields))
+            outside.append("".join(fields))
     for line in header:
         again = pc.equal(cells[0], line[0])
         for column, name in zip(cells[1:], line[1:], strict=True):
             again = pc.and_(again, pc.equal(column, name))
         for row in np.flatnonzero(again.to_numpy()):
             kept[row] = False
-            others.append(", ".join(line))
-    return kept, others
+            repeats.append(", ".join(line))
+    return kept, outside, repeats

@@ -26,6 +26,8 @@ CURRENCY = r"(?:[A-Za-z]{0,3}[$€£¥₹₿]|USD|EUR|GBP|BRL|CHF|JPY)"
 SPACE = r"[\s\x{a0}\x{202f}'\x{2019}]"
 SPACED = rf"^[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?$"
 """A number with spaces or apostrophes between thousands, whatever its decimal sign."""
+PAIR = r"^[+-]?(?P<a>\d{1,3}) (?P<b>\d{3}(?:[.,]\d+)?)$"
+"""A number with one space between thousands, or two numbers of a similar size, such as a bid and an ask."""
 EXPONENT = r"(?:[eE][+-]?\d{1,3})?"
 SAMPLE = 1000
 """Number of cells in which a proof is sought first."""
@@ -124,7 +126,20 @@ def _plain(text: Cells, where: Callable[[int], str]) -> Cells:
             pc.replace_substring_regex(text, rf"^([+-]?)\s*{CURRENCY}\s*|\s*{CURRENCY}$", r"\1")
         )
     spaced = pc.fill_null(matches(text, SPACED), False)
-    return pc.if_else(spaced, pc.replace_substring_regex(text, SPACE, ""), text) if any_true(spaced) else text
+    if not any_true(spaced):
+        return text
+    pairs = pc.extract_regex(text.filter(spaced).combine_chunks(), PAIR)
+    if not pairs.null_count:
+        first, second = (
+            pc.cast(pc.replace_substring(pairs.field(name), ",", "."), pa.float64()).to_numpy()
+            for name in ("a", "b")
+        )
+        if ((first < 2 * second) & (second < 2 * first)).all():
+            row = first_true(spaced) or 0
+            raise DataError(
+                f"{where(row)} has {text[row].as_py()!r}, which can be one number or two; write numbers without spaces"
+            )
+    return pc.if_else(spaced, pc.replace_substring_regex(text, SPACE, ""), text)
 
 
 def _sign(

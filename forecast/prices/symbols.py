@@ -142,6 +142,7 @@ def _rows_that_hold(
     }
     if not masks:
         return None
+    first: NDArray[np.bool_]
     first, *others = masks.values()
     if any((first != other).any() for other in others):
         listed = ", ".join(str(frame.columns[column]) for column in masks)

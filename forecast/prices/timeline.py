@@ -74,7 +74,9 @@ class Timeline:
         except ValueError:
             raise UsageError(f"{text!r} is not a date of ISO 8601; use a date such as {example}") from None
         if not self.is_intraday:
-            return np.datetime64(stamp.date(), "D")
+            # Midnight with a zone is a day as it is written; another time is one on the exchange's clock.
+            midnight = stamp.tz is None or stamp.time() == dt.time()
+            return np.datetime64((stamp if midnight else stamp.tz_convert(self.calendar.zone)).date(), "D")
         if ":" not in text:
             raise UsageError(
                 f"{text!r} is a day, but these are bars of {self.interval}; use a time such as {example}"
@@ -88,6 +90,10 @@ class Timeline:
                     f"from UTC, as in {example}"
                 ) from None
         return np.datetime64(stamp.tz_convert("UTC").tz_localize(None), "s")
+
+    def now(self) -> np.datetime64:
+        """The present day or time, as a stamp of this series."""
+        return self.parse(dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
 
     def text(self, dates: Dates) -> list[str]:
         """Dates as text of ISO 8601; times with the exchange's offset from UTC."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,10 @@ import pyarrow as pa
 from forecast.config import FileConfig
 from forecast.errors import UsageError
 from forecast.prices.layout import NUMBER_LIKE, decoded, unpacked
-from forecast.prices.numbers import parse_numbers
+from forecast.prices.numbers import EMPTY, parse_numbers
+
+NAME = re.compile(r"[^\W\d][^\d]*")
+"""A column's name rather than a number."""
 
 
 def read_values(content: bytes, name: str, reading: FileConfig) -> list[Any] | None:
@@ -35,16 +41,16 @@ def read_values(content: bytes, name: str, reading: FileConfig) -> list[Any] | N
     if text[0] in "[{":
         return _json_values(text, name)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    items = lines if len(lines) > 1 else _split_line(lines[0])
-    if not NUMBER_LIKE.fullmatch(items[0]):
-        if (
-            len(lines) > 1
-            and any(NUMBER_LIKE.fullmatch(item) for item in items[1:])
-            and len(items[0].split(",")) < 2
-        ):
-            items = items[1:]  # the name of the only column
-        elif len(lines) > 1:
-            return None
+    items = lines if len(lines) > 1 else _split_line(lines[0], name)
+    if len(items) > 1 and re.search(r"[,;\t|]", items[0]) and not NUMBER_LIKE.fullmatch(items[0]):
+        return None
+    if len(items) > 1 and NAME.fullmatch(items[0]) and items[0].lower() not in EMPTY:
+        items = items[1:]  # the name of the only column
+    several = next((item for item in items if item.count(",") > 1 or "\t" in item), None)
+    if several is not None:
+        raise UsageError(
+            f"`file` {name} has {several!r}, which can be one number or several; write one number a line"
+        )
     numbers = parse_numbers(
         pa.chunked_array([items]), lambda row: f"{name}, value {row + 1},", decimal=reading.decimal
     )
@@ -57,19 +63,42 @@ def read_values(content: bytes, name: str, reading: FileConfig) -> list[Any] | N
     return values
 
 
-def _split_line(line: str) -> list[str]:
-    """The numbers of one line: a comma between them has no space before, or a space after."""
-    for sign in (";", ", ", None, ","):
-        parts = [part.strip() for part in line.split(sign)]
-        if len(parts) > 1 and (sign is None or all(NUMBER_LIKE.fullmatch(part) for part in parts)):
-            return parts
-    return [line]
+def _split_line(line: str, name: str) -> list[str]:
+    """The numbers of one line, which spaces, semicolons or commas separate.
+
+    Raises:
+        UsageError: when its commas or spaces can as well stand between thousands or before decimals.
+    """
+    for sign in (";", ", "):
+        if sign in line:
+            return [part.strip() for part in line.split(sign) if part.strip()]
+    parts = line.split()
+    if len(parts) > 1 and not any("," in part for part in parts) and not _are_groups(parts):
+        return parts
+    parts = line.split(",")
+    if len(parts) < 2 or (any("." in part for part in parts) and not _are_groups(parts) and " " not in line):
+        return parts
+    raise UsageError(
+        f"`file` {name} has {line[:40]!r}, which can be read in several ways; write one number a line"
+    )
+
+
+def _are_groups(parts: list[str]) -> bool:
+    """Whether parts can be groups of thousands: three digits after one to three of another size."""
+    pairs = [
+        (before, after)
+        for before, after in pairwise(parts)
+        if re.fullmatch(r"[+-]?\d{1,3}", before) and re.fullmatch(r"\d{3}(?:[.,]\d+)?", after)
+    ]
+    return any(
+        not 0.2 < float(before) / max(float(after.replace(",", ".")), 1e-9) < 5 for before, after in pairs
+    )
 
 
 def _json_values(text: str, name: str) -> list[Any]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"`file` {name} is not JSON ({error}); give a list of numbers") from None
     found = content.get("values") if isinstance(content, dict) else content
     if not isinstance(found, list):
@@ -78,9 +107,9 @@ def _json_values(text: str, name: str) -> list[Any]:
     for index, item in enumerate(found):
         try:
             values.append([_number(value) for value in item] if isinstance(item, list) else _number(item))
-        except TypeError:
+        except (TypeError, OverflowError):
             raise UsageError(
-                f"`file` {name}: item {index + 1} is {item!r}, not a number; write numbers without quotes"
+                f"`file` {name}: item {index + 1} is {item!r}, not a finite number; write numbers without quotes"
             ) from None
     return values
 
@@ -88,4 +117,7 @@ def _json_values(text: str, name: str) -> list[Any]:
 def _number(item: Any) -> float:
     if isinstance(item, bool) or not isinstance(item, int | float):
         raise TypeError
-    return float(item)
+    number = float(item)
+    if not math.isfinite(number):
+        raise OverflowError
+    return number
