@@ -36,9 +36,7 @@ def main() -> None:
             write(path, form, delimiter, decimal)
             # Told so, pandas reads dates of ISO 8601 three times as fast as by their directives.
             told_form = "ISO8601" if form.startswith("%Y-%m-%d ") else form
-            told = {
-                "sep": delimiter, "decimal": decimal, "parse_dates": ["Date"], "date_format": told_form, "encoding": "utf-8",
-            }  # fmt: skip
+            told = {"sep": delimiter, "decimal": decimal, "parse_dates": ["Date"], "date_format": told_form}
             times = alternating(
                 lambda path=path, told=told: pd.read_csv(path, **told),
                 lambda path=path, told=told: pd.read_csv(path, usecols=["Date", "Close"], **told),

@@ -28,7 +28,6 @@ LONGEST_DAYS, FEWEST_STEPS = 4, 4
 """A median step of at most four days is one of sessions, as it is where a few rows have longer steps."""
 MOST_APART = 2
 """Times that two prices of one date may differ by: prices of two symbols differ by more."""
-NO_FIT = calendars.Fit(0.0, 0.0)
 BAR_DAYS = {"1wk": (5, 9), "1mo": (26, 33)}
 """Days between most rows of longer bars."""
 MOST_REPEATED = 0.1
@@ -149,7 +148,10 @@ def _calendar_of(table: Table, own: str | int, symbol: str, name: str | None) ->
         calendar = calendars.get(name)
         days = np.unique(_days(table, calendar))
         return Choice(
-            calendar, calendars.measure_fit(calendar, days, interval) or NO_FIT, "it was asked for", True
+            calendar,
+            calendars.measure_fit(calendar, days, interval) or calendars.Fit(0.0, 0.0),
+            "it was asked for",
+            True,
         )
 
     if table.offsets is None or table.offsets.any():

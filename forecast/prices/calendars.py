@@ -638,7 +638,8 @@ def choose_calendar(
         if fit.rows >= FEWEST_INSIDE_GUESSED and fit.sessions >= fewest_present
     ]
     if not fitting:
-        calendar, fit = next(item for item in tried if item[0].name == (ALWAYS if weekends else WEEKDAYS))
+        calendar = get(ALWAYS if weekends else WEEKDAYS)
+        fit = measure_fit(calendar, days_of(calendar), interval) or Fit(0.0, 0.0)
         reason = "it has rows on weekends" if weekends else "the rows fit no exchange that was tried"
         return Choice(calendar, fit, f"{contradicted}{reason}")
     calendar, fit = max(fitting, key=lambda item: item[1].score)
