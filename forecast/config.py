@@ -120,7 +120,7 @@ class DataConfig(FileConfig):
     def _as_resolved(cls, source: str) -> str:
         """Keep a relative path as it is resolved here: a checkpoint is used in other places than it is made in."""
         if found := SQLITE_FILE.match(source):
-            return f"{found['scheme']}{Path(found['path']).absolute()}{found['options']}"
+            return f"{found['scheme']}{Path(found['path']).absolute()}{found['options'] or ''}"
         path = Path(source).expanduser()
         named = source in NAMED_SOURCES or source in {
             entry.name for entry in entry_points(group="forecast.sources")

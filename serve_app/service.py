@@ -51,8 +51,6 @@ BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 Bounds = NDArray[np.float64]
 Dates = NDArray[np.datetime64]
 
-TOLERANCE = np.timedelta64(1, "D")
-"""How far a last date may lie ahead of this clock: elsewhere it may be tomorrow."""
 RECENT_DATES = 8
 """Number of a window's last dates that show how weeks and months are labelled."""
 
@@ -234,11 +232,7 @@ class ForecastService:
                 raise UsageError(
                     f"{len(dates)} dates are not one for each of the {values} values; send as many"
                 )
-            last = np.array([timeline.parse(text) for text in given])
-            if last[-1] > timeline.now() + TOLERANCE:
-                raise UsageError(f"{given[-1]} is in the future; send the date of the last known value")
-            if (np.diff(last).astype(np.int64) <= 0).any():
-                raise UsageError("the dates are not in order; send them oldest first, each once")
+            last = dating.parse(given)
             if asked.last_date is not None and timeline.parse(asked.last_date) != last[-1]:
                 raise UsageError(
                     f"last_date {asked.last_date} is not the last of the dates, {given[-1]}; send one"
@@ -319,11 +313,8 @@ class ForecastService:
         if last is not None:
             dated = dating.describe(last, horizon)
             result |= dated
-            timeline = dating.require_timeline()
-            if timeline.closes(last[-1:]) == [None]:
-                warnings.append(
-                    f"the last date is no {timeline.unit} of the calendar {timeline.calendar_name}"
-                )
+            if (doubt := dating.doubt(last[-1])) is not None:
+                warnings.append(doubt)
             if not dated:
                 warnings.append(
                     f"the calendar {dating.require_timeline().calendar_name} does not know the next dates"

@@ -61,6 +61,22 @@ def test_yahoo_gives_closes_by_calendar_day(yahoo_at):
     assert series.provenance.retrieved == str(dt.datetime.now(dt.UTC).date())
 
 
+def test_hours_from_yahoo_and_from_their_cached_copy_are_the_same_and_yahoos_limit_is_said(
+    yahoo_at, closed_port
+):
+    said = []
+    with serving() as server:
+        yahoo_at(server.url)
+        server.step = 3600
+        hours = load_series(interval="1h", notify=said.append)
+    assert any("Yahoo Finance gives bars of 1h for the last 730 days only" in line for line in said)
+    assert (hours.timeline.interval, hours.timeline.calendar_name, len(hours)) == ("1h", "24/7", 50)
+    yahoo_at(closed_port)
+    kept = load_series(interval="1h", notify=None)
+    assert kept.provenance.source == "cache"
+    assert kept.provenance.sha256 == hours.provenance.sha256
+
+
 def test_a_missing_price_from_yahoo_is_dropped_and_counted(yahoo_at):
     with serving() as server:
         yahoo_at(server.url)

@@ -19,6 +19,7 @@ class YahooServer(ThreadingHTTPServer):
     Attributes:
         closes: the daily closes of its one symbol, BTC-USD; None is a row without a price.
         first: time of the first row, seconds since 1970.
+        step: seconds from row to row.
         session_end: the end of the current trading session.
         garbage_first: answers that are garbage before those of ``mode``.
         requests: paths asked for so far.
@@ -31,6 +32,7 @@ class YahooServer(ThreadingHTTPServer):
         self.mode = mode
         self.closes: list[float | None] = [100.0 + row for row in range(50)]
         self.first = 1_700_006_400
+        self.step = DAY
         self.session_end = 0
         self.garbage_first = 0
         self.requests: list[str] = []
@@ -40,7 +42,7 @@ class YahooServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def chart(self) -> dict:
-        times = [self.first + row * DAY for row in range(len(self.closes))]
+        times = [self.first + row * self.step for row in range(len(self.closes))]
         meta = {
             "currency": "USD",
             "symbol": "BTC-USD",
@@ -50,7 +52,8 @@ class YahooServer(ThreadingHTTPServer):
             "timezone": "UTC",
             "firstTradeDate": times[0],
             "regularMarketTime": times[-1],
-            "dataGranularity": "1d",
+            "exchangeName": "CCC",
+            "dataGranularity": "1d" if self.step == DAY else "1h",
             "range": "max",
             "validRanges": ["1d", "5d", "1mo", "1y", "max"],
             "currentTradingPeriod": {
@@ -63,6 +66,11 @@ class YahooServer(ThreadingHTTPServer):
                 for name in ("pre", "regular", "post")
             },
         }
+        if self.step < DAY:
+            days = sorted({time - time % DAY for time in times})
+            meta["tradingPeriods"] = [
+                [{"timezone": "UTC", "start": day, "end": day + DAY, "gmtoffset": 0}] for day in days
+            ]
         quote = dict.fromkeys(("open", "high", "low", "close"), self.closes)
         quote["volume"] = [None if close is None else 1000 for close in self.closes]
         result = {

@@ -158,7 +158,6 @@ def infer_command(options: InferOptions) -> int:
 
 def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dates | None, str | None]:
     """The window's values, as ``plain_window`` gives them; their dates, or the last if only it is known; the source."""
-    import numpy as np
 
     from forecast.errors import WindowError
     from forecast.model.windows import plain_window
@@ -169,7 +168,9 @@ def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dat
     config = predictor.checkpoint.config
     told = None
     if options.last_date is not None:
-        told = np.array([predictor.dating.require_timeline().parse(options.last_date)])
+        told = predictor.dating.parse([options.last_date])
+        if doubt := predictor.dating.doubt(told[-1]):
+            say_on_stderr(f"warning: {doubt}")
     if options.values is not None:
         return options.values, told, None
     if options.file is not None:

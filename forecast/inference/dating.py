@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.errors import DataError, WindowError
+from forecast.errors import DataError, UsageError, WindowError
 from forecast.model.checkpoint import Checkpoint
 from forecast.prices.timeline import Timeline
 
 Dates = NDArray[np.datetime64]
+
+TOLERANCE = np.timedelta64(1, "D")
+"""How far a last date may lie ahead of this clock: elsewhere it may be tomorrow."""
 
 
 class Dating:
@@ -42,6 +46,28 @@ class Dating:
     def unknown(self) -> str:
         """Why a forecast has no dates, in one line."""
         return f"the calendar {self.require_timeline().calendar_name} does not know the next dates"
+
+    def parse(self, texts: Sequence[str]) -> Dates:
+        """The last known dates as users write them, oldest first, shape (n,).
+
+        Raises:
+            UsageError: when one is no date, they are out of order, or the last is in the future.
+            WindowError: as ``require_timeline``.
+        """
+        timeline = self.require_timeline()
+        dates = np.array([timeline.parse(text) for text in texts])
+        if (np.diff(dates).astype(np.int64) <= 0).any():
+            raise UsageError("the dates are not in order; give them oldest first, each once")
+        if dates[-1] > timeline.now() + TOLERANCE:
+            raise UsageError(f"{texts[-1]} is in the future; give the date of the last known value")
+        return dates
+
+    def doubt(self, last: np.datetime64) -> str | None:
+        """Why a last date is doubtful, in one line; None when the calendar has such a bar."""
+        timeline = self.require_timeline()
+        if timeline.closes(np.array([last])) != [None]:
+            return None
+        return f"the last date is no {timeline.unit} of the calendar {timeline.calendar_name}"
 
     def describe(self, last: Dates, count: int) -> dict[str, Any]:
         """Fields of an answer with ``count`` steps: the bars that they are for, and when these bars end.

@@ -94,7 +94,7 @@ def arrange(
     notes = []
     if intraday or days_from_times:
         seconds = own if isinstance(own, int) else INTERVALS[own].seconds or 0
-        stamps, zoned = _in_utc(table, found, own, intraday)
+        stamps, assumed = _in_utc(table, found, own, intraday)
         dates, grid = stamps, calendars.fit_grid(found.calendar, np.unique(stamps), seconds)[0]
         if days_from_times:
             dates, matrix, left_out = _days_of(stamps, matrix, columns, found.calendar, grid)
@@ -103,10 +103,10 @@ def arrange(
             )
             if left_out:
                 notes.append(
-                    f"{left_out} rows of {table.origin} lie outside the sessions of {found.calendar.name}"
+                    f"rows of {table.origin} outside the sessions of {found.calendar.name}: {left_out}"
                 )
-        elif not zoned:
-            notes.append(f"{table.origin} has times without a zone; they are taken for {found.calendar.zone}")
+        if assumed is not None:
+            notes.append(f"{table.origin} has times without a zone; they are read as times of {assumed}")
     else:
         dates = _days(table, found.calendar)
     _require_one_row_each(dates, matrix, table.origin, wanted)
@@ -182,8 +182,8 @@ def _calendar_of(table: Table, own: str | int, symbol: str, name: str | None) ->
     return found
 
 
-def _in_utc(table: Table, found: Choice, own: str | int, intraday: bool) -> tuple[Dates, bool]:
-    """The rows' times in UTC, and whether the source or the sessions prove their zone.
+def _in_utc(table: Table, found: Choice, own: str | int, intraday: bool) -> tuple[Dates, str | None]:
+    """The rows' times in UTC, and the zone that they are read in if the source names none.
 
     A time without a zone is on the exchange's clock, or in UTC if only that fits.
 
@@ -193,7 +193,7 @@ def _in_utc(table: Table, found: Choice, own: str | int, intraday: bool) -> tupl
     local, calendar = table.dates.astype("datetime64[s]"), found.calendar
     if table.offsets is not None:
         utc: Dates = local - table.offsets.astype("timedelta64[s]")
-        return utc, True
+        return utc, None
     zone = calendars.zone_of_naive(
         calendar, local, own if isinstance(own, str) and own in INTERVALS else "1m"
     )
@@ -208,14 +208,14 @@ def _in_utc(table: Table, found: Choice, own: str | int, intraday: bool) -> tupl
                 f"{table.origin} has times without a zone and fits no exchange that was tried; name the exchange as "
                 "`calendar`, or write times with their offset from UTC"
             )
-        return local, calendar.zone != "UTC"
+        return local, "UTC"
     utc = calendars.to_utc(local, calendar.zone)
     if np.isnat(utc).any():
         raise DataError(
             f"{table.origin} has the time {local[np.isnat(utc)][0]}, which the clocks of {calendar.zone} skip or show "
             "twice; write times with their offset from UTC"
         )
-    return utc, zone == "exchange"
+    return utc, calendar.zone
 
 
 def _days(table: Table, calendar: Calendar) -> Dates:

@@ -171,7 +171,7 @@ def is_date_like(column: pd.Series[Any]) -> bool:
     text = text_of(column)
     if text is None or not len(text):
         return False
-    _, cells = _withoutweekday(pc.utf8_lower(text))
+    _, cells = _without_weekday(pc.utf8_lower(text))
     return any(form.fits(cells) for form in (*FORMS, COLONS))
 
 
@@ -266,7 +266,7 @@ def _distinct(text: Cells) -> tuple[pa.Array, NDArray[np.int64]]:
 
 def _all_readings(cells: pa.Array, codes: NDArray[np.int64]) -> list[Stamps]:
     """What distinct cells can mean, in any form that all of them have."""
-    weekdays, cells = _withoutweekday(cells)
+    weekdays, cells = _without_weekday(cells)
     return [
         stamps
         for form in (*FORMS, DIGITS, COLONS)
@@ -275,7 +275,7 @@ def _all_readings(cells: pa.Array, codes: NDArray[np.int64]) -> list[Stamps]:
     ]
 
 
-def _withoutweekday(cells: Any) -> tuple[NDArray[np.int64] | None, Any]:
+def _without_weekday(cells: Any) -> tuple[NDArray[np.int64] | None, Any]:
     """The cells without a leading weekday, and the weekday's number, Monday 0; None where not all have one."""
     if not all_true(matches(cells, WEEKDAY)):
         return None, cells
