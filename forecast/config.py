@@ -209,8 +209,8 @@ class AgeOptions(Config):
         if self.max_age_sessions is None or age is None or age <= self.max_age_sessions:
             return None
         return (
-            f"the model's last training row is {age} sessions old, more than {self.max_age_sessions}; "
-            "train or tune it again"
+            f"the model's last training row is {age} sessions old, more than {self.max_age_sessions}; train on later "
+            "rows (those held out for validation and test are no training rows), or raise `max_age_sessions`"
         )
 
 

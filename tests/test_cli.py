@@ -130,7 +130,7 @@ def test_forecasts_are_dated_when_the_last_date_is_known_and_only_then(tiny_chec
 def test_a_model_that_is_too_old_warns_or_is_refused(tiny_checkpoint, capsys):
     arguments = ["infer", "--checkpoint", str(tiny_checkpoint), "--max-age-sessions", "10"]
     assert run(main, arguments) == 0
-    assert "sessions old, more than 10; train or tune it again" in capsys.readouterr().err
+    assert "sessions old, more than 10; train on later rows" in capsys.readouterr().err
     assert run(main, [*arguments, "--when-too-old", "refuse"]) == 1
 
 

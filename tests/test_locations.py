@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
 import fsspec
+import numpy as np
 import openpyxl
+import pandas as pd
 import pytest
 from fsspec.registry import _registry
 
@@ -293,3 +295,13 @@ def test_an_excel_file_with_two_sheets_is_refused(tmp_path):
     sheet_of(tmp_path / "prices.xlsx", [["Date", "Close"], [DAYS[0], 1.0]], "Notes")
     with pytest.raises(DataError, match=r"2 sheets \(Sheet, Notes\); keep"):
         load_series("ACME", source=str(tmp_path / "prices.xlsx"))
+
+
+def test_an_excel_file_with_a_header_of_merged_cells_is_read(tmp_path):
+    frame = pd.DataFrame(
+        np.arange(8.0).reshape(2, 4) + 1,
+        index=pd.DatetimeIndex(["2024-01-02", "2024-01-03"], name="Date"),
+        columns=pd.MultiIndex.from_product([["ACME", "ZINC"], ["Open", "Close"]], names=["Ticker", "Price"]),
+    )
+    frame.to_excel(tmp_path / "prices.xlsx")
+    assert load_series("ZINC", source=str(tmp_path / "prices.xlsx")).values.tolist() == [4, 8]

@@ -103,6 +103,10 @@ def test_hours_without_a_zone_that_fit_no_exchange_are_refused_until_it_is_named
     weekdays = frame[frame["Datetime"].dt.day_of_week != 2]
     with pytest.raises(ForecastError, match="name the exchange as `calendar`"):
         loaded(tmp_path, weekdays, "TOYOTA", interval="1h")
+    berlin = weekdays.assign(Datetime=weekdays["Datetime"] - pd.Timedelta(hours=7))
+    for interval in ("1h", "1d"):
+        with pytest.raises(ForecastError, match="neither on its clock nor in UTC"):
+            loaded(tmp_path, berlin, "TOYOTA", interval=interval, calendar="XNYS")
     named = loaded(tmp_path, weekdays, "TOYOTA", interval="1h", calendar="XTKS")
     assert named.timeline.text(named.dates[:1])[0].endswith("+09:00")
 

@@ -166,7 +166,7 @@ def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dat
     from forecast.prices.values import read_values
 
     config = predictor.checkpoint.config
-    told = None
+    told, name = None, ""
     if options.last_date is not None:
         told = predictor.dating.parse([options.last_date])
         if doubt := predictor.dating.doubt(told[-1]):
@@ -178,8 +178,10 @@ def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dat
         values = read_values(content, name, options)
         if values is not None:
             return values, told, None
-        table = read_content(content, name, config.symbol, options)
-        series = series_of_table(table, _reading(predictor, options), notify=say_on_stderr)
+        reading = _reading(predictor, options)
+        series = series_of_table(
+            read_content(content, name, config.symbol, reading), reading, notify=say_on_stderr
+        )
         if told is not None and told[-1] != series.dates[-1]:
             raise UsageError(
                 f"`last_date` {options.last_date} is not the last date of {name}, "
@@ -198,7 +200,7 @@ def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dat
     return (
         plain_window(series.matrix[-length:]),
         told if told is not None else dates,
-        series.provenance.source,
+        series.provenance.source if options.file is None else name,
     )
 
 

@@ -48,13 +48,13 @@ def _folds_table(done: Backtest) -> Table:
     for title in ("fold", "scored", "rows", "MAE", "persistence", "MASE", "CRPS", "persistence", "in 90 %"):
         table.add_column(title, justify="left" if title in ("fold", "scored") else "right", no_wrap=True)
     for result in done.results:
-        dates = " to ".join(done.timeline.text(result.dates[[0, -1]]))
+        dates = " to ".join(done.timeline.label(result.dates[[0, -1]]))
         number = result.fold.number
         table.add_row(f"{number + 1}", dates, *_cells(done.scores(number), len(result.dates)))
     table.add_section()
     table.add_row(
         "all",
-        " to ".join(done.timeline.text(done.dates[[0, -1]])),
+        " to ".join(done.timeline.label(done.dates[[0, -1]])),
         *_cells(done.scores(), len(done.dates)),
         style="bold",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,8 @@ SHORTEST_DAY = DAY - 7200
 """Seconds from which on a step between times is a day: clocks are put forward by up to two hours."""
 LONGEST_DAYS, FEWEST_STEPS = 4, 4
 """A median step of at most four days is one of sessions, as it is where a few rows have longer steps."""
+MOST_PRESENT = 0.95
+"""Share of a calendar's bars that times without a zone must hold where rows outside the sessions hide their zone."""
 MOST_APART = 2
 """Times that two prices of one date may differ by: prices of two symbols differ by more."""
 BAR_DAYS = {"1wk": (5, 9), "1mo": (26, 33)}
@@ -94,8 +96,10 @@ def arrange(
     notes = []
     if intraday or days_from_times:
         seconds = own if isinstance(own, int) else INTERVALS[own].seconds or 0
-        stamps, assumed = _in_utc(table, found, own, intraday)
-        dates, grid = stamps, calendars.fit_grid(found.calendar, np.unique(stamps), seconds)[0]
+        stamps, assumed = _in_utc(table, found, seconds, intraday)
+        dates = stamps
+        grid, fit = calendars.fit_grid(found.calendar, np.unique(stamps), seconds)
+        found = replace(found, fit=fit)
         if days_from_times:
             dates, matrix, left_out = _days_of(stamps, matrix, columns, found.calendar, grid)
             notes.append(
@@ -182,34 +186,32 @@ def _calendar_of(table: Table, own: str | int, symbol: str, name: str | None) ->
     return found
 
 
-def _in_utc(table: Table, found: Choice, own: str | int, intraday: bool) -> tuple[Dates, str | None]:
+def _in_utc(table: Table, found: Choice, seconds: int, intraday: bool) -> tuple[Dates, str | None]:
     """The rows' times in UTC, and the zone that they are read in if the source names none.
 
-    A time without a zone is on the exchange's clock, or in UTC if only that fits.
+    A time without a zone is on the exchange's clock, or in UTC if only that fits its sessions.
 
     Raises:
-        DataError: when nothing tells the zone and the times are needed, or a clock skips or repeats one.
+        DataError: when neither fits, or a clock skips or repeats a time.
     """
     local, calendar = table.dates.astype("datetime64[s]"), found.calendar
     if table.offsets is not None:
         utc: Dates = local - table.offsets.astype("timedelta64[s]")
         return utc, None
-    zone = calendars.zone_of_naive(
-        calendar, local, own if isinstance(own, str) and own in INTERVALS else "1m"
-    )
-    if zone is None and intraday and not found.named:
-        raise DataError(
-            f"{table.origin} has times without a zone, and they fit the sessions of no exchange that was tried; name "
-            "the exchange as `calendar`, or write times with their offset from UTC"
-        )
-    if zone == "utc":
-        if intraday and not found.named and calendar.name == calendars.WEEKDAYS:
-            raise DataError(
-                f"{table.origin} has times without a zone and fits no exchange that was tried; name the exchange as "
-                "`calendar`, or write times with their offset from UTC"
-            )
+    name = next((name for name, interval in INTERVALS.items() if interval.seconds == seconds), "1m")
+    zone = calendars.zone_of_naive(calendar, local, name)
+    if zone == "utc" and not (intraday and not found.named and calendar.name == calendars.WEEKDAYS):
         return local, "UTC"
     utc = calendars.to_utc(local, calendar.zone)
+    # Rows before and after the sessions fit neither reading, but then all bars of the sessions are there.
+    if zone != "exchange" and (
+        zone == "utc"
+        or calendars.fit_grid(calendar, np.unique(utc[~np.isnat(utc)]), seconds)[1].sessions < MOST_PRESENT
+    ):
+        raise DataError(
+            f"{table.origin} has times without a zone that fit the sessions of {calendar.name} neither on its clock "
+            "nor in UTC; write times with their offset from UTC, or name the exchange as `calendar`"
+        )
     if np.isnat(utc).any():
         raise DataError(
             f"{table.origin} has the time {local[np.isnat(utc)][0]}, which the clocks of {calendar.zone} skip or show "

@@ -23,11 +23,12 @@ from forecast.prices.dates import (
     Evidence,
     Stamps,
     is_date_like,
+    is_date_text,
     join_time,
     parse_dates,
     weekday,
 )
-from forecast.prices.layout import read_layout, unpacked
+from forecast.prices.layout import MOST_HEADERS, read_layout, unpacked
 from forecast.prices.symbols import columns_of_symbol, find_column, rows_of_symbol
 from forecast.prices.table import Table
 
@@ -67,7 +68,8 @@ def read_content(content: bytes, name: str, symbol: str, reading: FileConfig | N
     if not content:
         raise DataError(f"{name} is empty; give a file with a date column and prices")
     if name.lower().endswith(".xlsx") or (content.startswith(b"PK\x03\x04") and b"xl/" in content):
-        return read_frame(_read_excel(content, name), name, symbol, reading)
+        frame, header = _read_excel(content, name)
+        return _table(frame, header, [line[0] for line in header], name, symbol, reading, ())
     content = unpacked(content, name)
     if content.startswith(b"PAR1") or name.lower().endswith(".parquet"):
         return read_frame(_read_parquet(content, name), name, symbol, reading)
@@ -98,7 +100,8 @@ def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
         raise DataError(f"{name} is not a usable Parquet file ({reason}); write the file again") from None
 
 
-def _read_excel(content: bytes, name: str) -> pd.DataFrame:
+def _read_excel(content: bytes, name: str) -> tuple[pd.DataFrame, list[list[str]]]:
+    """The rows of the only sheet, and the lines of their header."""
     try:
         import openpyxl
     except ModuleNotFoundError:
@@ -114,18 +117,24 @@ def _read_excel(content: bytes, name: str) -> pd.DataFrame:
         raise DataError(
             f"{name} has {len(book.worksheets)} sheets ({listed}); keep the sheet with prices alone"
         )
-    rows = [
-        list(row) for row in book.worksheets[0].iter_rows(values_only=True) if any(c is not None for c in row)
-    ]
-    width = max((sum(cell is not None for cell in row) for row in rows), default=0)
-    first = next(
-        (at for at, row in enumerate(rows) if width > 1 and sum(c is not None for c in row) == width), None
-    )
-    if first is None:
+    sheet = book.worksheets[0].iter_rows(values_only=True)
+    rows = [list(row) for row in sheet if any(cell is not None for cell in row)]
+    first = next((at for at, row in enumerate(rows) if _is_excel_data(row)), None)
+    if not first:
         raise DataError(f"{name} has no table; give a sheet with a header and one row for each date")
-    body = [row for row in rows[first + 1 :] if sum(cell is not None for cell in row) > 1]
-    names = ["" if cell is None else str(cell) for cell in rows[first]]
-    return pd.DataFrame(body).infer_objects().set_axis(names, axis=1)
+    header: list[list[str]] = []
+    for row in reversed(rows[max(0, first - MOST_HEADERS) : first]):
+        if header and sum(cell is not None for cell in row) < 2:
+            break  # a title
+        header.insert(0, ["" if cell is None else str(cell) for cell in row])
+    body = [row for row in rows[first:] if sum(cell is not None for cell in row) > 1]
+    return pd.DataFrame(body).infer_objects(), header
+
+
+def _is_excel_data(row: list[Any]) -> bool:
+    """Whether a row has a date, as a date or as text, and so belongs to the body."""
+    filled = [cell for cell in row if cell is not None]
+    return len(filled) > 1 and any(isinstance(cell, dt.date) or is_date_text(str(cell)) for cell in filled)
 
 
 def _table(

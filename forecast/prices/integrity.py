@@ -56,6 +56,7 @@ def check_integrity(
     as_of: dt.date | np.datetime64,
     expected: Callable[[np.datetime64, np.datetime64], Dates] | None = None,
     unit: str = "session",
+    show: Callable[[Dates], list[str]] | None = None,
     keep_non_positive: bool = False,
 ) -> tuple[Dates, NDArray[np.float64], IntegrityReport]:
     """Apply every rule; applying them again to the result finds nothing more to drop.
@@ -67,11 +68,13 @@ def check_integrity(
         as_of: the first day or time that was not complete when the prices were taken.
         expected: returns the bars that the calendar has between two dates; without it, no hole is looked for.
         unit: what a bar is called.
+        show: writes dates for a person; without it, as they are.
         keep_non_positive: count zero and negative prices but keep them.
 
     Returns:
         Dates, strictly increasing; their rows of the matrix, finite; and the report. Empty when no row was usable.
     """
+    show = show or _as_written
     rows_in = len(matrix)
     rules = []
 
@@ -97,8 +100,8 @@ def check_integrity(
     rules.append(RuleResult("partial_last_day", int((~complete).sum()), "rows dropped"))
     dates, matrix = dates[complete], matrix[complete]
 
-    rules.append(_holes(dates, expected, unit))
-    rules.append(_stale_runs(dates, matrix[:, 0]))
+    rules.append(_holes(dates, expected, unit, show))
+    rules.append(_stale_runs(dates, matrix[:, 0], show))
     return dates, matrix, IntegrityReport(rows_in, len(matrix), tuple(rules))
 
 
@@ -119,8 +122,15 @@ def _usable(
     return (dates, matrix, result) if keep else (dates[rows], matrix[rows], result)
 
 
+def _as_written(dates: Dates) -> list[str]:
+    return [str(date) for date in dates]
+
+
 def _holes(
-    dates: Dates, expected: Callable[[np.datetime64, np.datetime64], Dates] | None, unit: str
+    dates: Dates,
+    expected: Callable[[np.datetime64, np.datetime64], Dates] | None,
+    unit: str,
+    show: Callable[[Dates], list[str]],
 ) -> RuleResult:
     """Runs of missing bars."""
     bars = expected(dates[0], dates[-1]) if expected and len(dates) else dates
@@ -131,16 +141,16 @@ def _holes(
     holes, lengths = np.unique(before, return_counts=True)
     at = int(holes[np.argmax(lengths)])
     units = f"{missing.sum()} {unit}{'' if missing.sum() == 1 else 's'}"
-    detail = f"{units} missing, the longest between {dates[at]} and {dates[at + 1]}"
+    detail = f"{units} missing, the longest between {' and '.join(show(dates[at : at + 2]))}"
     return RuleResult("holes", len(holes), "kept, never filled in", detail)
 
 
-def _stale_runs(dates: Dates, values: NDArray[np.float64]) -> RuleResult:
+def _stale_runs(dates: Dates, values: NDArray[np.float64], show: Callable[[Dates], list[str]]) -> RuleResult:
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.array([], int)
     lengths = np.diff(np.append(starts, len(values)))
     runs = np.flatnonzero(lengths >= STALE_RUN)
     if not len(runs):
         return RuleResult("stale_runs", 0, "kept")
     longest = int(runs[np.argmax(lengths[runs])])
-    detail = f"the longest of {lengths[longest]} rows from {dates[starts[longest]]}"
+    detail = f"the longest of {lengths[longest]} rows from {show(dates[starts[longest : longest + 1]])[0]}"
     return RuleResult("stale_runs", len(runs), "kept", detail)

@@ -144,6 +144,10 @@ def read_layout(
     Raises:
         DataError: when there is no table, it has no header, or a line has another number of fields than the table.
     """
+    if content.startswith(b"SQLite format 3"):
+        raise DataError(
+            f"{name} is an SQLite database; give its address, sqlite:///{name}?table=..., as `source`"
+        )
     # Most files are ASCII, of which no copy is needed.
     if encoding is not None or not content.isascii() or b"\0" in content:
         content = decoded(content, name, encoding).encode()

@@ -192,6 +192,7 @@ def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Seri
         else as_of,
         expected=timeline.expected,
         unit=timeline.unit,
+        show=timeline.text,
         keep_non_positive=config.keep_non_positive,
     )
     outside = RuleResult(

@@ -102,6 +102,12 @@ class Timeline:
         zoned = pd.DatetimeIndex(dates).tz_localize("UTC").tz_convert(self.calendar.zone)
         return [stamp.isoformat() for stamp in zoned]
 
+    def label(self, dates: Dates) -> list[str]:
+        """Dates for a table: times to the minute, on the exchange's clock."""
+        if not self.is_intraday:
+            return [str(date) for date in dates]
+        return [str(time).replace("T", " ") for time in self.local(dates).astype("datetime64[m]")]
+
     def local(self, dates: Dates) -> Dates:
         """Dates for an axis: times on the exchange's clock."""
         return calendars.to_zone(dates, self.calendar.zone) if self.is_intraday else dates
