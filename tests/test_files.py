@@ -146,7 +146,7 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
         ("none.csv", None, "no file at"),
         ("empty.csv", "", "is empty"),
         ("header.csv", "Date,Close\n", "has a header but no rows"),
-        ("nodate.csv", "Open,Close\n1,2\n", r"has no dates \(columns: Open, Close\)"),
+        ("nodate.csv", "Open,Close\n1,2\n", r"has no dates in a known form \(columns: Open, Close;"),
         (
             "baddate.csv",
             csv("2024-01-01,1,2", "soon,1,2"),
@@ -162,7 +162,7 @@ def test_null_cells_are_missing_prices_not_text(tmp_path):
             csv('2024-01-01,1,"1,234"', '2024-01-02,1,"2,345"'),
             r"row 1 \(2024-01-01\), has '1,234', where the sign can stand for decimals or for thousands",
         ),
-        ("number.csv", csv("0,1,2", "1,1,2"), r"has no dates \(columns: Date, Open, Close\)"),
+        ("number.csv", csv("0,1,2", "1,1,2"), r"has no dates in a known form \(columns: Date, Open, Close;"),
         ("hole.csv", csv("1704067200,1,2", ",1,2"), r"row 2, has '' where a date should be"),
         ("feature.csv", csv("2024-01-01,1,2", header="Date,Open,High"), "choose one of: Open, High"),
         (

@@ -42,6 +42,10 @@ def loaded(tmp_path, content, symbol="AAPL", **reading):
             "Date,Close\n2024-01-02,1.5\n2024-01-02,900\n2024-01-03,1.6\n",
             "several rows with different prices",
         ),
+        (
+            "Date,Close\n2024-01-02 EST,1905.12\n2024-01-03 EST,1906.11\n",
+            "no dates in a known form",
+        ),
         ("Date,Close\n2024-13-45,1.5\n", "where a date should be"),
     ],
 )
@@ -177,3 +181,8 @@ def test_content_that_is_no_table_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(ForecastError) as caught:
         load_series("X", source=str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_dates_of_a_form_that_is_given_may_have_any_form(tmp_path):
+    series = loaded(tmp_path, "Date,Close\n2024-002,0.5\n2024-003,1.5\n", date_format="%Y-%j")
+    assert [str(day) for day in series.dates] == ["2024-01-02", "2024-01-03"]

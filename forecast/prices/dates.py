@@ -130,8 +130,9 @@ FORMS = (
     Form(rf"^{NAME}{SEP}?(?P<y>\d{{4}})$", (("y", "n", None),)),
     Form(rf"^{NAME}{SEP}?(?P<c>\d{{2}})$", (("c", "n", None),)),
     Form(rf"^(?P<y>\d{{4}}){SEP}{NAME}$", (("y", "n", None),)),
-    Form(rf"^(?P<y>\d{{4}}){SEP}(?P<m>\d{{1,2}})$", (("y", "m", None),)),
-    Form(r"^(?P<m>\d{1,2})[-/.](?P<y>\d{4})$", (("y", "m", None),)),
+    # With a point, these would be prices: 1905.12, 12.2019.
+    Form(r"^(?P<y>\d{4})[-/](?P<m>\d{1,2})$", (("y", "m", None),)),
+    Form(r"^(?P<m>\d{1,2})[-/](?P<y>\d{4})$", (("y", "m", None),)),
 )
 DIGITS = Form(
     r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})"

@@ -73,7 +73,13 @@ def read_content(content: bytes, name: str, symbol: str, reading: FileConfig | N
     content = unpacked(content, name)
     if content.startswith(b"PAR1") or name.lower().endswith(".parquet"):
         return read_frame(_read_parquet(content, name), name, symbol, reading)
-    layout = read_layout(content, name, encoding=reading.encoding, delimiter=reading.delimiter)
+    layout = read_layout(
+        content,
+        name,
+        encoding=reading.encoding,
+        delimiter=reading.delimiter,
+        any_dates=reading.date_format is not None,
+    )
     labels = [line[0] for line in layout.header]
     return _table(layout.frame, layout.header, labels, name, symbol, reading, tuple(layout.others))
 

@@ -137,9 +137,21 @@ def decoded(content: bytes, name: str, encoding: str | None) -> str:
 
 
 def read_layout(
-    content: bytes, name: str, *, encoding: str | None = None, delimiter: str | None = None
+    content: bytes,
+    name: str,
+    *,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    any_dates: bool = False,
 ) -> Layout:
     """Find the table in the content of a text file.
+
+    Args:
+        content: bytes of the file.
+        name: the file's name, for messages.
+        encoding: its encoding; None to find it.
+        delimiter: sign between its fields; None to find it.
+        any_dates: whether the form of its dates is given, and may be any.
 
     Raises:
         DataError: when there is no table, it has no header, or a line has another number of fields than the table.
@@ -160,7 +172,7 @@ def read_layout(
         kind = "a web page" if is_page else "JSON"
         raise DataError(f"{name} is {kind}, not a table of prices; give a CSV, Parquet or Excel file")
     choices = (delimiter,) if delimiter else DELIMITERS
-    found = [head for choice in choices if (head := _head(lines, choice))]
+    found = [head for choice in choices if (head := _head(lines, choice, any_dates=any_dates))]
     if not found:
         raise _no_table(lines, choices, name)
     if len(found) > 1:
@@ -186,8 +198,11 @@ class _Head:
     others: list[str]
 
 
-def _head(lines: list[str], delimiter: str) -> _Head | None:
-    """Find the header and the first row of data; None when the lines are not split by this delimiter."""
+def _head(lines: list[str], delimiter: str, *, any_dates: bool = False) -> _Head | None:
+    """Find the header and the first row of data; None when the lines are not split by this delimiter.
+
+    With ``any_dates``, dates have any form, and a row of data is one with a number.
+    """
     rows = []
     reader = csv.reader(lines, delimiter=delimiter)
     start = 0
@@ -197,8 +212,9 @@ def _head(lines: list[str], delimiter: str) -> _Head | None:
             start = reader.line_num
     except csv.Error:
         return None
+    kinds = (_has_date, _has_numbers, *([_has_a_number] if any_dates else []))
     wide = [at for at, (line, row) in enumerate(rows) if len(row) > 1 and not _is_comment(lines[line])]
-    first = next((at for is_data in (_has_date, _has_numbers) for at in wide if is_data(rows[at][1])), None)
+    first = next((at for is_data in kinds for at in wide if is_data(rows[at][1])), None)
     if first is None:
         return None
     width = Counter(len(row) for _, row in rows[first:] if any(row)).most_common(1)[0][0]
@@ -228,6 +244,10 @@ def _has_date(row: list[str]) -> bool:
     return any(DATE_NUMBER.fullmatch(cell) for cell in row) and _has_numbers(row)
 
 
+def _has_a_number(row: list[str]) -> bool:
+    return any(NUMBER_LIKE.fullmatch(cell) for cell in row)
+
+
 def _has_numbers(row: list[str]) -> bool:
     numbers = [cell for cell in row if NUMBER_LIKE.fullmatch(cell)]
     return len(numbers) > 1 and any(len(cell) >= SHORTEST_DATE for cell in numbers)
@@ -243,7 +263,11 @@ def _no_table(lines: list[str], choices: Sequence[str], name: str) -> DataError:
         )
     if sum(1 for line in lines if line.strip()) == 1:
         return DataError(f"{name} has a header but no rows; give a file with prices")
-    return DataError(f"{name} has no dates (columns: {', '.join(names)}); give a file with dates and prices")
+    second = [line.strip() for line in lines if line.strip()][1]
+    return DataError(
+        f"{name} has no dates in a known form (columns: {', '.join(names)}; next line: {second[:60]!r}); write dates "
+        "such as 2024-12-31, or give their form as `date_format`"
+    )
 
 
 def _body(content: bytes, lines: list[str], head: _Head, name: str) -> Layout:
