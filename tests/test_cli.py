@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 
@@ -211,3 +212,18 @@ def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkp
 )
 def test_the_command_line_spells_the_parameters_of_a_message_as_options(message, spelled):
     assert spell_options(message) == spelled
+
+
+def test_an_interrupt_that_a_callback_swallows_is_not_lost(capsys):
+    class Swallowing:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main_that_would_go_on(_):
+        Swallowing()
+        time.sleep(30)
+
+    started = time.monotonic()
+    assert run(main_that_would_go_on, []) == 130
+    assert time.monotonic() - started < 20
+    assert capsys.readouterr().err == "interrupted\n"

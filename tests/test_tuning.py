@@ -279,8 +279,11 @@ def test_a_cluster_that_was_killed_and_left_its_address_is_not_waited_for(monkey
 
 
 def failure_to_connect(address):
-    with pytest.raises((StudyError, UsageError)) as failure, connected(address):
-        pass
+    with pytest.MonkeyPatch.context() as patch:
+        # This process may be connected to the cluster of the test session.
+        patch.setattr("tune_jobs.cluster.ray.is_initialized", lambda: False)
+        with pytest.raises((StudyError, UsageError)) as failure, connected(address):
+            pass
     return str(failure.value)
 
 

@@ -14,7 +14,8 @@ import sys
 import textwrap
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -162,7 +163,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         # Spot instances and Kubernetes send SIGTERM; it ends a command as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return main([a for a in arguments if a != DEBUG])
+        with _no_interrupt_lost():
+            return main([a for a in arguments if a != DEBUG])
     except ForecastError as error:
         if debug:
             raise
@@ -199,6 +201,25 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             file=sys.stderr,
         )
         return 1
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Interrupt again when an interrupt came within a callback, as imports have, whose exceptions are ignored."""
+    before = sys.unraisablehook
+
+    def again(ignored: sys.UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGTERM]).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def describe_os_error(error: OSError) -> str:
