@@ -163,8 +163,11 @@ def _rows_that_hold(
 def _note_of_another(frame: pd.DataFrame, texts: dict[int, Cells], symbol: str, name: str) -> str | None:
     """A note where the table is of one other symbol; refuses a table of several others."""
     for column, cells in texts.items():
+        named = _is_of_symbols(frame, column)
+        if not named and not all(TICKER.fullmatch(cell) for cell in cells[:SAMPLE].to_pylist() if cell):
+            continue  # most columns of text are dates, of which a long table has as many as rows
         there = [text for text in pc.unique(cells).to_pylist() if text]
-        if _is_of_symbols(frame, column):
+        if named:
             if is_date_like(frame.iloc[:, column]) or (
                 len(there) == len(frame) and all(map(str.isdigit, there))
             ):
