@@ -6,7 +6,7 @@ answers nothing, and SIGTERM, which stops containers, aborts the requests under 
 
 from __future__ import annotations
 
-import contextlib
+import http.client
 import signal
 from types import FrameType
 
@@ -64,10 +64,14 @@ def serve_until_stopped(options: RunOptions) -> None:
             proxy_location=ProxyLocation.EveryNode,
             http_options={"host": options.host, "port": options.port},
         )
-        serve.run(application, name=DEFAULT_APP)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
+            serve.run(application, name=DEFAULT_APP)
             while True:
                 signal.pause()
+        except KeyboardInterrupt:
+            # Clients are answered a moment before ``serve.run`` returns; from then on, a signal is a normal end.
+            if not _answers(options):
+                raise
         # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
         serve.delete(DEFAULT_APP)
     finally:
@@ -76,3 +80,16 @@ def serve_until_stopped(options: RunOptions) -> None:
             ray.shutdown()
         else:
             serve.shutdown()
+
+
+def _answers(options: RunOptions) -> bool:
+    """Whether the application answers at its port."""
+    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+    connection = http.client.HTTPConnection(host, options.port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

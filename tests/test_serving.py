@@ -206,12 +206,15 @@ def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_pa
             time.sleep(0.05)
         time.sleep(1)  # then it imports torch, or starts Ray, Serve or the replica
         process.send_signal(number)
-        assert process.wait(60) == 130, log.read_text()
+        code, lines = process.wait(60), log.read_text().splitlines()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert log.read_text().splitlines()[-1] == "interrupted"
-    assert "Traceback" not in log.read_text()
+    # Ray sees a signal up to two seconds late; a server that answers by then ends as one that runs.
+    answered = reached == "Started Serve" and any("Deleting app" in line for line in lines)
+    assert code == (0 if answered else 130), lines
+    assert answered or lines[-1] == "interrupted"
+    assert not any("Traceback" in line for line in lines)
 
 
 def address_of(server):
