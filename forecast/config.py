@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from forecast.errors import UsageError
+from forecast.errors import AgeError, UsageError
 from forecast.names import plain_name, split_names
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -205,13 +205,20 @@ class AgeOptions(Config):
     )
 
     def complaint(self, age: int | None) -> str | None:
-        """Why a model of this age is too old, in one line; None when it is not, or its age is not known."""
+        """Why a model of this age is too old, in one line; None when it is not, or its age is not known.
+
+        Raises:
+            AgeError: when it is too old, and such models are refused.
+        """
         if self.max_age_sessions is None or age is None or age <= self.max_age_sessions:
             return None
-        return (
+        complaint = (
             f"the model's last training row is {age} sessions old, more than {self.max_age_sessions}; train on later "
             "rows (those held out for validation and test are no training rows), or raise `max_age_sessions`"
         )
+        if self.when_too_old == "refuse":
+            raise AgeError(complaint)
+        return complaint
 
 
 def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:

@@ -9,6 +9,7 @@
     ├── CheckpointError           a checkpoint is missing, damaged, foreign or newer   exit code 1
     ├── WindowError               values given for a prediction do not fit the model   exit code 1, HTTP 422
     ├── LevelError                the model has no interval of the requested level     exit code 1, HTTP 422
+    ├── AgeError                  the model is older than the user allows              exit code 1, HTTP 503
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
 The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
@@ -63,6 +64,10 @@ class WindowError(ForecastError, ValueError):
 
 class LevelError(ForecastError, ValueError):
     """The model has no interval of the requested level."""
+
+
+class AgeError(ForecastError):
+    """The model is older than the user allows."""
 
 
 class StudyError(ForecastError):

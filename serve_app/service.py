@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from forecast.config import AgeOptions, parse_settings
-from forecast.errors import LevelError, UsageError, WindowError
+from forecast.errors import AgeError, LevelError, UsageError, WindowError
 from forecast.inference.futures import PATHS
 from forecast.inference.prediction import describe_intervals
 from forecast.inference.predictor import Predictor
@@ -75,6 +75,21 @@ def busy(reason: str) -> Answer:
     return refuse(503, [problem], (b"retry-after", str(RETRY_AFTER_S).encode()))
 
 
+@dataclass(frozen=True, slots=True)
+class When:
+    """When a window ends.
+
+    Attributes:
+        last: its last dates, oldest first; None where not even the last one is known.
+        age: sessions from the model's last training row to the last date, or to now; None where it is not known.
+        warnings: reasons to doubt the date or the model.
+    """
+
+    last: Dates | None
+    age: int | None
+    warnings: list[str]
+
+
 class ForecastService:
     """Answers ``/predict`` and ``/predict/batch``.
 
@@ -96,7 +111,7 @@ class ForecastService:
         try:
             asked, model = self._understand(PREDICT, body)
             horizon, levels = self._require_possible(asked, model, 1)
-            last = self._last_date(asked, model, len(asked.values), asked.dates)
+            when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
             return refused.answer
         # Only the values that the model looks at are queued; a window that is too short is refused there.
@@ -117,14 +132,14 @@ class ForecastService:
             result["predictions"] = prices
         if bounds is not None:
             result["intervals"] = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
-        return self._answer(model, result, [window], last, horizon)
+        return self._answer(model, result, [window], when, horizon)
 
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""
         try:
             asked, model = self._understand(BATCH, body)
             horizon, levels = self._require_possible(asked, model, len(asked.windows))
-            last = self._last_date(asked, model, 0, None)
+            when = self._when(asked, model, None, 0)
         except Refused as refused:
             return refused.answer
         windows = [values[-model.sequence_length :] for values in asked.windows]
@@ -138,7 +153,7 @@ class ForecastService:
         result: dict[str, Any] = {"predictions": prices if steps else [ahead[0] for ahead in prices]}
         if bounds is not None:
             result["intervals"] = [describe_intervals(window, levels, steps=steps) for window in bounds]
-        return self._answer(model, result, windows, last, horizon)
+        return self._answer(model, result, windows, when, horizon)
 
     def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
         """Parse the request, and choose the model that answers it.
@@ -209,42 +224,42 @@ class ForecastService:
             raise Refused(refuse(422, [Problem(loc=["body", where], msg=message, type="too_many_forecasts")]))
         return horizon, levels
 
-    def _last_date(
-        self, asked: Options, model: ServedModel, values: int, dates: Sequence[str] | None
-    ) -> Dates | None:
-        """Return the last known dates, the window's last one at the end; None for a window without dates.
+    def _when(self, asked: Options, model: ServedModel, dates: Sequence[str] | None, values: int) -> When:
+        """Find the dates of a window, and the model's age then, or now for a window without dates.
+
+        Args:
+            asked: the request.
+            model: the model that answers it.
+            dates: the dates of its values; None where they are not given.
+            values: number of its values.
 
         Raises:
-            Refused: when a date is not one, dates and values do not match, or the model is too old for them.
+            Refused: when a date is not one, dates and values do not match, or the model is too old.
         """
-        dating = model.predictor.dating
-        field, given = (
-            ("dates", dates)
-            if dates is not None
-            else ("last_date", None if asked.last_date is None else [asked.last_date])
-        )
-        if given is None:
-            self._require_young(model, dating.age())
-            return None
+        dating, last, warnings = model.predictor.dating, None, []
         try:
-            timeline = dating.require_timeline()
             if dates is not None and len(dates) != values:
                 raise UsageError(
                     f"{len(dates)} dates are not one for each of the {values} values; send as many"
                 )
-            last = dating.parse(given)
-            if asked.last_date is not None and timeline.parse(asked.last_date) != last[-1]:
-                raise UsageError(
-                    f"last_date {asked.last_date} is not the last of the dates, {given[-1]}; send one"
-                )
+            given = dates if dates is not None else [asked.last_date] if asked.last_date is not None else None
+            if given is not None:
+                last = dating.parse(given)
+                if asked.last_date is not None and dating.parse([asked.last_date])[0] != last[-1]:
+                    raise UsageError(
+                        f"last_date {asked.last_date} is not the last of the dates, {given[-1]}; send one of the two"
+                    )
+                if (doubt := dating.doubt(last[-1])) is not None:
+                    warnings.append(doubt)
+            age = dating.age(None if last is None else last[-1])
+            if (complaint := self._age.complaint(age)) is not None:
+                warnings.append(complaint)
+        except AgeError as error:
+            raise Refused(refuse(503, [Problem(loc=[], msg=str(error), type="model_too_old")])) from None
         except (UsageError, WindowError) as error:
+            field = "last_date" if dates is None else "dates"
             raise Refused(refuse(422, [Problem(loc=["body", field], msg=str(error), type="date")])) from None
-        self._require_young(model, dating.age(last[-1]))
-        return last[-RECENT_DATES:]
-
-    def _require_young(self, model: ServedModel, age: int | None) -> None:
-        if self._age.when_too_old == "refuse" and (complaint := self._age.complaint(age)):
-            raise Refused(refuse(503, [Problem(loc=[], msg=complaint, type="model_too_old")]))
+        return When(None if last is None else last[-RECENT_DATES:], age, warnings)
 
     async def _forecast_aside(
         self, model: ServedModel, windows: Sequence[Window], horizon: int, levels: list[float]
@@ -304,37 +319,28 @@ class ForecastService:
         model: ServedModel,
         result: dict[str, Any],
         windows: Sequence[Window],
-        last: Dates | None,
+        when: When,
         horizon: int,
     ) -> Answer:
-        dating = model.predictor.dating
-        age = dating.age(None if last is None else last[-1])
-        warnings = []
-        if last is not None:
-            dated = dating.describe(last, horizon)
-            result |= dated
-            if (doubt := dating.doubt(last[-1])) is not None:
-                warnings.append(doubt)
+        answer, warnings = {"ok": True, **result}, list(when.warnings)
+        if when.last is not None:
+            dated = model.predictor.dating.describe(when.last, horizon)
+            answer |= dated
             if not dated:
-                warnings.append(
-                    f"the calendar {dating.require_timeline().calendar_name} does not know the next dates"
-                )
-        if age is not None:
-            result["model_age"] = age
-        if complaint := self._age.complaint(age):
-            warnings.append(complaint)
+                warnings.append(model.predictor.dating.unknown)
+        if when.age is not None:
+            answer["model_age"] = when.age
+        answer |= model.common_fields
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
-        answer = {"ok": True, **result, **model.common_fields}
         if outside:
             self.measurements.out_of_range[model.symbol] += len(outside)
             low, high = model.predictor.checkpoint.train_range or (0, 0)
             which = "the window has" if len(windows) == 1 else f"{len(outside)} of the windows have"
-            text = (
+            warnings.append(
                 f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
             )
-            warnings.append(text)
         if warnings:
             answer["warnings"] = warnings
         version = (b"x-model-version", short_version(model.version).encode())

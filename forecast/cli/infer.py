@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from forecast.inference.dating import Dating
     from forecast.inference.predictor import Predictor
+    from forecast.prices.series import Series
 
     Dates = NDArray[np.datetime64]
+    Bounds = NDArray[np.float64]
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -80,128 +85,185 @@ class InferOptions(AgeOptions, FileConfig):
         return self
 
 
+@dataclass(frozen=True)
+class Window:
+    """The window of a forecast.
+
+    Attributes:
+        values: as ``plain_window`` gives them.
+        dates: the dates of the last values, oldest first; None where not even the last one is known.
+        source: where they were read; None for numbers without dates.
+    """
+
+    values: list[Any]
+    dates: Dates | None = None
+    source: str | None = None
+
+
 def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
-    from forecast.errors import WindowError
-    from forecast.inference.prediction import describe_intervals
     from forecast.inference.predictor import Predictor
-    from forecast.prices.source import say_on_stderr
     from forecast.scores.distribution import MAIN_LEVEL
 
     predictor = Predictor(options.checkpoint, options.device)
-    window, dates, origin = _window(options, predictor)
-    steps = predictor.predict_steps([window], options.horizon)[0].tolist()
+    window = _window(options, predictor)
+    dated = _dated(options, predictor.dating, window.dates)
+    steps = predictor.predict_steps([window.values], options.horizon)[0].tolist()
     levels = options.levels
     if levels is None:
         # Simulating futures takes a moment: it is done only on request.
         shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
         levels = (MAIN_LEVEL,) if shown else ()
-    bounds = predictor.predict_intervals([window], levels, options.horizon)[0] if levels else None
-    config = predictor.checkpoint.config
-    used = window[-config.sequence_length :]
-    dating, dated = predictor.dating, {}
-    if dates is not None:
-        dated = dating.describe(dates, options.horizon)
-        if not dated:
-            say_on_stderr(f"warning: {dating.unknown}")
-    age = dating.age(dates[-1] if dates is not None else None)
-    if complaint := options.complaint(age):
-        if options.when_too_old == "refuse":
-            raise WindowError(complaint)
-        say_on_stderr(f"warning: {complaint}")
-    prediction, last = steps[0], used[-1][0] if isinstance(used[-1], list) else used[-1]
+    bounds = predictor.predict_intervals([window.values], levels, options.horizon)[0] if levels else None
     if options.json_output:
-        answer: dict[str, Any] = {
-            "prediction": prediction,
-            "last_value": last,
-            "symbol": config.symbol,
-            "feature": config.feature,
-            "sequence_length": config.sequence_length,
-            "checkpoint_path": str(options.checkpoint),
-            "first_date": None,
-            "last_date": None,
-            "values": used,
-            **dated,
-            **({} if age is None else {"model_age": age}),
-            **({} if origin is None else {"source": origin}),
-        }
-        if dates is not None:
-            texts = dating.require_timeline().text(dates)
-            answer |= {"first_date": texts[0] if len(texts) > 1 else None, "last_date": texts[-1]}
-        if options.horizon > 1:
-            answer["predictions"] = steps
-        if bounds is not None:
-            answer["levels"] = list(levels)
-            answer["intervals"] = describe_intervals(bounds, levels, steps=options.horizon > 1)
+        answer = _answer(options, predictor, window, dated, steps, levels, bounds)
         print(json.dumps(answer, allow_nan=False))
-        return 0
-    after = f" after {dating.require_timeline().text(dates)[-1]}" if dates is not None else ""
-    labels = dated.get("forecast_dates") or [""] * options.horizon
-    day = f" for {labels[0]}" if labels[0] else ""
-    print(f"{config.symbol} {config.feature}: next value{after} is forecast at {prediction:,.6g}{day}")
-    for step, (price, label) in enumerate(zip(steps, labels, strict=True)):
-        if step:
-            print(f"step {step + 1}{f' ({label})' if label else ''}: {price:,.6g}")
-        if bounds is not None:
-            for level, (lower, upper) in zip(levels, bounds[step], strict=True):
-                print(f"  {100 * level:g} % interval: {lower:,.6g} to {upper:,.6g}")
-    if origin is not None:
-        print(f"window: {len(used)} values from {origin}")
-    print(f"persistence (the last value): {last:,.6g}")
-    if predictor.checkpoint.metrics_test:
-        test = predictor.checkpoint.metrics_test
-        reference = predictor.checkpoint.persistence.get("test")
-        line = f"test MAE of this model: {test['MAE']:,.6g}"
-        print(line + (f", of persistence: {reference['MAE']:,.6g}" if reference else ""))
+    else:
+        print(*_lines(predictor, window, dated, steps, levels, bounds), sep="\n")
     return 0
 
 
-def _window(options: InferOptions, predictor: Predictor) -> tuple[list[Any], Dates | None, str | None]:
-    """The window's values, as ``plain_window`` gives them; their dates, or the last if only it is known; the source."""
+def _dated(options: InferOptions, dating: Dating, dates: Dates | None) -> dict[str, Any]:
+    """The fields of an answer that say when: the bars of the steps, the window's dates, and the model's age.
 
-    from forecast.errors import WindowError
-    from forecast.model.windows import plain_window
-    from forecast.prices.files import read_content
-    from forecast.prices.source import say_on_stderr, series_from_config, series_of_table
-    from forecast.prices.values import read_values
+    Raises:
+        AgeError: when the model is too old, and ``options`` refuse it.
+    """
+    from forecast.prices.source import say_on_stderr
+
+    fields: dict[str, Any] = {"first_date": None, "last_date": None}
+    if dates is not None:
+        texts = dating.require_timeline().text(dates)
+        fields |= {"first_date": texts[0] if len(texts) > 1 else None, "last_date": texts[-1]}
+        steps = dating.describe(dates, options.horizon)
+        fields |= steps
+        if not steps:
+            say_on_stderr(f"warning: {dating.unknown}")
+    age = dating.age(None if dates is None else dates[-1])
+    if complaint := options.complaint(age):
+        say_on_stderr(f"warning: {complaint}")
+    return fields if age is None else {**fields, "model_age": age}
+
+
+def _last(window: Window) -> float:
+    value = window.values[-1]
+    return float(value[0] if isinstance(value, list) else value)
+
+
+def _answer(
+    options: InferOptions,
+    predictor: Predictor,
+    window: Window,
+    dated: dict[str, Any],
+    steps: list[float],
+    levels: Sequence[float],
+    bounds: Bounds | None,
+) -> dict[str, Any]:
+    """The forecast for machines."""
+    from forecast.inference.prediction import describe_intervals
 
     config = predictor.checkpoint.config
-    told, name = None, ""
+    answer: dict[str, Any] = {
+        "prediction": steps[0],
+        "last_value": _last(window),
+        "symbol": config.symbol,
+        "feature": config.feature,
+        "sequence_length": config.sequence_length,
+        "checkpoint_path": str(options.checkpoint),
+        "values": window.values[-config.sequence_length :],
+        **dated,
+    }
+    if window.source is not None:
+        answer["source"] = window.source
+    if options.horizon > 1:
+        answer["predictions"] = steps
+    if bounds is not None:
+        answer["levels"] = list(levels)
+        answer["intervals"] = describe_intervals(bounds, levels, steps=options.horizon > 1)
+    return answer
+
+
+def _lines(
+    predictor: Predictor,
+    window: Window,
+    dated: dict[str, Any],
+    steps: list[float],
+    levels: Sequence[float],
+    bounds: Bounds | None,
+) -> Iterator[str]:
+    """The forecast for a person."""
+    checkpoint = predictor.checkpoint
+    config = checkpoint.config
+    after = f" after {dated['last_date']}" if dated["last_date"] else ""
+    dates = dated.get("forecast_dates") or [None] * len(steps)
+    day = f" for {dates[0]}" if dates[0] else ""
+    yield f"{config.symbol} {config.feature}: next value{after} is forecast at {steps[0]:,.6g}{day}"
+    for step, (price, date) in enumerate(zip(steps, dates, strict=True)):
+        if step:
+            yield f"step {step + 1}{f' ({date})' if date else ''}: {price:,.6g}"
+        if bounds is not None:
+            for level, (lower, upper) in zip(levels, bounds[step], strict=True):
+                yield f"  {100 * level:g} % interval: {lower:,.6g} to {upper:,.6g}"
+    if window.source is not None:
+        yield f"window: {config.sequence_length} values from {window.source}"
+    yield f"persistence (the last value): {_last(window):,.6g}"
+    if test := checkpoint.metrics_test:
+        reference = checkpoint.persistence.get("test")
+        line = f"test MAE of this model: {test['MAE']:,.6g}"
+        yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
+
+
+def _window(options: InferOptions, predictor: Predictor) -> Window:
+    from forecast.prices.source import say_on_stderr, series_from_config
+    from forecast.prices.values import read_values
+
+    told = None
     if options.last_date is not None:
         told = predictor.dating.parse([options.last_date])
         if doubt := predictor.dating.doubt(told[-1]):
             say_on_stderr(f"warning: {doubt}")
     if options.values is not None:
-        return options.values, told, None
+        return Window(options.values, told)
     if options.file is not None:
         content, name = _content(options.file)
         values = read_values(content, name, options)
-        if values is not None:
-            return values, told, None
-        reading = _reading(predictor, options)
-        series = series_of_table(
-            read_content(content, name, config.symbol, reading), reading, notify=say_on_stderr
+        return (
+            Window(values, told) if values is not None else _of_table(options, predictor, content, name, told)
         )
-        if told is not None and told[-1] != series.dates[-1]:
-            raise UsageError(
-                f"`last_date` {options.last_date} is not the last date of {name}, "
-                f"{series.provenance.last_date}; omit it"
-            )
-    else:
-        if told is not None:
-            raise UsageError("`last_date` is known from the source; give it with `values` or `file` only")
-        series = series_from_config(_reading(predictor, options), notify=say_on_stderr)
-    length = config.sequence_length
+    if told is not None:
+        raise UsageError("`last_date` is known from the source; give it with `values` or `file` only")
+    series = series_from_config(_reading(predictor, options), notify=say_on_stderr)
+    return _end_of(series, predictor, series.provenance.source)
+
+
+def _of_table(
+    options: InferOptions, predictor: Predictor, content: bytes, name: str, told: Dates | None
+) -> Window:
+    """The window at the end of a table of prices."""
+    from forecast.prices.files import read_content
+    from forecast.prices.source import say_on_stderr, series_of_table
+
+    reading = _reading(predictor, options)
+    table = read_content(content, name, reading.symbol, reading)
+    series = series_of_table(table, reading, notify=say_on_stderr)
+    if told is not None and told[-1] != series.dates[-1]:
+        raise UsageError(
+            f"`last_date` {options.last_date} is not the last date of {name}, {series.provenance.last_date}; omit it"
+        )
+    return _end_of(series, predictor, name)
+
+
+def _end_of(series: Series, predictor: Predictor, source: str) -> Window:
+    from forecast.errors import WindowError
+    from forecast.model.windows import plain_window
+
+    length = predictor.sequence_length
     if len(series) < length:
         raise WindowError(
-            f"{series.provenance.source} has {len(series)} rows, but this model needs {length}; use a longer history"
+            f"{source} has {len(series)} rows, but this model needs {length}; use a longer history"
         )
     dates = series.dates[-length:] if predictor.dating.timeline else None
-    return (
-        plain_window(series.matrix[-length:]),
-        told if told is not None else dates,
-        series.provenance.source if options.file is None else name,
-    )
+    return Window(plain_window(series.matrix[-length:]), dates, source)
 
 
 def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:

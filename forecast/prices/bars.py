@@ -96,12 +96,11 @@ def arrange(
     notes = []
     if intraday or days_from_times:
         seconds = own if isinstance(own, int) else INTERVALS[own].seconds or 0
-        stamps, assumed = _in_utc(table, found, seconds, intraday)
-        dates = stamps
-        grid, fit = calendars.fit_grid(found.calendar, np.unique(stamps), seconds)
+        dates, assumed = _in_utc(table, found, seconds, intraday)
+        grid, fit = calendars.fit_grid(found.calendar, np.unique(dates), seconds)
         found = replace(found, fit=fit)
         if days_from_times:
-            dates, matrix, left_out = _days_of(stamps, matrix, columns, found.calendar, grid)
+            dates, matrix, left_out = _days_of(dates, matrix, columns, found.calendar, grid)
             notes.append(
                 f"{table.origin} has bars of {shown}; the last one of each session is its day's price"
             )
@@ -158,20 +157,16 @@ def _calendar_of(table: Table, own: str | int, symbol: str, name: str | None) ->
             True,
         )
 
-    if table.offsets is None or table.offsets.any():
-        found = calendars.choose_calendar(
-            np.unique(table.dates.astype("datetime64[D]")),
-            interval=interval,
-            symbol=symbol,
-            exchange=table.exchange,
-        )
-    else:
-        found = calendars.choose_calendar(
-            lambda calendar: np.unique(_days(table, calendar)),
-            interval=interval,
-            symbol=symbol,
-            exchange=table.exchange,
-        )
+    def days_of(calendar: Calendar) -> Dates:
+        return np.unique(_days(table, calendar))
+
+    utc = table.offsets is not None and not table.offsets.any()
+    found = calendars.choose_calendar(
+        days_of if utc else np.unique(table.dates.astype("datetime64[D]")),
+        interval=interval,
+        symbol=symbol,
+        exchange=table.exchange,
+    )
     weekdays = set(weekday(_days(table, found.calendar)).tolist())
     if (
         found.calendar.zone == "UTC"

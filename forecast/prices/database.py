@@ -150,7 +150,7 @@ def _rows(
         ).one()
         if 1 < distinct < rows:  # symbols, rather than one symbol's other name or the numbers of rows
             there = _frame(connection.execute(sa.select(column).distinct().order_by(column)))
-            rows_of_symbol(there, symbol, column.name, source)
+            rows_of_symbol(there, symbol, column.name, source, lambda: None)
     return _frame(connection.execute(sa.select(table)))
 
 

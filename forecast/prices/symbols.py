@@ -91,7 +91,7 @@ def rows_of_symbol(
     symbol: str,
     symbol_column: str | None,
     name: str,
-    dates: Callable[[], Cells | None] = lambda: None,
+    dates: Callable[[], Cells | None],
 ) -> tuple[pd.DataFrame, str | None]:
     """The rows of ``symbol``, and a note where the table names another symbol.
 
