@@ -121,7 +121,9 @@ async def service_of(name: str, interval: str, folder: Path) -> ForecastService:
     checkpoint = load_checkpoint(path)
     grid = dataclasses.asdict(HOUR) if interval == "1h" else None
     bars = {"interval": interval, "calendar": name, "grid": grid}
-    mine = checkpoint.model_copy(update={"provenance": {**(checkpoint.provenance or {}), **bars}})
+    trained_until = f"{LAST}T15:00:00+00:00" if grid else str(LAST)
+    provenance = {**(checkpoint.provenance or {}), **bars}
+    mine = checkpoint.model_copy(update={"provenance": provenance, "trained_until": trained_until})
     save_checkpoint(mine, folder / "of_exchange.pt")
     models = Models(Engines(engine="torch"))
     await models.load(str(folder / "of_exchange.pt"))
