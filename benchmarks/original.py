@@ -72,7 +72,7 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
     config = TrainConfig(source="snapshot", target="level", log_prices=False, sequence_length=window)
 
     def loader(part: Part, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
-        windows = prepared.windows(part, config)
+        windows = prepared.windows(part, prepared.encoding(config))
         tensors = torch.from_numpy(windows.inputs), torch.from_numpy(windows.targets)
         return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle)
 
@@ -106,6 +106,6 @@ def _train(prepared: PreparedSeries, params: dict[str, float]) -> tuple[nn.Modul
     model.eval()
     with torch.no_grad():
         outputs = torch.cat([model(inputs) for inputs, _ in loader("test")])
-    last = prepared.windows("test", config).last
+    last = prepared.windows("test", prepared.encoding(config)).last
     points = prepared.encoding(config).prices(outputs[:, 0].numpy(), last)
     return model, evaluate_forecasts(prepared.rows("test", window), Forecasts(points))

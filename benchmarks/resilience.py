@@ -33,8 +33,8 @@ import psutil
 from benchmarks.served import Server, make_checkpoint, serve_run, wrk
 from forecast import Predictor
 
-WINDOW = [5000.0 + 10 * row for row in range(120)]
-"""Long enough for every model, inside the range of the snapshot's training rows."""
+WINDOW = [5000.0 + 10 * row for row in range(251)]
+"""As many values as a model uses, inside the range of the snapshot's training rows."""
 CONNECTIONS = 16
 RECOVERY_S = 30.0
 OVERLOAD_CONNECTIONS = 1024

@@ -63,19 +63,17 @@ def make_checkpoint(
         sequence_length=sequence_length,
         target=target,
         log_prices=target != "level",
+        members=1,
     )
     series = load_series("BTC-USD", source="snapshot")
-    prepared = prepare(series, config)
-    checkpoint = Checkpoint(
+    checkpoint = Checkpoint.create(
         model_state=random_weights(hidden_size, num_layers, seed),
         config=config,
-        normalization=prepared.normalization,
+        prepared=prepare(series, config),
         val_loss_best=0.0,
-        train_range=prepared.train_range,
-        provenance={},
-        versions={},
-        created="",
         best_epoch=1,
+        device="cpu",
+        provenance={},
     )
     save_checkpoint(checkpoint, path)
     return checkpoint

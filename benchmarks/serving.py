@@ -70,12 +70,12 @@ def compare(rounds: int, seconds: float) -> None:
     memory: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.pt"
-        config = make_checkpoint(path).config
-        length = config.sequence_length
-        window = [round(float(value), 2) for value in series[600 : 600 + length]]
+        make_checkpoint(path)
+        predictor = Predictor(path, "cpu")
+        window = [round(float(value), 2) for value in series[600 : 600 + predictor.rows_used]]
         one = json.dumps({"values": window})
         many = json.dumps({"windows": [window] * BATCH})
-        expected = Predictor(path, "cpu").predict_next(window)
+        expected = predictor.predict_next(window)
         for turn in range(rounds):
             for row in (*ROWS[turn % len(ROWS) :], *ROWS[: turn % len(ROWS)]):
                 with row.start(path) as server:

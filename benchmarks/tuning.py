@@ -30,9 +30,9 @@ from optuna.trial import TrialState
 
 from benchmarks import original
 from forecast import load_series
-from forecast.config import ExperimentConfig
+from forecast.config import ExperimentConfig, TrainConfig
 from forecast.model.training import Trainer
-from forecast.model.windows import prepare
+from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.series import Series
 from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
 from tune_jobs import study as studies
@@ -174,9 +174,8 @@ class UntrainedModel(Trainer):
 class UntrainedTrial(TrainingTrial):
     """A trial that does not train."""
 
-    def _new_trainer(self) -> Trainer:
-        trained = super()._new_trainer()
-        return UntrainedModel(trained._prepared, trained.config)
+    def _new_trainer(self, prepared: PreparedSeries, config: TrainConfig) -> Trainer:
+        return UntrainedModel(prepared, config)
 
 
 def untrained_search(series: Series, samples: int) -> SearchSeconds:

@@ -29,6 +29,7 @@ from forecast.names import plain_name, split_names
 Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
+VolatilityName = Literal["ewma", "gjr", "range", "window"]
 NAMED_SOURCES = ("auto", "yahoo", "snapshot")
 SQLITE_FILE = re.compile(r"^(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^/:?$][^?$]*)(?P<options>\?.*)?$")
 """The address of a database in a file, by a relative path."""
@@ -79,7 +80,7 @@ class DataConfig(FileConfig):
     input_columns: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (),
         description="covariates: other columns of the source that the model sees, for example Volume; each is cleaned "
-        "and normalized like the feature",
+        "like the feature; Open, High and Low beside Close are seen as distances from it",
     )
     source: str = Field(
         "auto",
@@ -157,11 +158,17 @@ class ExperimentConfig(DataConfig):
         "level: predict the normalized price itself",
     )
     likelihood: Likelihood = Field(
-        "mse",
-        description="mse: learn a point forecast with the squared error, and take intervals from the errors on "
-        "validation rows; student_t: learn the distribution of the next value",
+        "student_t",
+        description="student_t: learn the distribution of the next value; mse: learn a point forecast with the squared "
+        "error, and take intervals from the errors on validation rows",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
+    members: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="models trained with seeds from `seed` on, whose quantiles are averaged",
+    )
 
 
 class TrainConfig(ExperimentConfig):
@@ -169,6 +176,12 @@ class TrainConfig(ExperimentConfig):
 
     sequence_length: int = Field(
         60, ge=2, le=5000, description="window length: number of past rows that a forecast sees"
+    )
+    volatility: VolatilityName = Field(
+        "ewma",
+        description="volatility that the model corrects, fitted on the training rows: ewma, exponentially weighted "
+        "changes; gjr, in which falls count more (GJR-GARCH); range, the same with the bar's range, for which "
+        "`input_columns` has High and Low; window, ewma of the window's changes alone, as in version 0.1",
     )
     hidden_size: int = Field(64, ge=1, le=4096, description="width of each recurrent layer")
     num_layers: int = Field(2, ge=1, le=16, description="number of recurrent layers")

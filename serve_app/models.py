@@ -55,7 +55,7 @@ class ServedModel:
     Attributes:
         predictor: the model.
         version: SHA-256 of its file, in hexadecimal.
-        cost: multiply-adds per forecast.
+        cost: multiply-adds per forecast, of all members together.
         common_fields: fields that all its answers share.
         prices: collects windows that need only a price.
         predictions: collects windows that need intervals too.
@@ -70,23 +70,19 @@ class ServedModel:
             UsageError: when the engine cannot be used.
         """
         self.predictor = Predictor(path, engines.device, engines.engine)
-        config = self.predictor.checkpoint.config
-        self.symbol, self.feature, self.sequence_length = (
-            config.symbol,
-            config.feature,
-            config.sequence_length,
-        )
-        self.version: str = self.predictor.checkpoint.sha256 or ""
+        checkpoint = self.predictor.checkpoint
+        self.symbol, self.feature = checkpoint.config.symbol, checkpoint.config.feature
+        self.version: str = checkpoint.sha256 or ""
         self.common_fields = {
             "checkpoint_path": self.predictor.path,
-            "sequence_length": self.sequence_length,
+            "sequence_length": self.predictor.sequence_length,
             "symbol": self.symbol,
             "feature": self.feature,
         }
         on_gpu = self.predictor.engine.device.type != "cpu"
         size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
-        self.cost = multiply_adds(config)
+        self.cost = sum(multiply_adds(member.config) for member in checkpoint.members)
         # A thread per model, apart from ``Models.threads``: single windows do not wait for batch requests.
         thread = ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None
         wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0

@@ -80,8 +80,7 @@ class ServeOptions(AgeOptions):
     max_forecasts: int = Field(
         10_000,
         ge=1,
-        description="most forecasts per request, windows x horizon (x 500 futures if levels come with a horizon); more "
-        "are refused with 422",
+        description="most forecasts per request, windows x horizon; more are refused with 422",
     )
     require_api_key: bool = Field(False, description=f"refuse to start if {API_KEY_VARIABLE} is not set")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(

@@ -7,11 +7,15 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL
+
 MAX_HORIZON = 365
 """Most steps ahead: each costs a forecast, and is worth less than the one before."""
 
 MAX_LEVELS = 20
 """Most intervals per request."""
+
+LENGTH_NEEDED = "number of past prices that a forecast needs"
 
 VALUES_REMEDY = (
     "send past prices as numbers, without quotes, oldest first, at least the model's sequence_length"
@@ -102,7 +106,8 @@ class PredictRequest(DatedRequest):
     )
 
     values: Annotated[Window, Remedy(VALUES_REMEDY)] = Field(
-        description="past prices, oldest first, at least the model's sequence_length; the model uses the last ones"
+        description="past prices, oldest first, at least the model's sequence_length; the model uses the last "
+        "values_used, see GET /model"
     )
 
 
@@ -152,7 +157,7 @@ class ForecastAnswer(BaseModel):
 
     ok: bool = Field(True, description="always true in an answer with status 200")
     checkpoint_path: str = Field(description="the checkpoint that is served")
-    sequence_length: int = Field(description="number of past prices that the model looks at")
+    sequence_length: int = Field(description=LENGTH_NEEDED)
     symbol: str
     feature: str
     forecast_dates: list[str] | None = Field(
@@ -180,7 +185,7 @@ class PredictAnswer(ForecastAnswer):
     )
     intervals: list[Interval] | None = Field(
         None,
-        description="one interval for each level; beyond one step ahead, intervals come from simulated futures",
+        description="one interval for each level; beyond one step ahead, intervals come from simulated paths",
     )
 
 
@@ -223,7 +228,10 @@ class ModelLine(BaseModel):
 
     symbol: str
     feature: str
-    sequence_length: int = Field(description="number of past prices that the model looks at")
+    sequence_length: int = Field(description=LENGTH_NEEDED)
+    values_used: int = Field(
+        description="number of latest values that a forecast uses where given; sequence_length is what it needs"
+    )
     columns: list[str] = Field(
         description="columns that the model sees for each bar; with several columns, values has one row per bar"
     )
@@ -244,8 +252,11 @@ class ModelAnswer(ModelLine):
     likelihood: str = Field(
         description="mse: intervals from past errors; student_t: the model forecasts a distribution"
     )
+    volatility: str = Field(description="volatility that the model corrects, as in training's options")
+    members: int = Field(description="number of networks whose forecasts are averaged")
     widest_level: float = Field(
-        description="highest level of the model's intervals; 0 for a model without intervals"
+        description="highest level of the model's intervals of the next price, 0 for a model without intervals; beyond "
+        f"one step, at most {WIDEST_SIMULATED_LEVEL:g}"
     )
     trained_on: dict[str, Any] | None = Field(
         description="source, bar length, calendar, first and last date, rows and hash of the prices; split says which "
@@ -254,6 +265,10 @@ class ModelAnswer(ModelLine):
     trained_until: str | None = Field(description="date or time of the last training row")
     model_age: int | None = Field(description="sessions after the last training row, until now")
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
+    scored_model: dict[str, Any] | None = Field(
+        description="split, trained_until and validated_until of the model that the metrics and intervals are those "
+        "of: one of the same configuration, scored on rows that it was not trained on; null if they are its own"
+    )
     metric_units: dict[str, str] = Field(description="units of the metrics that are not in price units")
     metrics_validation: dict[str, float] | None
     metrics_test: dict[str, float] | None
@@ -272,8 +287,8 @@ class ModelAnswer(ModelLine):
         description="lowest and highest price in training; a window beyond them gets a warning"
     )
     latest_window: list[float] | list[list[float]] | None = Field(
-        description="the last values of the series that the model was trained on, in the form of values of POST "
-        "/predict"
+        description="the last values_used values of the series that the model was trained on, in the form of values of "
+        "POST /predict"
     )
     device: str
     engine: str = Field(description="engine that runs the network: torch or onnx")

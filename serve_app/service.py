@@ -15,9 +15,9 @@ from pydantic_core import to_json
 
 from forecast.config import AgeOptions, parse_settings
 from forecast.errors import AgeError, LevelError, UsageError, WindowError
-from forecast.inference.futures import PATHS
 from forecast.inference.prediction import describe_intervals
 from forecast.inference.predictor import Predictor
+from forecast.model.windows import plain_window
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import ModelNotFound, Models, ServedModel
@@ -114,8 +114,8 @@ class ForecastService:
             when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
             return refused.answer
-        # Only the values that the model looks at are queued; a window that is too short is refused there.
-        window = asked.values[-model.sequence_length :]
+        # Only the values that the model uses are queued; a window that is too short is refused there.
+        window = asked.values[-model.predictor.rows_used :]
         bounds: Bounds | None = None
         try:
             if horizon > 1 or asked.horizon is not None:
@@ -142,7 +142,7 @@ class ForecastService:
             when = self._when(asked, model, None, 0)
         except Refused as refused:
             return refused.answer
-        windows = [values[-model.sequence_length :] for values in asked.windows]
+        windows = [values[-model.predictor.rows_used :] for values in asked.windows]
         try:
             prices, bounds = await self._forecast_aside(model, windows, horizon, levels)
         except BadWindow as bad:
@@ -203,7 +203,7 @@ class ForecastService:
         try:
             model.predictor.require_horizon(horizon)
             if levels:
-                model.predictor.require_levels(levels)
+                model.predictor.require_levels(levels, horizon)
         except WindowError as error:
             raise Refused(
                 refuse(422, [Problem(loc=["body", "horizon"], msg=str(error), type="horizon")])
@@ -212,12 +212,10 @@ class ForecastService:
             raise Refused(
                 refuse(422, [Problem(loc=["body", "levels"], msg=str(error), type="level")])
             ) from None
-        futures = PATHS if levels and horizon > 1 else 1
-        forecasts = windows * horizon * futures
+        forecasts = windows * horizon
         if forecasts > self._max_forecasts:
-            simulated = f" in {futures} simulated futures, which the levels need," if futures > 1 else ""
             message = (
-                f"{windows} windows and a horizon of {horizon}{simulated} are {forecasts} forecasts; "
+                f"{windows} windows and a horizon of {horizon} are {forecasts} forecasts; "
                 f"send at most {self._max_forecasts} in one request"
             )
             where = "windows" if windows > 1 else "horizon"
@@ -286,7 +284,10 @@ class ForecastService:
             prices: list[list[float]] = [[] for _ in chunk]
             while (left := horizon - len(prices[0])) > 0:
                 # Each piece continues from the forecasts of the previous one.
-                past = [[*window, *done] for window, done in zip(chunk, prices, strict=True)]
+                past = [
+                    _continued(model.predictor, window, done)
+                    for window, done in zip(chunk, prices, strict=True)
+                ]
                 steps = min(left, max(1, at_a_time // len(chunk)))
                 piece = await loop.run_in_executor(
                     self.models.threads, _forecast_piece, model.predictor, past, steps, first
@@ -294,25 +295,13 @@ class ForecastService:
                 prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
             forecasts += prices
         if levels and horizon > 1:
-            for index, window in enumerate(windows):
-                try:
-                    bounds.append(await self._simulate(model.predictor, window, horizon, levels, at_a_time))
-                except WindowError as error:
-                    raise BadWindow(index, error) from None
+            for index, (window, ahead) in enumerate(zip(windows, forecasts, strict=True)):
+                bounds.append(
+                    await loop.run_in_executor(
+                        self.models.threads, _intervals_ahead, model.predictor, window, ahead, levels, index
+                    )
+                )
         return forecasts, np.concatenate(bounds) if bounds else None
-
-    async def _simulate(
-        self, predictor: Predictor, window: Window, horizon: int, levels: list[float], at_a_time: int
-    ) -> Bounds:
-        """Simulate futures in a thread, ``at_a_time`` forecasts a turn; return bounds (1, horizon, levels, 2)."""
-        loop = asyncio.get_running_loop()
-        steps: list[Bounds] = []
-        futures = await loop.run_in_executor(self.models.threads, predictor.futures, window, levels)
-        while len(steps) < horizon:
-            day = await loop.run_in_executor(self.models.threads, futures.advance, at_a_time)
-            if day is not None:
-                steps.append(day)
-        return np.stack(steps)[np.newaxis]
 
     def _answer(
         self,
@@ -341,6 +330,8 @@ class ForecastService:
             warnings.append(
                 f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
             )
+        if (complaint := model.predictor.short_history(windows)) is not None:
+            warnings.append(complaint)
         if warnings:
             answer["warnings"] = warnings
         version = (b"x-model-version", short_version(model.version).encode())
@@ -361,6 +352,16 @@ class BadWindow(WindowError):
     def __init__(self, index: int, error: WindowError) -> None:
         super().__init__(str(error))
         self.index = index
+
+
+def _continued(predictor: Predictor, window: Window, prices: list[float]) -> Window:
+    """A window with the bars of forecasts (k,) after it; parts of these bars are at their training mean."""
+    normalization = predictor.checkpoint.normalization
+    bars = np.zeros((len(prices), len(predictor.columns)))
+    bars[:, 0] = normalization.feature.normalize(prices)
+    bars = normalization.denormalize(bars)
+    bars[:, 0] = prices  # exactly
+    return [*window, *plain_window(bars)]
 
 
 def _forecast_piece(
@@ -393,6 +394,20 @@ def _piece_with_intervals(
     except WindowError:
         _name_bad_window(predictor, windows, 1, first)
         raise
+
+
+def _intervals_ahead(
+    predictor: Predictor, window: Window, prices: list[float], levels: list[float], index: int
+) -> Bounds:
+    """Bounds (1, horizon, levels, 2) around a window's point forecasts (horizon,); runs in a thread.
+
+    Raises:
+        BadWindow: when a bound is not a finite number.
+    """
+    try:
+        return predictor.predict_intervals([window], levels, len(prices), [prices])
+    except WindowError as error:
+        raise BadWindow(index, error) from None
 
 
 def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> None:

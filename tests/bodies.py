@@ -1,6 +1,7 @@
-"""Bodies that ``POST /predict`` must refuse, each with its status."""
+"""A body of ``POST /predict`` with all values that a model uses, one with as few as it needs, and those to refuse."""
 
-GOOD = [1000.0 + row for row in range(20)]
+GOOD = [1000.0 + row for row in range(251)]
+SHORT = GOOD[-20:]
 
 
 def with_value(text):

@@ -70,7 +70,13 @@ def tiny_result(snapshot):
     from forecast import TrainConfig, train
 
     config = TrainConfig(
-        source="snapshot", sequence_length=20, hidden_size=8, num_layers=1, max_epochs=2, batch_size=128
+        source="snapshot",
+        likelihood="mse",
+        sequence_length=20,
+        hidden_size=8,
+        num_layers=1,
+        max_epochs=2,
+        batch_size=128,
     )
     return train(snapshot, config)
 

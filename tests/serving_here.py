@@ -11,7 +11,7 @@ from serve_app.models import Engines, Models
 from serve_app.options import ServeOptions
 from serve_app.service import ForecastService
 
-LIMIT = 20_000
+LIMIT = 50_000
 """The largest request body, in bytes."""
 
 

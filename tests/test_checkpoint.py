@@ -37,11 +37,11 @@ def test_a_checkpoint_is_plain_data_with_the_original_eight_keys(tiny_checkpoint
 
 
 def test_a_checkpoint_predicts_what_the_model_that_made_it_predicted(snapshot, tiny_result, tiny_checkpoint):
-    length = tiny_result.checkpoint.config.sequence_length
+    predictor = Predictor(tiny_checkpoint)
     start = tiny_result.checkpoint.split["validation_end"]
     rows = np.arange(start, len(snapshot))
-    windows = np.stack([snapshot.values[row - length : row] for row in rows])
-    predicted = Predictor(tiny_checkpoint).predict(windows)
+    windows = np.stack([snapshot.values[row - predictor.rows_used : row] for row in rows])
+    predicted = predictor.predict(windows)
     assert np.mean(np.abs(predicted - snapshot.values[rows])) == pytest.approx(tiny_result.test.model["MAE"])
 
 
@@ -226,8 +226,8 @@ def test_many_windows_at_once_give_what_each_gives_alone(snapshot, tiny_checkpoi
 
 def test_only_the_last_values_of_a_long_window_count(snapshot, tiny_checkpoint):
     predictor = Predictor(tiny_checkpoint)
-    values = snapshot.values[:40].tolist()
-    assert predictor.predict_next(values) == predictor.predict_next([1.0, *values[-20:]])
+    values = snapshot.values[:400].tolist()
+    assert predictor.predict_next(values) == predictor.predict_next([1.0, *values[-predictor.rows_used :]])
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import json
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from forecast import Predictor, load_checkpoint
+from forecast import Predictor, load_checkpoint, save_checkpoint
 from forecast.__main__ import main
 from forecast.cli.command import run, spell_options
 
@@ -63,13 +64,27 @@ def test_infer_takes_values_from_the_command_line(tiny_checkpoint, capsys):
     assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--json", "--values", *values]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["prediction"] == expected(tiny_checkpoint)
-    assert answer["values"] == WINDOW[-20:]
+    assert answer["values"] == WINDOW
+    assert answer["sequence_length"] == 20
+
+
+def test_infer_warns_of_a_window_shorter_than_the_model_uses(tiny_checkpoint, capsys):
+    command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values"]
+    assert run(main, [*command, *map(str, WINDOW)]) == 0
+    assert capsys.readouterr().err == (
+        "warning: the window has 25 values: the volatility comes from fewer than the 251 that this model uses; "
+        "give 251\n"
+    )
+    assert run(main, [*command, *(str(1000 + row) for row in range(251))]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_infer_uses_the_latest_window_of_the_models_source_by_default(tiny_checkpoint, snapshot, capsys):
     assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint)]) == 0
-    printed = capsys.readouterr().out
-    prediction = Predictor(tiny_checkpoint).predict_next(snapshot.values[-20:].tolist())
+    printed, warned = capsys.readouterr()
+    prediction = Predictor(tiny_checkpoint).predict_next(snapshot.values[-251:].tolist())
+    assert "window: 251 values from " in printed
+    assert "warning: the window" not in warned
     assert f"next value after 2020-01-16 is forecast at {prediction:,.6g}" in printed
     assert "persistence (the last value): 8,710.15" in printed
 
@@ -105,10 +120,10 @@ def test_a_window_file_is_read_by_the_rules_of_price_files(tiny_checkpoint, tmp_
     table = "\n".join(f"{day},{value}" for day, value in zip(days, WINDOW, strict=True))
     path.write_text(f"Date,Close\n{table}\n")
     answer = infer_json(tiny_checkpoint, capsys, "--file", str(path))
-    assert (answer["values"], answer["last_date"]) == (WINDOW[-20:], days[-1])
+    assert (answer["values"], answer["last_date"]) == (WINDOW, days[-1])
     path.write_text("\n".join(f"{value + 8000:,.2f}" for value in WINDOW))
     answer = infer_json(tiny_checkpoint, capsys, "--file", str(path))
-    assert answer["values"] == [round(value + 8000, 2) for value in WINDOW[-20:]]
+    assert answer["values"] == [round(value + 8000, 2) for value in WINDOW]
 
 
 def test_a_window_file_with_text_in_it_names_the_value(tiny_checkpoint, tmp_path, capsys):
@@ -197,6 +212,19 @@ def test_a_level_beyond_what_the_model_knows_is_an_error_in_one_line(tiny_checkp
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW)]
     assert run(main, [*command, "--levels", "0.9999"]) == 1
     assert "level 0.9999 is too high" in capsys.readouterr().err
+
+
+def test_a_level_that_many_steps_cannot_hold_is_answered_for_one_step_alone(tiny_result, tmp_path, capsys):
+    scores, path = np.linspace(-2, 2, 50_000), tmp_path / "model.pt"
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"calibration_scores": scores}), path)
+    command = ["infer", "--checkpoint", str(path), "--levels", "0.9999", "--horizon"]
+    assert run(main, [*command, "1"]) == 0
+    assert "99.99 % interval" in capsys.readouterr().out
+    assert run(main, [*command, "2"]) == 1
+    assert capsys.readouterr().err == (
+        "error: level 0.9999 is too high: this model has intervals up to level 0.995 beyond one step; choose a lower "
+        "level\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def prices(tmp_path_factory):
         {
             "Date": pd.date_range("2020-01-01", periods=500).strftime("%Y-%m-%d"),
             "Close": close,
-            "High": close * 1.01,
+            "High": close * np.exp(0.01 * np.abs(generator.normal(size=500))),
             "Volume": 1e6 * np.exp(np.cumsum(0.1 * signal)),
         }
     )
@@ -110,14 +110,14 @@ def test_windows_of_the_other_shape_are_refused_with_the_columns_by_name(prices,
 
 
 def test_more_than_one_step_is_refused_for_columns_nobody_forecasts(prices, model):
-    with pytest.raises(WindowError, match=r"a horizon of 2 would need forecasts of Volume, High too"):
+    with pytest.raises(WindowError, match=r"a horizon of 2 would need forecasts of Volume too"):
         Predictor(model).predict_steps([rows_of(prices)], 2)
 
 
 def test_infer_prints_rows_that_predict_takes(prices, model, capsys):
     assert main(["infer", "--checkpoint", str(model), "--json", "--levels", "0.9"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["values"] == rows_of(prices)
+    assert printed["values"] == rows_of(prices, Predictor(model).rows_used)
     with serving(model) as client:
         answer = client.post("/predict", json={"values": printed["values"], "levels": [0.9]}).json()
         assert answer["prediction"] == pytest.approx(printed["prediction"], rel=1e-6)
@@ -135,7 +135,7 @@ def test_predict_says_which_shape_it_takes_when_it_gets_the_other(prices, model,
         text = client.post("/predict", json={"values": [[1.0, "2", 3.0]] * 5})
     assert [answer.status_code for answer in (plain, horizon, ragged, text)] == [422] * 4
     assert "a row of 3 values (Close, Volume, High)" in plain.json()["detail"][0]["msg"]
-    assert "would need forecasts of Volume, High" in horizon.json()["detail"][0]["msg"]
+    assert "would need forecasts of Volume too" in horizon.json()["detail"][0]["msg"]
     assert "all of the same length" in ragged.json()["detail"][0]["msg"]
     assert text.json()["detail"][0]["loc"] == ["body", "values", 0, 1]
     assert "each a list of numbers without quotes" in text.json()["detail"][0]["msg"]

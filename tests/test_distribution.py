@@ -15,7 +15,9 @@ from forecast.backtest.significance import clark_west, diebold_mariano, long_run
 from forecast.model.likelihood import calibration_scores, distribution, loss, stretch
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import split_rows
-from forecast.model.windows import VOLATILITY_DECAY, Encoding, PreparedSeries
+from forecast.model.training import Seen
+from forecast.model.volatility import RISKMETRICS_DECAY, ewma
+from forecast.model.windows import Encoding, PreparedSeries, window_recursion
 from forecast.scores.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
 from forecast.scores.metrics import (
     LEVELS,
@@ -37,22 +39,25 @@ def test_the_student_t_loss_is_the_mean_negative_log_density(seed, volatility, d
     location, targets = generator.normal(size=20), generator.normal(size=20)
     outputs = np.stack([location, generator.normal(0, 0.5, 20), np.full(20, np.log((df - 2) / 3))], axis=1)
     volatilities = np.full(20, volatility)
-    learned = distribution("student_t", outputs, volatilities, None)
-    expected = -stats.t.logpdf(targets, learned.df, learned.location, learned.scale).mean()
+    learned = distribution("student_t", outputs[:, np.newaxis], volatilities[:, np.newaxis], None)
+    parameters = (values[:, 0] for values in (learned.df, learned.location, learned.scale))
+    expected = -stats.t.logpdf(targets, *parameters).mean()
     found = loss("student_t", *(torch.from_numpy(values) for values in (outputs, volatilities, targets)))
     assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    assert learned.df == pytest.approx(df, rel=1e-5)
+    assert learned.df[:, 0] == pytest.approx(df, rel=1e-5)
 
 
 def test_an_output_of_zero_is_persistence_with_the_volatility_as_standard_deviation():
-    learned = distribution("student_t", np.zeros((2, 3), np.float32), np.array([1, 4], np.float32), None)
-    assert learned.location.tolist() == [0, 0]
-    assert learned.scale * np.sqrt(learned.df / (learned.df - 2)) == pytest.approx([1, 4])
+    learned = distribution(
+        "student_t", np.zeros((2, 1, 3), np.float32), np.array([[1], [4]], np.float32), None
+    )
+    assert learned.center.tolist() == [0, 0]
+    assert learned.spread == pytest.approx([1, 4])
 
 
 @given(level=st.floats(0.01, 0.99), df=st.floats(2.1, 100))
 def test_student_t_quantiles_are_those_of_scipy_and_bounds_are_symmetric(level, df):
-    forecast = StudentT(np.array([3.0]), np.array([2.0]), np.array([df]))
+    forecast = StudentT(np.array([[3.0]]), np.array([[2.0]]), np.array([[df]]))
     lower, upper = forecast.quantiles(interval_probabilities([level]))[0]
     assert upper == pytest.approx(stats.t.ppf((1 + level) / 2, df, 3, 2), rel=1e-6)
     assert lower + upper == pytest.approx(6, rel=1e-6)
@@ -84,7 +89,7 @@ def test_a_learned_interval_is_widened_to_hold_nine_tenths_of_the_validation_row
     seed, true
 ):
     generator = np.random.default_rng(seed)
-    outputs, volatility = np.zeros((200, 3), np.float32), np.ones(200, np.float32)
+    outputs, volatility = np.zeros((200, 1, 3), np.float32), np.ones((200, 1), np.float32)
     targets = generator.normal(0, true, 200).astype(np.float32)
     scores = calibration_scores("student_t", outputs, volatility, targets)
     lower, upper = (
@@ -96,24 +101,38 @@ def test_a_learned_interval_is_widened_to_hold_nine_tenths_of_the_validation_row
         assert stretch(scores) == 1
 
 
+def encoding_of(normalization, recursions=None, **options):
+    config = TrainConfig(**options)
+    return Encoding(normalization, config, recursions or (window_recursion(config),))
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60))
-def test_the_volatility_is_the_exponentially_weighted_variance_begun_with_the_trainings(seed, length):
+def test_the_volatility_of_a_window_is_the_exponentially_weighted_variance_begun_with_the_trainings(
+    seed, length
+):
     normalization = Normalization((Scaling(mean=0.0, std=1.0, change_std=0.02, log=True),))
     values = np.cumsum(np.random.default_rng(seed).standard_t(3, length) * 0.02)
     variance = 1.0
     for change in np.diff(values) / 0.02:
-        variance = VOLATILITY_DECAY * variance + (1 - VOLATILITY_DECAY) * change**2
+        variance = RISKMETRICS_DECAY * variance + (1 - RISKMETRICS_DECAY) * change**2
     window = values[np.newaxis, :, np.newaxis]
-    found = Encoding(normalization, "residual", "student_t").volatility(window)
+    options = {"sequence_length": length, "volatility": "window"}
+    _, found = encoding_of(normalization, likelihood="student_t", **options).encode(window)
     assert found == pytest.approx([np.sqrt(variance)], rel=1e-5)
-    assert Encoding(normalization, "level", "mse").volatility(window) == pytest.approx(found * 0.02, rel=1e-5)
+    _, levels = encoding_of(normalization, target="level", likelihood="mse", **options).encode(window)
+    assert levels == pytest.approx(found * 0.02, rel=1e-5)
 
 
-def test_a_student_t_model_sees_each_change_and_its_size():
+def test_a_student_t_model_sees_each_change_its_size_and_the_volatility_after_it():
     normalization = Normalization((Scaling(mean=0.0, std=1.0, change_std=1.0, log=False),))
     window = np.array([[[0.0], [0.04], [-0.05]]])
-    inputs = Encoding(normalization, "residual", "student_t").inputs(window)
-    assert inputs[0] == pytest.approx(np.array([[0.04, 0.2], [-0.09, 0.3]]), rel=1e-3)
+    encoding = encoding_of(normalization, (ewma(),), likelihood="student_t", sequence_length=3)
+    inputs, volatility = encoding.encode(window)
+    assert inputs[0, :, :2] == pytest.approx(np.array([[0.04, 0.2], [-0.09, 0.3]]), rel=1e-3)
+    start = (1 + 0.04**2 + 0.09**2) / 3
+    after = 0.94 * (0.94 * start + 0.06 * 0.04**2) + 0.06 * 0.09**2
+    assert inputs[0, 1, 2] == pytest.approx(np.log(after) / 2)
+    assert volatility == pytest.approx([np.sqrt(after)])
 
 
 def test_crps_of_quantiles_is_that_of_the_distribution():
@@ -216,31 +235,44 @@ def test_the_long_run_variance_is_that_of_a_mean_of_values_that_depend_on_each_o
     assert np.mean(found) == pytest.approx(2.25, rel=0.1)
 
 
-def test_samples_are_drawn_without_the_stretch_that_quantiles_have():
+def test_draws_have_no_mean_a_variance_of_one_and_with_the_spread_the_interval_without_the_stretch():
     generator = np.random.default_rng(0)
-    ones = np.ones(20_000)
-    for forecast in (
-        StudentT(0 * ones, ones, 8 * ones, stretch=2.0),
-        Conformal(0 * ones, ones, np.sort(2 * generator.normal(size=999))),
+    ones = np.ones((1, 1))
+    for forecast, stretch_ in (
+        (StudentT(0 * ones, ones, 8 * ones, stretch=2.0), 2),
+        (Conformal(np.zeros(1), np.ones(1), np.sort(0.3 + 2 * generator.normal(size=999))), 1),
     ):
-        assert forecast.stretch == pytest.approx(2, rel=0.1)
-        upper = forecast.quantiles(np.array([0.9]))[0, 0]
-        drawn = np.quantile(forecast.sample(generator), 0.9)
-        assert upper / drawn == pytest.approx(forecast.stretch, rel=0.05)
+        draws = forecast.draws(generator, (1, 100_000))
+        assert draws.mean() == pytest.approx(0, abs=0.01)
+        assert draws.std() == pytest.approx(1, abs=0.02)
+        lower, upper = forecast.quantiles(np.array([0.05, 0.95]))[0]
+        drawn = np.quantile(forecast.spread[0] * draws, 0.95) - np.quantile(forecast.spread[0] * draws, 0.05)
+        assert (upper - lower) / drawn == pytest.approx(stretch_, rel=0.05)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_the_quantiles_of_several_members_are_the_means_of_theirs(seed, members):
+    generator = np.random.default_rng(seed)
+    location, scale, df = generator.normal(size=(3, 5, members))
+    pooled = StudentT(location, np.exp(scale), 2 + np.exp(df), stretch=1.5)
+    each = [
+        StudentT(location[:, [i]], np.exp(scale[:, [i]]), 2 + np.exp(df[:, [i]]), stretch=1.5)
+        for i in range(members)
+    ]
+    expected = np.mean([one.quantiles(PROBABILITIES) for one in each], axis=0)
+    assert pooled.quantiles(PROBABILITIES) == pytest.approx(expected)
 
 
 def test_validation_intervals_are_not_made_from_the_errors_they_are_scored_on():
-    from forecast.model.training import validation_forecasts
-
     values = np.random.default_rng(0).normal(0, 0.01, (400, 1)).cumsum(axis=0)
     split = split_rows(400, 0.85, 0.15)
     prepared = PreparedSeries(values, Normalization((Scaling(0.0, 1.0, 0.01, True),)), split)
-    config = TrainConfig(sequence_length=10)
-    windows = prepared.windows("validation", config)
+    encoding = prepared.encoding(TrainConfig(sequence_length=10, likelihood="mse"))
+    windows = prepared.windows("validation", encoding)
     outputs = np.zeros((len(windows), 1), np.float32)
-    before = validation_forecasts(outputs, windows, prepared.encoding(config))
+    before = Seen.by_one(outputs, windows, encoding).cross_calibrated()
     windows.targets[0] = 1e3
-    after = validation_forecasts(outputs, windows, prepared.encoding(config))
+    after = Seen.by_one(outputs, windows, encoding).cross_calibrated()
     middle = len(windows) // 2
     assert np.array_equal(before.quantiles[:middle], after.quantiles[:middle])
     assert not np.array_equal(before.quantiles[middle:], after.quantiles[middle:])

@@ -104,7 +104,7 @@ def test_a_network_of_another_package_is_trained_saved_loaded_and_served_by_torc
 def test_an_untrained_network_of_another_package_is_persistence(gru, snapshot):
     from forecast.model.network import build_network, forward_in_batches
 
-    network = build_network(TrainConfig(network=gru, hidden_size=4))
+    network = build_network(TrainConfig(network=gru, hidden_size=4, likelihood="mse"))
     assert torch.equal(forward_in_batches(network, torch.randn(3, 9, 1)), torch.zeros(3, 1))
 
 

@@ -20,12 +20,15 @@ from optuna.trial import TrialState
 from rich.console import Console
 from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
 
-from forecast import Predictor, load_checkpoint
+from forecast import Predictor, evaluate, load_checkpoint
 from forecast.__main__ import main as command
-from forecast.errors import StudyError, UsageError
+from forecast.cli.command import run
+from forecast.errors import DataError, StudyError, UsageError
+from forecast.model.training import Trainer
 from forecast.model.windows import prepare
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
+from tune_jobs.folds import FoldTrainers, mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job, persistence_metrics
@@ -74,7 +77,7 @@ def finished(cluster, tmp_path_factory):
     return directory, outcome
 
 
-def test_a_job_leaves_its_six_artifacts_and_nothing_else(finished):
+def test_a_job_leaves_its_artifacts_and_nothing_else(finished):
     directory, outcome = finished
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".lock")}
     assert names == {
@@ -82,6 +85,7 @@ def test_a_job_leaves_its_six_artifacts_and_nothing_else(finished):
         "pareto_trials.csv",
         "checkpoints",
         "best_pareto_lstm.pt",
+        "scored_pick.pt",
         "summary.json",
         "report.html",
     }
@@ -113,10 +117,72 @@ def test_only_the_front_is_scored_on_test_and_the_pick_is_on_it(finished):
         if load_checkpoint(directory / "checkpoints" / f"trial_{number:05d}.pt").metrics_test
     }
     assert scored == front
-    picked = load_checkpoint(directory / "best_pareto_lstm.pt")
+    picked = load_checkpoint(directory / "scored_pick.pt")
     assert picked.trial_number == outcome.summary["pick"]["trial_number"]
     assert picked.trial_number == min(study_of(directory).best_trials, key=lambda t: t.values[2]).number
     assert picked.metrics_test == outcome.summary["pick"]["test"]
+
+
+def test_the_pick_is_trained_again_on_later_rows_for_service_and_keeps_the_scores_of_the_scored_model(
+    finished, snapshot
+):
+    directory, outcome = finished
+    scored, served = (load_checkpoint(directory / name) for name in ("scored_pick.pt", "best_pareto_lstm.pt"))
+    trial = load_checkpoint(directory / "checkpoints" / f"trial_{scored.trial_number:05d}.pt")
+    assert equal_states(scored.model_state, trial.model_state)
+    assert [member.config.seed for member in scored.members] == [42, 43]
+    assert [member.config.seed for member in served.members] == [42, 43]
+    for field in (
+        "metrics_test",
+        "metrics_validation",
+        "persistence",
+        "intervals",
+        "trial_number",
+        "search_p_value",
+    ):
+        assert getattr(served, field) == getattr(scored, field)
+    assert served.scored_model == {
+        "split": scored.split,
+        "trained_until": scored.trained_until,
+        "validated_until": scored.validated_until,
+    }
+    rows = len(snapshot)
+    assert served.split == {"train_end": int(rows * 0.85), "validation_end": rows, "rows": rows}
+    assert served.trained_until == scored.validated_until == str(snapshot.dates[int(rows * 0.85) - 1])
+    assert served.validated_until == str(snapshot.dates[-1])
+    assert evaluate(scored, snapshot).model == outcome.summary["pick"]["test"]
+    with pytest.raises(DataError, match=r"use scored_pick\.pt, or a series that ends later"):
+        evaluate(served, snapshot)
+    # Training it again gives the same model.
+    jobs.run_job(options(directory, resume=True))
+    again = load_checkpoint(directory / "best_pareto_lstm.pt")
+    for member, same in zip(served.members, again.members, strict=True):
+        assert equal_states(member.model_state, same.model_state)
+    assert np.array_equal(served.calibration_scores, again.calibration_scores)
+
+
+def test_without_retraining_the_scored_model_is_served(cluster, tmp_path):
+    jobs.run_job(options(tmp_path, num_samples=2, retrain=False, members=1))
+    scored, served = (load_checkpoint(tmp_path / name) for name in ("scored_pick.pt", "best_pareto_lstm.pt"))
+    assert served.scored_model is None
+    assert len(served.members) == 1
+    assert served.split == scored.split
+    assert equal_states(served.model_state, scored.model_state)
+
+
+def test_a_job_says_what_of_its_pick_is_luck(finished):
+    directory, outcome = finished
+    summary = outcome.summary
+    luck = summary["luck"]
+    assert (luck["test"], luck["metric"], luck["trials"]) == ("SPA", "MAPE", 6)
+    assert luck["skill"] == (luck["p_value"] < 0.05)
+    assert isinstance(summary["pick_same_as_persistence"], bool)
+    same = {point["trial_number"]: point["same_as_pick"] for point in summary["front"]}
+    assert same[summary["pick"]["trial_number"]]
+    for number in same:
+        checkpoint = load_checkpoint(directory / "checkpoints" / f"trial_{number:05d}.pt")
+        assert checkpoint.search_p_value == luck["p_value"]
+    assert load_checkpoint(directory / "best_pareto_lstm.pt").search_p_value == luck["p_value"]
 
 
 def test_the_csv_and_the_summary_show_the_front_beside_persistence(finished, snapshot):
@@ -175,11 +241,12 @@ def test_crps_can_be_an_objective_and_its_trials_can_be_trained_again(cluster, t
         study_name="stock_lstm_optuna", storage=f"sqlite:///{tmp_path / 'job' / 'optuna_study.db'}"
     )
     assert study.metric_names == outcome.summary["objectives"] == ["MAE", "RMSE", "MAPE", "CRPS"]
-    picked = tmp_path / "job" / "best_pareto_lstm.pt"
+    served = tmp_path / "job" / "best_pareto_lstm.pt"
+    picked = tmp_path / "job" / "scored_pick.pt"
     checkpoint = load_checkpoint(picked)
-    assert study.trials[checkpoint.trial_number].values == [
-        checkpoint.metrics_validation[name] for name in study.metric_names
-    ]
+    assert outcome.summary["pick"]["objectives"] == dict(
+        zip(study.metric_names, study.trials[checkpoint.trial_number].values, strict=True)
+    )
     assert checkpoint.configurations_tried == 4
     assert outcome.summary["pick"]["intervals_test"] == checkpoint.intervals["test"]
 
@@ -187,8 +254,35 @@ def test_crps_can_be_an_objective_and_its_trials_can_be_trained_again(cluster, t
     assert command(["train", "--from-trial", str(picked), "--quiet", "--checkpoint", str(again)]) == 0
     assert load_checkpoint(again).metrics_validation == checkpoint.metrics_validation
     assert load_checkpoint(again).metrics_test == checkpoint.metrics_test
+    assert run(command, ["train", "--from-trial", str(served), "--checkpoint", str(again)]) == 2
     with pytest.raises(StudyError, match=r"other objectives .* use the same `objectives`"):
         jobs.run_job(options(tmp_path / "job", resume=True, likelihood="student_t"))
+
+
+def test_objectives_of_a_job_with_two_folds_are_means_and_its_pick_is_the_last_folds_model(
+    cluster, tmp_path, snapshot
+):
+    outcome = jobs.run_job(options(tmp_path, num_samples=3, validation_folds=2, members=1, report=True))
+    point, persistence = outcome.summary["pick"], outcome.summary["persistence"]["validation"]
+    checkpoint = load_checkpoint(tmp_path / "scored_pick.pt")
+    last = prepare(snapshot, checkpoint.config)
+    folds = [*prepare_earlier_folds(snapshot, 2, checkpoint.config, 40), last]
+    again = FoldTrainers([Trainer(fold, checkpoint.config) for fold in folds])
+    again.advance(study_of(tmp_path).trials[point["trial_number"]].user_attrs["epoch"])
+    assert point["objectives"] == pytest.approx(
+        {name: again.evaluate("validation")[name] for name in POINT}, rel=1e-6
+    )
+    assert checkpoint.metrics_validation == pytest.approx(again.last.evaluate().model, rel=1e-6)
+    assert checkpoint.metrics_validation["MAE"] != pytest.approx(point["objectives"]["MAE"], rel=1e-3)
+    assert persistence == pytest.approx(
+        mean_metrics([persistence_metrics(fold, "validation") for fold in folds])
+    )
+    assert outcome.summary["validation_folds"] == 2
+    assert "means over 2 folds" in (tmp_path / "report.html").read_text()
+
+
+def equal_states(first, second):
+    return all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
 POINT = ["MAE", "RMSE", "MAPE"]

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
-from forecast.model.lstm import LSTMForecaster
+from forecast.model.checkpoint import Member
+from forecast.model.network import build_network
+from forecast.model.volatility import ewma
+from forecast.model.windows import RECURSIONS
 from tune_jobs.space import SPACES
 
 SPACE = SPACES["full"]
@@ -14,7 +17,14 @@ SPACE = SPACES["full"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_result):
-    return tiny_result.checkpoint
+    """One member, whose network a test replaces."""
+    return tiny_result.checkpoint.model_copy(update={"further_members": ()})
+
+
+def random_weights(config):
+    network = build_network(config)
+    torch.nn.init.normal_(network.regressor.weight, std=0.1)
+    return network.state_dict()
 
 
 @settings(max_examples=15, deadline=None)
@@ -33,11 +43,39 @@ def test_onnx_runtime_and_torch_agree_on_every_shape_of_the_search_space(
     model = checkpoint.model_copy(
         update={
             "config": checkpoint.config.model_copy(update=shape),
-            "model_state": LSTMForecaster(hidden, layers, zero_head=False).state_dict(),
+            "model_state": random_weights(checkpoint.config.model_copy(update=shape)),
         }
     )
     by_torch = TorchEngine(model, torch.device("cpu"))
     assert disagreement(OnnxEngine(model), by_torch, random_inputs(model, 20, seed)) <= TOLERANCE
+
+
+def test_one_graph_runs_members_of_different_networks_windows_and_volatilities(checkpoint):
+    torch.manual_seed(0)
+    config = checkpoint.config.model_copy(update={"likelihood": "student_t"})
+    further = []
+    for shape in (
+        {"hidden_size": 12},
+        {"hidden_size": 4, "num_layers": 2, "sequence_length": 35},
+        {"hidden_size": 4, "volatility": "gjr"},
+    ):
+        other = config.model_copy(update=shape)
+        recursions = (ewma(),) * len(RECURSIONS[other.volatility])
+        recursions = (ewma(100), *recursions[1:]) if "volatility" in shape else recursions
+        further.append(Member(model_state=random_weights(other), config=other, recursions=recursions))
+    model = checkpoint.model_copy(
+        update={
+            "config": config,
+            "model_state": random_weights(config),
+            "recursions": (ewma(), ewma()),
+            "further_members": tuple(further),
+        }
+    )
+    by_torch, by_onnx = TorchEngine(model, torch.device("cpu")), OnnxEngine(model)
+    inputs = random_inputs(model, 20)
+    assert len(inputs) == 3
+    assert by_torch(inputs).shape == (20, 4, 3)
+    assert disagreement(by_onnx, by_torch, inputs) <= TOLERANCE
 
 
 def test_a_disagreement_is_relative_to_large_outputs_and_absolute_below_one(checkpoint):

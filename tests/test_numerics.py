@@ -16,7 +16,7 @@ from forecast.errors import DataError
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import MIN_TARGETS, required_rows, split_rows
 from forecast.model.training import forecast_part
-from forecast.model.windows import CHANGE_BOUND, Encoding, PreparedSeries, prepare
+from forecast.model.windows import BOUND, PreparedSeries, prepare
 from forecast.scores.metrics import METRICS, Forecasts, Rows, evaluate_forecasts
 
 ratios = st.floats(0.05, 0.95)
@@ -81,6 +81,10 @@ def config(length, target="residual", likelihood="mse"):
     return TrainConfig(sequence_length=length, target=target, likelihood=likelihood)
 
 
+def windows_of(series, part, *options, **named):
+    return series.windows(part, series.encoding(config(*options, **named)))
+
+
 @pytest.fixture
 def walk():
     return 100 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.02, 400)))
@@ -88,7 +92,7 @@ def walk():
 
 def test_windows_end_one_row_before_their_target(walk):
     series = prepared(walk)
-    windows, rows = series.windows("validation", config(10, "level")), series.rows("validation", 10)
+    windows, rows = windows_of(series, "validation", 10, "level"), series.rows("validation", 10)
     first = series.split.train_end
     assert windows.inputs[0] == pytest.approx(series.normalized[first - 10 : first], rel=1e-6)
     assert windows.targets[0] == pytest.approx(series.normalized[first, 0], rel=1e-6)
@@ -99,28 +103,28 @@ def test_windows_end_one_row_before_their_target(walk):
 @pytest.mark.parametrize("target", ["residual", "level"])
 def test_an_exact_output_decodes_to_the_actual_price(walk, target):
     series = prepared(walk)
-    windows = series.windows("test", config(30, target))
-    decoded = Encoding(series.normalization, target).prices(windows.targets, windows.last)
+    windows = windows_of(series, "test", 30, target)
+    decoded = series.encoding(config(30, target)).prices(windows.targets, windows.last)
     assert decoded == pytest.approx(series.rows("test", 30).actual, rel=1e-5)
 
 
 def test_a_residual_model_sees_changes_in_training_deviations_and_never_more_than_the_bound(walk):
     series = prepared(walk)
-    inputs = series.windows("train", config(30)).inputs[0, :, 0]
+    inputs = windows_of(series, "train", 30).inputs[0, :, 0]
     changes = np.diff(np.log(walk[:30])) / np.diff(np.log(walk[: series.split.train_end])).std()
     small = np.abs(changes) < 0.3
     assert inputs[small] == pytest.approx(changes[small], rel=0.01)
     assert np.array_equal(np.argsort(inputs), np.argsort(changes))
     crash = np.array([[[0.0], [-1e3], [1e3]]])
-    bounded = Encoding(series.normalization, "residual").inputs(crash)
-    assert bounded.tolist() == [[[-CHANGE_BOUND], [CHANGE_BOUND]]]
+    bounded, _ = series.encoding(config(3)).encode(crash)
+    assert bounded.tolist() == [[[-BOUND], [BOUND]]]
 
 
 def test_a_zero_residual_is_persistence(walk):
     series = prepared(walk)
-    windows = series.windows("test", config(30))
+    windows = windows_of(series, "test", 30)
     zero = np.zeros(len(windows), np.float32)
-    decoded = Encoding(series.normalization, "residual").prices(zero, windows.last)
+    decoded = series.encoding(config(30)).prices(zero, windows.last)
     assert decoded == pytest.approx(series.rows("test", 30).previous, rel=1e-12)
 
 
@@ -128,14 +132,14 @@ def test_statistics_and_inputs_ignore_every_row_after_training(walk):
     changed = walk.copy()
     changed[split_rows(400, 0.85, 0.15).train_end :] *= 3
     assert prepared(changed).normalization == prepared(walk).normalization
-    before, after = (prepared(v).windows("train", config(20)) for v in (walk, changed))
+    before, after = (windows_of(prepared(v), "train", 20, likelihood="student_t") for v in (walk, changed))
     assert np.array_equal(before.inputs, after.inputs)
     assert np.array_equal(before.targets, after.targets)
 
 
 def test_a_series_without_test_rows_cannot_give_test_windows(walk):
     with pytest.raises(IndexError, match="no test rows"):
-        prepared(walk).without_test().windows("test", config(20))
+        windows_of(prepared(walk).without_test(), "test", 20)
 
 
 def test_point_metrics_match_their_definitions_on_a_worked_example():

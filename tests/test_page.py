@@ -74,7 +74,7 @@ def test_it_opens_with_the_models_card_and_the_forecast_of_the_latest_window(
 ):
     page = open_page(address, width=width, scheme=scheme)
     answer = shown(page.tab)
-    forecast = Predictor(tiny_checkpoint, "cpu").predict_next(snapshot.values[-20:])
+    forecast = Predictor(tiny_checkpoint, "cpu").predict_next(snapshot.values)
     assert f"{forecast:,.2f}" in answer
     assert "90 % interval" in answer
     assert page.tab.text_content("h1") == "BTC-USD Close"
@@ -100,13 +100,13 @@ def test_a_pasted_window_is_forecast_and_its_command_gives_the_same_answer(
     answer = shown(page.tab, "5,217.5")
     prediction = Predictor(tiny_checkpoint, "cpu").predict_next(values)
     assert f"{prediction:,.2f}" in answer
-    assert "30 values; the model looks at the last 20" in page.tab.text_content("#count")
+    assert "30 values; the model uses at most the last 251" in page.tab.text_content("#count")
     command = page.tab.text_content("#curl")
     assert command.startswith("curl -s http")
     answered = json.loads(subprocess.run(command, shell=True, check=True, capture_output=True).stdout)
     assert answered["prediction"] == pytest.approx(prediction, rel=1e-6)
     assert answered["intervals"][0]["level"] == 0.9
-    assert json.loads(shlex.split(command)[-1])["values"] == values[-20:]
+    assert json.loads(shlex.split(command)[-1])["values"] == values
 
 
 def test_a_window_that_is_too_short_is_told_in_the_servers_words_and_a_longer_one_mends_it(

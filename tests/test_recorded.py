@@ -1,5 +1,8 @@
 """Read the files of version 0.1.0, and reproduce its answers.
 
+Recorded again since then, as defects of 0.1.0: the CRPS, which was 200/199 too large, and the intervals beyond one
+step. The parts of the bar that a model sees are another one: such a model is no longer trained to the same weights.
+
 ``recorded/`` holds its checkpoints, a job that was killed while a trial ran, and in ``answers.json`` its answers in
 Python, over HTTP and on the command line. The last digits of a number depend on the processor: they are compared only
 if torch's arithmetic here equals that of the recording.
@@ -132,7 +135,15 @@ def test_a_recorded_checkpoint_scores_as_it_scored(same, name):
         same(to_jsonable_python(evaluate(checkpoint, series, part)), recorded)
 
 
-@pytest.mark.parametrize("name", OURS)
+def without_crps(metrics):
+    return {
+        key: without_crps(value) if isinstance(value, dict) else value
+        for key, value in metrics.items()
+        if key != "CRPS"
+    }
+
+
+@pytest.mark.parametrize("name", ["mse", "student_t", "level"])
 def test_training_a_recorded_configuration_again_gives_its_weights(same, name):
     checkpoint = load_checkpoint(f"{name}.pt")
     again = train(series_of(name), checkpoint.config).checkpoint
@@ -141,7 +152,9 @@ def test_training_a_recorded_configuration_again_gives_its_weights(same, name):
         {key: value.ravel().tolist() for key, value in again.model_state.items()},
         {key: value.ravel().tolist() for key, value in checkpoint.model_state.items()},
     )
-    for field in ("metrics_validation", "metrics_test", "persistence", "intervals", "latest_window"):
+    for field in ("metrics_validation", "metrics_test", "persistence"):
+        same(without_crps(getattr(again, field)), without_crps(getattr(checkpoint, field)))
+    for field in ("intervals", "latest_window"):
         same(getattr(again, field), getattr(checkpoint, field))
 
 

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from forecast.model.windows import prepare
 from forecast.pages.page import Commands, Plot, Section, write_page
+from tune_jobs.final import FinalModels
+from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import Job
 from tune_jobs.report_page import Findings, write_report
@@ -73,6 +75,7 @@ def findings(tiny_result, snapshot, count=3, **options):
         tiny_result.checkpoint,
         Path("trial.pt"),
         tiny_result.test,
+        same_as_pick=True,
     )
     quiet = Console(quiet=True)
     job = Job(
@@ -90,6 +93,8 @@ def findings(tiny_result, snapshot, count=3, **options):
         trials=trials,
         front=[picked],
         picked=picked,
+        final=FinalModels(tiny_result.checkpoint, tiny_result.test, tiny_result.checkpoint),
+        luck=Luck(frozenset({best.number}), True, "MAPE", 64, 0.43),
         ended=["64 trials in 180 s; training took 93 % of 2 cores"],
     )
 
@@ -141,6 +146,10 @@ def test_it_says_what_the_terminal_says_and_what_was_done_to_the_data(report, ti
     assert snapshot.provenance.sha256 in text
     assert "TrainingError: diverged" in text
     assert "partial last day" in text
+    assert "p = 0.43 (Hansen" in text
+    assert "consistent with luck" in text
+    assert "Noise cannot tell the pick from persistence" in text
+    assert "selected\non val.\nMAE" in text
     for command in next_commands(TuneOptions()).values():
         assert str(escape(command)) in text
 

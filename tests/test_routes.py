@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -203,7 +204,10 @@ def test_the_flags_command_prepares_a_shell_for_the_start_of_a_cluster():
 
 def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity(client, monkeypatch):
     model = client.service.models.choose(None)
-    monkeypatch.setattr(model.predictor, "engine", lambda inputs: np.full((len(inputs), 1), 1e30))
+    forecaster = replace(
+        model.predictor._forecaster, run=lambda inputs: np.full((len(inputs[0]), 1, 1), 1e30)
+    )
+    monkeypatch.setattr(model.predictor, "_forecaster", forecaster)
     answer = client.post("/predict", json={"values": GOOD})
     assert answer.status_code == 422
     assert "not a finite number" in answer.json()["detail"][0]["msg"]

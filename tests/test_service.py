@@ -6,17 +6,18 @@ import logging
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bodies import GOOD
+from bodies import GOOD, SHORT
 from serving_here import LIMIT, build, serving
 
-from forecast import Predictor, save_checkpoint
+from forecast import Predictor, TrainConfig, load_checkpoint, load_series, save_checkpoint, train
 from forecast.errors import CheckpointError, UsageError
 from forecast.inference import engines
-from forecast.model.network import build_network
+from forecast.model.network import build_network, multiply_adds
 from serve_app.batching import Batcher
 from serve_app.models import Engines, Models
 
@@ -246,6 +247,17 @@ def test_the_described_model_is_the_file_that_is_served(client, tiny_checkpoint,
     assert about["engine"] == "onnx"
     assert about["device"] == "cpu"
     assert about["train_range"] == list(predictor.checkpoint.train_range)
+    assert (about["sequence_length"], about["values_used"]) == (20, 251)
+    assert (about["members"], about["volatility"]) == (2, "ewma")
+    assert len(about["latest_window"]) == 251
+    assert about["scored_model"] is None
+
+
+def test_the_model_that_was_scored_is_described_where_it_is_another(tiny_result, tmp_path):
+    scored = {"split": {"train": 1000}, "trained_until": "2018-01-01", "validated_until": "2018-06-01"}
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"scored_model": scored}), tmp_path / "all.pt")
+    with serving(tmp_path / "all.pt") as client:
+        assert client.get("/model").json()["scored_model"] == scored
 
 
 class Connection:
@@ -353,7 +365,9 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path):
     config = tiny_result.checkpoint.config.model_copy(update=size)
     state = build_network(config).state_dict()
     save_checkpoint(
-        tiny_result.checkpoint.model_copy(update={"config": config, "model_state": state}),
+        tiny_result.checkpoint.model_copy(
+            update={"config": config, "model_state": state, "further_members": ()}
+        ),
         tmp_path / "large.pt",
     )
     models = Models(Engines())
@@ -458,11 +472,32 @@ def test_a_long_horizon_forecast_in_pieces_is_that_of_one_piece(tiny_checkpoint,
     assert np.allclose(alone, whole, rtol=1e-6)
 
 
+def test_the_pieces_of_a_model_that_sees_the_bars_range_continue_with_bars(tmp_path, monkeypatch):
+    columns = ("High", "Low")
+    series = load_series("BTC-USD", source="snapshot", input_columns=columns)
+    config = TrainConfig(
+        source="snapshot",
+        input_columns=columns,
+        volatility="range",
+        likelihood="student_t",
+        sequence_length=20,
+        hidden_size=8,
+        num_layers=1,
+        max_epochs=1,
+    )
+    save_checkpoint(train(series, config).checkpoint, tmp_path / "range.pt")
+    body = {"values": series.matrix[-251:].tolist(), "horizon": 7, "levels": [0.9]}
+    with serving(tmp_path / "range.pt") as client:
+        whole = predictions(client, **body)
+        monkeypatch.setattr("serve_app.service.CHUNK_COST", 1.0)
+        pieces = predictions(client, **body)
+    assert pieces["predictions"] == pytest.approx(whole["predictions"], rel=1e-9)
+    assert pieces["intervals"][0]["upper"] == pytest.approx(whole["intervals"][0]["upper"], rel=1e-9)
+
+
 @pytest.fixture(scope="module")
 def student_t(snapshot, tmp_path_factory):
     """A small model that learned a distribution."""
-    from forecast import TrainConfig, train
-
     config = TrainConfig(
         source="snapshot",
         likelihood="student_t",
@@ -531,10 +566,88 @@ def test_a_level_that_cannot_be_is_refused(client, levels, where, message):
     assert message in problem["msg"]
 
 
-def test_simulated_futures_count_as_forecasts(client):
-    answer = client.post("/predict", json={"values": GOOD, "levels": [0.9], "horizon": 2})
-    assert answer.status_code == 422
-    assert "2 in 500 simulated futures" in answer.json()["detail"][0]["msg"]
+def test_a_level_that_many_steps_cannot_hold_is_answered_for_one_step_alone(student_t):
+    with serving(student_t) as client:
+        for route, window in (("/predict", {"values": GOOD}), ("/predict/batch", {"windows": [GOOD]})):
+            asked = {**window, "levels": [0.5, 0.9999]}
+            assert client.post(route, json=asked).status_code == 200
+            assert client.post(route, json={**asked, "horizon": 1}).status_code == 200
+            refused = client.post(route, json={**asked, "horizon": 2})
+            assert refused.status_code == 422
+            (problem,) = refused.json()["detail"]
+            assert problem["loc"] == ["body", "levels"]
+            assert problem["msg"] == (
+                "level 0.9999 is too high: this model has intervals up to level 0.995 beyond one step; choose a lower "
+                "level"
+            )
+
+
+def test_levels_do_not_count_towards_the_limit_of_forecasts(client):
+    asked = {"values": GOOD, "levels": [0.9]}
+    assert len(predictions(client, **asked, horizon=100)["predictions"]) == 100
+    assert client.post("/predict", json={**asked, "horizon": 101}).status_code == 422
+
+
+def test_intervals_of_250_steps_grow_about_as_the_square_root_of_the_steps(tiny_checkpoint, snapshot):
+    with serving(tiny_checkpoint) as client:
+        answer = predictions(client, values=snapshot.values[-251:].tolist(), horizon=250, levels=[0.9])
+    (interval,) = answer["intervals"]
+    widths = np.log(interval["upper"]) - np.log(interval["lower"])
+    growth = widths / (widths[0] * np.sqrt(np.arange(1, 251)))
+    assert len(widths) == 250
+    assert ((growth > 0.5) & (growth < 3)).all()
+
+
+@pytest.mark.parametrize("kind", ["mse", "student_t"])
+def test_windows_of_different_lengths_are_answered_together_as_each_alone_and_as_by_the_predictor(
+    kind, request, snapshot, tiny_checkpoint
+):
+    path = tiny_checkpoint if kind == "mse" else request.getfixturevalue("student_t")
+    values, predictor = snapshot.values.tolist(), Predictor(path, "cpu")
+    windows = [values[-300:], values[-320:-300], values[-500:-380]]
+    with serving(path) as client:
+        for steps in ({}, {"horizon": 1}, {"horizon": 3}):
+            asked, horizon = {"levels": [0.5, 0.9], **steps}, steps.get("horizon", 1)
+            batch = client.post("/predict/batch", json={"windows": windows, **asked}).json()
+            for number, window in enumerate(windows):
+                alone = predictions(client, values=window, **asked)
+                points = alone["predictions"] if steps else [alone["prediction"]]
+                together = batch["predictions"][number]
+                assert np.ravel(together) == pytest.approx(points, rel=1e-5)
+                assert points == pytest.approx(predictor.predict_steps([window], horizon)[0], rel=1e-5)
+                expected = predictor.predict_intervals([window], [0.5, 0.9], horizon)[0]
+                for intervals in (alone["intervals"], batch["intervals"][number]):
+                    found = [np.column_stack([one["lower"], one["upper"]]) for one in intervals]
+                    assert np.stack(found, axis=1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_window_shorter_than_the_model_uses_is_answered_and_says_so(client):
+    assert predictions(client, values=SHORT)["warnings"] == [
+        "the window has 20 values: the volatility comes from fewer than the 251 that this model uses; give 251"
+    ]
+
+    def warnings(*windows):
+        return client.post("/predict/batch", json={"windows": windows}).json().get("warnings")
+
+    assert warnings(GOOD, [1.0, *GOOD]) is None
+    assert warnings(GOOD, SHORT, SHORT) == [
+        "2 of the windows have 20 values: the volatility comes from fewer than the 251 that this model uses; "
+        "give 251"
+    ]
+    assert "2 of the windows have 20 to 250 values" in warnings(SHORT, GOOD[1:])[0]
+
+
+def test_a_model_of_0_1_0_uses_what_it_needs_and_so_a_window_is_never_short():
+    with serving(Path(__file__).with_name("recorded") / "student_t.pt") as client:
+        about = client.get("/model").json()
+        assert "warnings" not in predictions(client, values=SHORT)
+    assert (about["sequence_length"], about["values_used"], about["members"]) == (20, 20, 1)
+    assert about["volatility"] == "window"
+
+
+def test_a_model_costs_what_all_its_members_cost(client):
+    model = client.service.models.choose(None)
+    assert model.cost == 2 * multiply_adds(model.predictor.checkpoint.config)
 
 
 def test_a_checkpoint_that_knows_nothing_of_its_errors_says_so(tiny_result, tmp_path):
@@ -558,15 +671,12 @@ def test_levels_at_the_edge_of_what_numbers_can_say_are_refused(student_t):
 
 
 def test_simulated_intervals_of_a_stretched_model_grow_no_faster_than_those_of_a_walk(student_t, tmp_path):
-    from forecast import load_checkpoint
-
     model = load_checkpoint(student_t)
-    save_checkpoint(
-        model.model_copy(update={"calibration_scores": np.full(100, 1.5)}), tmp_path / "stretched.pt"
-    )
-    save_checkpoint(model.model_copy(update={"calibration_scores": np.full(100, 0.5)}), tmp_path / "not.pt")
     widths = []
-    for name in ("stretched.pt", "not.pt"):
-        bounds = Predictor(tmp_path / name, "cpu").predict_intervals([GOOD], [0.8], 40)
+    for score in (1.5, 0.5):
+        # Without stretches of their own, intervals of many steps have that of one step.
+        changes = {"calibration_scores": np.full(100, score), "horizon_stretches": {}}
+        save_checkpoint(model.model_copy(update=changes), tmp_path / "model.pt")
+        bounds = Predictor(tmp_path / "model.pt", "cpu").predict_intervals([GOOD], [0.8], 40)
         widths.append(np.diff(np.log(bounds[0, :, 0]), axis=-1)[:, 0])
     assert widths[0] == pytest.approx(1.5 * widths[1], rel=1e-6)

@@ -72,6 +72,7 @@ def test_it_answers_as_the_predictor_and_the_command_line_do(server, tiny_checkp
     printed = json.loads(capsys.readouterr().out)
     answer = httpx.post(f"{URL}/predict", json={"values": printed["values"]}).json()
     predictor = Predictor(tiny_checkpoint, "cpu")
+    assert len(printed["values"]) == 251
     assert answer == {
         "ok": True,
         "prediction": pytest.approx(printed["prediction"], rel=1e-6),

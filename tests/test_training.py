@@ -12,7 +12,13 @@ from forecast.model.training import Trainer
 from forecast.model.windows import prepare
 
 SMALL = TrainConfig(
-    source="snapshot", sequence_length=20, hidden_size=8, num_layers=2, max_epochs=6, batch_size=128
+    source="snapshot",
+    likelihood="mse",
+    sequence_length=20,
+    hidden_size=8,
+    num_layers=2,
+    max_epochs=6,
+    batch_size=128,
 )
 
 
@@ -61,7 +67,7 @@ def test_another_seed_gives_other_weights(snapshot, tiny_result):
 def test_the_state_with_the_lowest_validation_loss_is_the_one_kept(snapshot):
     prepared = prepare(snapshot, SMALL)
     trainer = Trainer(prepared, SMALL.model_copy(update={"learning_rate": 0.05}))
-    windows = prepared.windows("validation", SMALL)
+    windows = prepared.windows("validation", prepared.encoding(SMALL))
     losses = []
     while not trainer.finished:
         trainer.advance(trainer.epoch + 1)

@@ -15,27 +15,41 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
 from forecast.cli.command import run
+from forecast.config import TrainConfig
 from forecast.errors import StudyError, UsageError
-from forecast.model.training import evaluate_part
+from forecast.model.training import Trainer, evaluate_part
+from forecast.model.windows import prepare
 from tune_jobs import study as studies
 from tune_jobs.cluster import SETTINGS, _answering, _give_token, connected
+from tune_jobs.costs import (
+    BOOTSTRAPS,
+    Preference,
+    SampledCost,
+    persistence_losses,
+    row_losses,
+    sample_cost,
+)
 from tune_jobs.disks import full_disk_named
+from tune_jobs.folds import FoldTrainers, prepare_earlier_folds
+from tune_jobs.luck import Luck, p_value_of_best
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import main
 from tune_jobs.placement import Node, Placement
+from tune_jobs.prepare import persistence_metrics
 from tune_jobs.progress import SearchProgress
 from tune_jobs.scheduler import BLOCKED_AFTER, Rungs
 from tune_jobs.searcher import Finished, put_back_running, trial_checkpoint_path
-from tune_jobs.selection import FrontPoint, Preference, ScoredPoint, pick, pick_within_one_se
+from tune_jobs.selection import FrontPoint, ScoredPoint, pick, pick_within_one_se
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
-from tune_jobs.tables import front_table
+from tune_jobs.tables import front_table, luck_lines
 from tune_jobs.trial import next_rung
 
 PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
@@ -144,9 +158,15 @@ def test_a_study_with_other_objectives_is_refused(tmp_path, open_study):
         ({"network": "gru"}, {"network": "lstm"}, "made with network gru, but this job has lstm"),
         ({"rows": "a"}, {"network": "gru"}, "made with network lstm, but this job has gru"),
         ({"rows": "a"}, {"likelihood": "student_t"}, "made with likelihood mse, but this job has student_t"),
+        ({"rows": "a"}, {"validation_folds": 2}, "made with validation_folds 1, but this job has 2"),
+        (
+            {"validation_folds": 3},
+            {"validation_folds": 1},
+            "made with validation_folds 3, but this job has 1",
+        ),
     ],
 )
-def test_a_study_of_another_network_or_likelihood_is_not_resumed_even_where_it_recorded_none(
+def test_a_study_of_another_network_or_likelihood_or_of_other_folds_is_not_resumed_even_where_it_recorded_none(
     open_study, recorded, asked, message
 ):
     open_study(basis=recorded).ask()
@@ -428,6 +448,10 @@ def test_missing_or_non_finite_objectives_are_not_usable(result):
             "--start 2020-02-01 is not before --end 2020-01-01",
         ),
         (["--weights", "1", "1", "1"], "needs --strategy weighted"),
+        (
+            ["--validation-folds", "2", "--objectives-on", "test"],
+            "--validation-folds 2 needs --objectives-on validation",
+        ),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -449,6 +473,10 @@ def run_command(*arguments):
         (
             ["--source", "snapshot", "--start", "2019-11-01"],
             "77 rows are too few for windows of 120: 195 rows are needed",
+        ),
+        (
+            ["--source", "snapshot", "--validation-folds", "7"],
+            "--validation-folds 7: the first fold has 0 rows to train on, too few for windows of 120: 140 rows",
         ),
         (["--source", "no/such.csv"], "no/such.csv"),
         (["--source", "snapshot", "--symbol", "NOSUCH"], "NOSUCH"),
@@ -535,17 +563,21 @@ def test_quiet_progress_says_nothing(monkeypatch):
 def test_the_front_table_fits_80_columns_with_persistence_in_its_last_row(tiny_result, part):
     params = {"sequence_length": 20, "hidden_size": 8, "num_layers": 1, "learning_rate": 1e-3}
     found = replace(point(tiny_result, 12345, 17_792.3, 20_885.9, 2.345), params=params)
-    shown = ScoredPoint(**vars(found), test=tiny_result.test)
+    shown = ScoredPoint(**vars(found), test=tiny_result.test, same_as_pick=True)
+    other = replace(shown, number=54321)
+    to_beat = {"validation": tiny_result.validation, "test": tiny_result.test}[part].persistence
     console = Console(file=io.StringIO(), width=80)
-    console.print(front_table([shown], shown, part, 80))
+    console.print(front_table([shown, other], shown, to_beat, part, 80))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
     assert any("12345 *" in line for line in lines)
+    assert any("54321 ~" in line for line in lines)
+    assert f"{'selected ' * 3}" in " ".join(console.file.getvalue().split())
     assert lines[-1].split()[0] == "persistence"
     assert f"{tiny_result.test.persistence['MAE']:,.6g}" in lines[-1]
     wide = Console(file=io.StringIO(), width=120)
-    wide.print(front_table([shown], shown, part, 120))
+    wide.print(front_table([shown], shown, to_beat, part, 120))
     assert "20, 8 x 1, 1.0e-03" in wide.file.getvalue()
 
 
@@ -579,8 +611,7 @@ def test_objectives_strategies_and_weights_that_do_not_fit_are_refused(options, 
 def test_one_standard_error_takes_the_smallest_model_that_noise_cannot_tell_from_the_best(
     snapshot, tiny_result
 ):
-    from forecast import TrainConfig, train
-    from forecast.model.windows import prepare
+    from forecast import train
 
     def trained(number, hidden, bias):
         config = tiny_result.checkpoint.config.model_copy(update={"hidden_size": hidden})
@@ -595,6 +626,135 @@ def test_one_standard_error_takes_the_smallest_model_that_noise_cannot_tell_from
     front = [large, small, smallest_and_bad]
     for strategy in ("min_crps", "weighted"):
         preference = Preference(strategy, tiny_result.validation.persistence)
-        near = pick_within_one_se(front, preference, prepared, "validation")
+        costs = {
+            point.number: sample_cost(
+                point.objectives,
+                row_losses(point.checkpoint, prepared, "validation", list(point.objectives)),
+                preference,
+            )
+            for point in front
+        }
+        near = pick_within_one_se(front, preference, costs)
         assert near.number == 1
         assert preference.cost(near.objectives) >= preference.cost(pick(front, preference).objectives)
+
+
+def test_the_error_of_a_difference_is_that_of_blocks_of_rows():
+    noise = np.random.default_rng(1).normal(size=4096)
+    # Runs of 16 equal losses, which is the block length: their mean is that of 256 independent ones.
+    losses = np.repeat(noise[:256], 16)
+    preference = Preference("min_mae", {})
+    clustered, independent = (
+        sample_cost({"MAE": 0.0}, {"MAE": values}, preference) for values in (losses, noise)
+    )
+    assert clustered.resampled.mean() == pytest.approx(losses.mean(), abs=0.01)
+    assert np.std(independent.resampled) == pytest.approx(1 / 64, rel=0.1)
+    # A block at a random place covers parts of two runs, which loses a third of the variance.
+    assert np.std(clustered.resampled) == pytest.approx(np.sqrt(2 / 3) / 16, rel=0.15)
+    level = SampledCost(0.0, np.zeros(BOOTSTRAPS))
+    assert SampledCost(0.9 / 64, independent.resampled).is_near(level)
+    assert not SampledCost(-1.2 / 64, independent.resampled).is_near(level)
+
+
+def test_the_best_of_many_noisy_trials_is_luck_and_a_trial_that_knows_more_is_skill():
+    generator = np.random.default_rng(0)
+    persistence = {"MAE": np.abs(generator.normal(size=500)), "RMSE": generator.normal(size=500) ** 2}
+    noisy = [
+        {name: losses + 0.1 * generator.normal(size=500) for name, losses in persistence.items()}
+        for _ in range(50)
+    ]
+    better = {name: 0.9 * losses for name, losses in noisy[0].items()}
+    for strategy in ("min_mae", "min_rmse", "weighted"):
+        preference = Preference(strategy, {"MAE": 1.0, "RMSE": 1.0})
+        assert p_value_of_best(noisy, persistence, preference) > 0.05
+        assert p_value_of_best([*noisy, better], persistence, preference) < 0.05
+
+
+def test_the_weighted_sum_of_losses_weighs_squared_errors_by_persistences_mean_squared_error(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "tune_jobs.luck.superior_predictive_ability", lambda *losses: seen.append(losses) or 1.0
+    )
+    persistence = {"MAE": np.array([1.0, 3.0]), "RMSE": np.array([100.0, 300.0])}
+    trial = {"MAE": np.array([2.0, 2.0]), "RMSE": np.array([100.0, 0.0])}
+    p_value_of_best([trial], persistence, Preference("weighted", {"MAE": 2.0, "RMSE": 14.1}))
+    ((trials, benchmark),) = seen
+    np.testing.assert_allclose(trials, [[1.5, 1.0]])
+    np.testing.assert_allclose(benchmark, [1.0, 3.0])
+
+
+def test_the_lines_under_the_table_call_luck_luck():
+    luck = Luck(frozenset({1}), True, "MAPE", 64, 0.43)
+    first, second = luck_lines(luck, TuneOptions())
+    assert first == (
+        "The best of 64 trials against persistence: p = 0.43 (Hansen's SPA test on the validation rows, MAPE): "
+        "consistent with luck"
+    )
+    assert second == "Noise cannot tell the pick from persistence on the rows it was chosen on"
+    (line,) = luck_lines(
+        replace(luck, p_value=0.012, trials=1, pick_same_as_persistence=False), TuneOptions()
+    )
+    assert line.startswith("The only trial against persistence: p = 0.012 (")
+    assert line.endswith("): skill")
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_persistence_costs_on_its_rows_what_the_metrics_say(snapshot, tiny_result, part):
+    prepared = prepare(snapshot, tiny_result.checkpoint.config)
+    losses = persistence_losses(prepared, part, ["MAE", "CRPS"])
+    persistence = persistence_metrics(prepared, part)
+    assert {name: values.mean() for name, values in losses.items()} == pytest.approx(
+        {name: persistence[name] for name in losses}
+    )
+
+
+@pytest.fixture(scope="module")
+def two_folds(snapshot):
+    config = TrainConfig(
+        source="snapshot",
+        sequence_length=20,
+        hidden_size=4,
+        num_layers=1,
+        max_epochs=4,
+        batch_size=128,
+        patience=2,
+    )
+    earlier = prepare_earlier_folds(snapshot, 2, config, 20)
+    return [*earlier, prepare(snapshot, config).without_test()], config
+
+
+def test_an_earlier_fold_ends_one_validation_length_before_the_next_and_is_fitted_on_its_own_rows(
+    two_folds, snapshot
+):
+    (first, last), config = two_folds
+    assert len(first.normalized) == first.split.validation_end == last.split.train_end
+    length = last.split.validation_end - last.split.train_end
+    assert first.split.train_end == last.split.train_end - length
+    alone = snapshot.part(slice(0, last.split.train_end))
+    again = prepare(alone, config, first.split)
+    np.testing.assert_array_equal(again.normalized, first.normalized)
+    later = snapshot.matrix.copy()
+    later[first.split.train_end :] *= 2
+    assert first.normalization == prepare(replace(snapshot, matrix=later), config, first.split).normalization
+
+
+def test_objectives_over_two_folds_are_the_means_of_two_trainers_trained_alone(two_folds):
+    folds, config = two_folds
+    together = FoldTrainers([Trainer(fold, config) for fold in folds])
+    alone = [Trainer(fold, config) for fold in folds]
+    for trainer in alone:
+        trainer.advance()
+    together.advance(1)
+    continued = FoldTrainers([Trainer(fold, config) for fold in folds])
+    continued.load_state_dict(together.state_dict())
+    for trainers in (together, continued):
+        while not trainers.finished:
+            trainers.advance(next_rung(trainers.epoch))
+        scores = [trainer.evaluate().model for trainer in alone]
+        assert trainers.evaluate("validation") == pytest.approx(
+            {name: (scores[0][name] + scores[1][name]) / 2 for name in scores[0]}, rel=1e-12
+        )
+        assert trainers.best_loss == pytest.approx((alone[0].best_loss + alone[1].best_loss) / 2, rel=1e-12)
+        assert trainers.last.best_state().keys() == alone[1].best_state().keys()
+        for name, weights in trainers.last.best_state().items():
+            assert weights.equal(alone[1].best_state()[name])

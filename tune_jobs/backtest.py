@@ -15,9 +15,9 @@ from forecast.errors import UsageError
 from tune_jobs.options import TuneOptions
 
 if TYPE_CHECKING:
+    from forecast.backtest.horizons import ByHorizon
     from forecast.backtest.rolling import FoldTask
     from forecast.prices.series import Series
-    from forecast.scores.metrics import Forecasts
 
 
 class ParallelBacktestOptions(BacktestOptions):
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_settings(ParallelBacktestOptions, given)
     from tune_jobs.cluster import connected
 
-    def run_on_cluster(series: Series, tasks: Sequence[FoldTask]) -> Iterator[Forecasts]:
+    def run_on_cluster(series: Series, tasks: Sequence[FoldTask]) -> Iterator[ByHorizon]:
         with connected(options.address):
             yield from _results(series, tasks, options)
 
@@ -53,13 +53,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _results(
     series: Series, tasks: Sequence[FoldTask], options: ParallelBacktestOptions
-) -> Iterator[Forecasts]:
+) -> Iterator[ByHorizon]:
     """Yield the tasks' forecasts in the order of the tasks, as they become ready."""
     import ray
 
     from forecast.backtest.rolling import run_task
 
-    def on_worker(series: Series, task: FoldTask) -> Forecasts:
+    def on_worker(series: Series, task: FoldTask) -> ByHorizon:
         from forecast.model.device import device_for_share
 
         if task.config.device == "auto":

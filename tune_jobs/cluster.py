@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Connected:
 
     may_grow: bool
     growth: Growth | None = None
+
+
+Connect = Callable[[], Connected]
+"""Connects to the job's cluster, or returns the connection there is."""
 
 
 @contextlib.contextmanager

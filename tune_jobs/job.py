@@ -1,7 +1,12 @@
-"""Run one tuning job from prices to pick, in three parts: prepare, search, report."""
+"""Run one tuning job from prices to pick, in three parts: prepare, search, report.
+
+The last two share one connection to a cluster, which starts when the first of them needs it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +14,7 @@ from typing import Any
 import optuna
 
 from forecast.errors import StudyError
+from tune_jobs.cluster import Connected, connected
 from tune_jobs.disks import full_disk_named
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import only_job_in, prepare_job
@@ -35,9 +41,14 @@ def run_job(options: TuneOptions) -> Outcome:
     started = time.perf_counter()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     job = prepare_job(options)
-    with full_disk_named(options), only_job_in(options.output_dir):
-        found = search_and_pick(job)
-        summary = report_job(job, found, started)
+    with full_disk_named(options), only_job_in(options.output_dir), contextlib.ExitStack() as ending:
+
+        @functools.cache
+        def connect() -> Connected:
+            return ending.enter_context(connected(options.address))
+
+        found = search_and_pick(job, connect)
+        summary = report_job(job, found, started, connect)
     interrupted = found.stopped_by is not None
     if not found.picked and not interrupted:
         raise StudyError(

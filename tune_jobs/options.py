@@ -71,6 +71,12 @@ class TuneOptions(ExperimentConfig):
         description="rows the objectives are computed on; test reproduces the original design, which searches on "
         "the test rows, so its test metrics do not estimate performance on new data",
     )
+    validation_folds: int = Field(
+        1,
+        ge=1,
+        description="number of validation folds that the objectives are means over: each has its origin one validation "
+        "length earlier than the next, and a model of its own; a trial takes as many times longer",
+    )
     space: Literal["full", "small"] = Field(
         "full", description="search space; small is for a first look and for benchmarks"
     )
@@ -94,6 +100,11 @@ class TuneOptions(ExperimentConfig):
         ge=0,
         description="size from which a model counts as large, in millions of multiply-adds per window (10 takes about "
         "a second per epoch on one core for 1300 windows); 0 treats every model as large",
+    )
+    retrain: bool = Field(
+        True,
+        description="train the pick again for service, with the last rows for stopping and calibration and none "
+        "for the test; without it, the scored model is served",
     )
     time_budget: float | None = Field(
         None, gt=0, description="seconds of search after which the job ends with the trials finished so far"
@@ -140,6 +151,15 @@ class TuneOptions(ExperimentConfig):
             raise ValueError(
                 f"`strategy` {self.strategy} needs {needed} among `objectives` {listed}; add it, or choose another "
                 "`strategy`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_fit(self) -> TuneOptions:
+        if self.validation_folds > 1 and self.objectives_on == "test":
+            raise ValueError(
+                f"`validation_folds` {self.validation_folds} needs `objectives_on=validation`: there is one part of "
+                "test rows"
             )
         return self
 

@@ -19,6 +19,7 @@ from forecast.pages.describe import series_lines
 from forecast.prices.series import Series
 from forecast.prices.source import series_from_config
 from forecast.scores.metrics import evaluate_forecasts
+from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
 
@@ -38,9 +39,10 @@ class Job:
         options: the job's options.
         series: the prices.
         prepared: the series, normalized and split.
-        persistence: persistence's metrics by part, ``validation`` and ``test``.
+        persistence: persistence's metrics by part, ``validation`` (the mean over the folds) and ``test``.
         console: for results.
         errors: for progress and warnings.
+        earlier_folds: the validation folds before the last one, which is the split of ``prepared``.
     """
 
     options: TuneOptions
@@ -49,6 +51,7 @@ class Job:
     persistence: dict[Part, dict[str, float]]
     console: Console
     errors: Console
+    earlier_folds: tuple[PreparedSeries, ...] = ()
 
     @property
     def to_beat(self) -> dict[str, float]:
@@ -60,7 +63,8 @@ def prepare_job(options: TuneOptions) -> Job:
     """Read, split and normalize the prices, and describe them on the console.
 
     Raises:
-        ForecastError: when the prices are unavailable, too few, or constant, or the network is unknown.
+        ForecastError: when the prices are unavailable, too few (for the folds, too), or constant, or the network is
+            unknown.
     """
     console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     ARCHITECTURES.find(options.network)
@@ -68,12 +72,16 @@ def prepare_job(options: TuneOptions) -> Job:
     longest = SPACES[options.space].longest_window
     require_rows(len(series), longest, options.train_ratio, options.val_ratio_within_train)
     prepared = prepare(series, options)
-    parts: tuple[Part, ...] = ("validation", "test")
-    persistence = {part: persistence_metrics(prepared, part) for part in parts}
+    earlier = prepare_earlier_folds(series, options.validation_folds, options, longest)
+    folds = [persistence_metrics(fold, "validation") for fold in (*earlier, prepared)]
+    persistence: dict[Part, dict[str, float]] = {
+        "validation": mean_metrics(folds),
+        "test": persistence_metrics(prepared, "test"),
+    }
     say(console, "\n".join(series_lines(series, options)))
     if options.objectives_on == "test":
         say(errors, SEARCHED_ON_TEST, "yellow")
-    return Job(options, series, prepared, persistence, console, errors)
+    return Job(options, series, prepared, persistence, console, errors, earlier)
 
 
 def persistence_metrics(prepared: PreparedSeries, part: Part) -> dict[str, float]:

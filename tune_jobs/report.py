@@ -17,18 +17,25 @@ from rich.console import Console
 
 from forecast.atomic import write_atomically, write_json
 from forecast.model.checkpoint import library_versions, save_checkpoint
-from forecast.scores.metrics import METRICS
+from forecast.scores.metrics import METRICS, Evaluation
+from tune_jobs.cluster import Connect
+from tune_jobs.final import FinalModels, train_final
+from tune_jobs.luck import Luck
 from tune_jobs.prepare import Job, say
 from tune_jobs.report_page import Findings, write_report
 from tune_jobs.search import Found
 from tune_jobs.selection import ScoredPoint, score_on_test
+from tune_jobs.stopping import TIME_BUDGET
 from tune_jobs.study import STUDY_FILE
 from tune_jobs.tables import (
     PICK_FILE,
     REPORT_FILE,
+    SCORED_FILE,
+    final_lines,
+    fold_lines,
     front_table,
+    luck_lines,
     next_lines,
-    score_lines,
     search_lines,
     strategy_line,
 )
@@ -38,7 +45,8 @@ SUMMARY_FILE = "summary.json"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
     "without a network",
-    PICK_FILE: "the checkpoint of the pick",
+    PICK_FILE: "the checkpoint of the pick, trained again for service",
+    SCORED_FILE: "the checkpoint of the pick as it was scored on the test rows",
     FRONT_FILE: "the front: objectives, test metrics, persistence's metrics, hyperparameters",
     SUMMARY_FILE: "everything in the printed table, and more, for machines",
     STUDY_FILE: "the study: every trial, finished, or failed with its reason",
@@ -47,42 +55,55 @@ FILES = {
 """The files that a job writes, and their contents."""
 
 
-def report_job(job: Job, found: Found, started: float) -> dict[str, Any]:
-    """Score the front on the test rows, write the files, print the result and return the summary.
+def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict[str, Any]:
+    """Score the front on the test rows, train the pick for service, write the files, print and return the summary.
+
+    Args:
+        job: the job.
+        found: the result of the search.
+        started: when the job started, as ``time.perf_counter`` tells.
+        connect: connects to the cluster that trains the pick.
 
     Raises:
         OSError: when the output directory cannot be written; every file written before that is complete.
     """
     options, output = job.options, job.options.output_dir
-    tried = found.states.get("COMPLETE", 0)
-    front = [score_on_test(point, job.prepared, tried) for point in found.front]
-    picked = next((point for point in front if found.picked and point.number == found.picked.number), None)
-    if picked:
-        write_front(front, output / FRONT_FILE)
-        save_checkpoint(picked.checkpoint, output / PICK_FILE)
-    summary = _summary(job, found, front, picked, time.perf_counter() - started)
+    early = [_ended_early(found)] if found.stopped_by else []
+    findings = _score_front(job, found, [*search_lines(found.run), *early], connect)
+    if findings:
+        write_front(findings.front, job.persistence["validation"], output / FRONT_FILE)
+        save_checkpoint(findings.final.scored, output / SCORED_FILE)
+        save_checkpoint(findings.final.served, output / PICK_FILE)
+    summary = _summary(job, found, findings, time.perf_counter() - started)
     write_json(summary, output / SUMMARY_FILE)
     (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's report may show another pick
     if options.json_output:
         print(json.dumps(summary, indent=2, allow_nan=False, default=str))
-    early = [_ended_early(found)] if found.stopped_by else []
     for line in early:
         say(job.errors, line, "yellow")
-    if picked:
-        _describe_result(job, front, picked, found)
-    if picked and options.report:
-        ended = [*search_lines(found.run), *early]
-        write_report(Findings(job, found.trials, front, picked, ended), output / REPORT_FILE)
+    if findings:
+        _describe_result(findings, found.run)
+    if findings and options.report:
+        write_report(findings, output / REPORT_FILE)
     return summary
 
 
-def _summary(
-    job: Job,
-    found: Found,
-    front: Sequence[ScoredPoint],
-    picked: ScoredPoint | None,
-    total_seconds: float,
-) -> dict[str, Any]:
+def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect) -> Findings | None:
+    """Score the front on the test rows, and train the pick's models; None when it is empty."""
+    if not (found.picked and found.luck):
+        return None
+    tried = found.states.get("COMPLETE", 0)
+    front = [score_on_test(point, job.prepared, tried, found.luck) for point in found.front]
+    picked = next(point for point in front if point.number == found.picked.number)
+    if found.stopped_by in (None, TIME_BUDGET):
+        connect()
+        final = train_final(job, picked, tried, found.luck)
+    else:  # whoever interrupts a job does not wait for more training
+        final = FinalModels(picked.checkpoint, picked.test, picked.checkpoint)
+    return Findings(job, found.trials, front, picked, final, found.luck, ended)
+
+
+def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: float) -> dict[str, Any]:
     options = job.options
     return {
         "study": options.study_name,
@@ -90,9 +111,12 @@ def _summary(
         "stopped_by": found.stopped_by,
         "objectives": options.objective_names,
         "objectives_on": options.objectives_on,
+        "validation_folds": options.validation_folds,
         "strategy": options.strategy,
-        "pick": describe_point(picked) if picked else None,
-        "front": [describe_point(point) for point in front],
+        "pick": describe_pick(findings) if findings else None,
+        "pick_same_as_persistence": findings.luck.pick_same_as_persistence if findings else None,
+        "luck": describe_luck(findings.luck) if findings else None,
+        "front": [describe_point(point) for point in findings.front] if findings else [],
         "persistence": job.persistence,
         "search": found.run,
         "total_seconds": total_seconds,
@@ -103,8 +127,14 @@ def _summary(
     }
 
 
-def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
-    """Write the front as CSV, a line per trial: objectives, test metrics, persistence's metrics, hyperparameters."""
+def write_front(front: Sequence[ScoredPoint], validation: dict[str, float], path: Path) -> None:
+    """Write the front as CSV, a line per trial: objectives, test metrics, persistence's metrics, hyperparameters.
+
+    Args:
+        front: at least one point.
+        validation: persistence's metrics on the validation rows.
+        path: the file.
+    """
     rows = []
     for point in front:
         test = point.test
@@ -115,10 +145,7 @@ def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
                 "val_loss_best": point.checkpoint.val_loss_best,
                 **{f"test_{name}": test.model.get(name) for name in METRICS},
                 **{f"persistence_test_{name}": test.persistence.get(name) for name in METRICS},
-                **{
-                    f"persistence_validation_{name}": point.checkpoint.persistence["validation"].get(name)
-                    for name in METRICS
-                },
+                **{f"persistence_validation_{name}": validation.get(name) for name in METRICS},
                 **{f"param_{name}": value for name, value in sorted(point.params.items())},
             }
         )
@@ -131,19 +158,52 @@ def write_front(front: Sequence[ScoredPoint], path: Path) -> None:
 
 def describe_point(point: ScoredPoint) -> dict[str, Any]:
     """Return a point of the front as plain values."""
-    test = point.test
     return {
         "trial_number": point.number,
         "objectives": point.objectives,
         "validation": point.checkpoint.metrics_validation,
+        **describe_test(point.test),
+        "val_loss_best": point.checkpoint.val_loss_best,
+        "same_as_pick": point.same_as_pick,
+        "weights": point.size,
+        "params": point.params,
+        "checkpoint": str(point.path),
+    }
+
+
+def describe_pick(found: Findings) -> dict[str, Any]:
+    """Return the pick as plain values: its trial's objectives, and the scores of its model with all members."""
+    final, output = found.final, found.job.options.output_dir
+    return {
+        **describe_point(found.picked),
+        "members": len(final.scored.members),
+        "validation": final.scored.metrics_validation,
+        **describe_test(final.test),
+        "scored_checkpoint": str(output / SCORED_FILE),
+        "served_checkpoint": str(output / PICK_FILE),
+        "retrained": final.retrained,
+        "trained_until": final.served.trained_until,
+    }
+
+
+def describe_test(test: Evaluation) -> dict[str, Any]:
+    """Return the scores on the test rows as plain values."""
+    return {
         "test": test.model,
         "skill_test": test.skill,
         "intervals_test": [asdict(interval) for interval in test.intervals],
         "direction_test": asdict(test.direction) if test.direction else None,
-        "val_loss_best": point.checkpoint.val_loss_best,
-        "weights": point.size,
-        "params": point.params,
-        "checkpoint": str(point.path),
+    }
+
+
+def describe_luck(luck: Luck) -> dict[str, Any]:
+    """Return the test of the best trial against persistence as plain values."""
+    return {
+        "test": "SPA",
+        "metric": luck.metric,
+        "trials": luck.trials,
+        "p_value": luck.p_value,
+        "skill": luck.skill,
     }
 
 
@@ -154,15 +214,17 @@ def _ended_early(found: Found) -> str:
     )
 
 
-def _describe_result(job: Job, front: Sequence[ScoredPoint], picked: ScoredPoint, found: Found) -> None:
-    options, console = job.options, job.console
+def _describe_result(findings: Findings, run: dict[str, Any]) -> None:
+    options, console, picked = findings.job.options, findings.job.console, findings.picked
     # A pipe or file has no width: never truncate a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
-    wide.print(front_table(front, picked, options.objectives_on, wide.width))
+    wide.print(front_table(findings.front, picked, findings.job.to_beat, options.objectives_on, wide.width))
     lines = [
-        *search_lines(found.run),
-        *score_lines(picked),
-        f"Pick by {strategy_line(options)}: trial {picked.number}, kept as {options.output_dir / PICK_FILE}",
+        *fold_lines(options),
+        *luck_lines(findings.luck, options),
+        *search_lines(run),
+        f"Pick by {strategy_line(options)}: trial {picked.number}",
+        *final_lines(findings.final, options),
         *next_lines(options),
     ]
     say(console, "\n".join(lines))

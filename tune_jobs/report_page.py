@@ -20,12 +20,22 @@ from forecast.pages.describe import intervals_table, series_lines
 from forecast.pages.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
 from forecast.pages.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
 from forecast.scores.metrics import Rows, label
+from tune_jobs.final import FinalModels
+from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import Job
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
-from tune_jobs.tables import WIDE, front_table, next_commands, score_lines, strategy_line
+from tune_jobs.tables import (
+    WIDE,
+    final_lines,
+    fold_lines,
+    front_table,
+    luck_lines,
+    next_commands,
+    strategy_line,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,6 +57,8 @@ class Findings:
         trials: every trial of the study.
         front: the points of the front.
         picked: one of them.
+        final: the pick's models.
+        luck: what luck can explain of the pick.
         ended: lines about how the job ended and how long it took.
     """
 
@@ -54,6 +66,8 @@ class Findings:
     trials: Sequence[FrozenTrial]
     front: Sequence[ScoredPoint]
     picked: ScoredPoint
+    final: FinalModels
+    luck: Luck
     ended: Sequence[str]
 
 
@@ -68,19 +82,27 @@ def write_report(found: Findings, path: Path) -> None:
     rows = found.job.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
     introduction = [
         f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'} finished; the pick by "
-        f"{strategy_line(options)}: trial {found.picked.number}. " + _against_persistence(found.picked),
-        *score_lines(found.picked),
+        f"{strategy_line(options)}: trial {found.picked.number}.",
+        *final_lines(found.final, options),
+        *luck_lines(found.luck, options),
     ]
     marked = next(i for i, point in enumerate(found.front) if point is found.picked)
-    table = grid_of(front_table(found.front, found.picked, options.objectives_on, WIDE), marked)
+    table = front_table(found.front, found.picked, found.job.to_beat, options.objectives_on, WIDE)
     sections = [
         Section(
             "The Pareto front",
             [
                 Text(
-                    "The trials that no other trial beats; the last row is persistence, which repeats the last price."
+                    "The trials that no other trial beats; the last row is persistence, which repeats the last price. "
+                    "* is the pick; ~ marks the trials that noise cannot tell from it: the difference by "
+                    f"{options.strategy} is within one standard error."
                 ),
-                table,
+                Text(
+                    f"The trials are selected on the {options.objectives_on} rows, so their scores there are better "
+                    "than those to expect on new data."
+                ),
+                *(Text(line) for line in fold_lines(options)),
+                grid_of(table, marked),
                 *_fronts(found, complete),
             ],
         ),
@@ -103,15 +125,6 @@ def write_report(found: Findings, path: Path) -> None:
         Section("Options and versions", [_settings(options)]),
     ]
     write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
-
-
-def _against_persistence(picked: ScoredPoint) -> str:
-    """Compare the pick's test MAE with persistence's, in a sentence."""
-    test = picked.test
-    return (
-        f"Its MAE on the {test.rows} test rows is {test.model['MAE']:,.6g}; persistence, which repeats the last "
-        f"price, has {test.persistence['MAE']:,.6g}."
-    )
 
 
 def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -298,19 +311,19 @@ def _failures(trials: Sequence[FrozenTrial]) -> list[Text | Grid]:
 
 def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
     """Show the pick's forecasts, residuals and intervals on the test rows."""
-    checkpoint = found.picked.checkpoint
+    checkpoint = found.final.scored
     forecasts = forecast_part(checkpoint, found.job.prepared, "test")
     series, timeline = found.job.series, found.job.series.timeline
     targets = found.job.prepared.target_rows("test", checkpoint.config.sequence_length)
     dates = timeline.local(series.dates[targets])
     tables: list[Text | Plot | Grid] = []
-    if found.picked.test.intervals:
+    if found.final.test.intervals:
         tables = [
             Text(
                 "Share of test rows inside the intervals; the intervals of persistence have one width, "
                 "from all earlier changes."
             ),
-            grid_of(intervals_table([found.picked.test])),
+            grid_of(intervals_table([found.final.test])),
             Plot(
                 calibration_figure(rows.actual, {"model": forecasts, "persistence": rows.baseline}),
                 "Share of prices below each forecast quantile, for the model and for persistence",

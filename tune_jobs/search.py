@@ -8,23 +8,28 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from forecast.errors import CheckpointError
+from forecast.model.checkpoint import load_checkpoint
 from forecast.prices.series import Provenance
 from tune_jobs import study as studies
-from tune_jobs.cluster import connected
+from tune_jobs.cluster import Connect
+from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
+from tune_jobs.luck import Luck, p_value_of_best
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job, say
 from tune_jobs.progress import SearchProgress
-from tune_jobs.searcher import SearchInput, put_back_running
-from tune_jobs.selection import FrontPoint, Preference, pareto_front, pick, pick_within_one_se
+from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_path
+from tune_jobs.selection import FrontPoint, pareto_front, pick, pick_within_one_se
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
@@ -41,6 +46,7 @@ class Found:
     Attributes:
         front: the Pareto front; empty when no trial finished.
         picked: one point of the front; None when it is empty.
+        luck: what luck can explain of the pick; None when there is none.
         trials: every trial of the study.
         stopped_by: why the search ended before its last trial; None when it did not.
         run: figures of this run alone: trials, seconds, core-seconds, efficiency.
@@ -48,6 +54,7 @@ class Found:
 
     front: list[FrontPoint]
     picked: FrontPoint | None
+    luck: Luck | None
     trials: list[FrozenTrial]
     stopped_by: str | None
     run: dict[str, Any]
@@ -58,10 +65,14 @@ class Found:
         return dict(Counter(trial.state.name for trial in self.trials))
 
 
-def search_and_pick(job: Job) -> Found:
+def search_and_pick(job: Job, connect: Connect) -> Found:
     """Bring the study to its number of finished trials, and pick a point of its front.
 
     Nothing here reads a test row, unless the objectives are computed on the test rows.
+
+    Args:
+        job: the job.
+        connect: connects to the cluster; called only if there are trials to run.
     """
     options = job.options
     output = options.output_dir.absolute()
@@ -81,7 +92,7 @@ def search_and_pick(job: Job) -> Found:
     _describe_resume(job.console, options, study, put_back, samples)
     kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     stop = Stop()
-    run = _run(job, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
+    run = _run(job, connect, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
     with studies.study_errors(database):
         front, problems = pareto_front(study, checkpoints)
         trials = study.get_trials(deepcopy=False)
@@ -91,12 +102,14 @@ def search_and_pick(job: Job) -> Found:
     for problem in problems:
         say(job.errors, f"warning: {problem}", "yellow")
     studies.close_storage(storage, database)
-    picked = _pick(job, front) if front else None
-    return Found(front, picked, trials, stop.reason if left else None, run)
+    finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
+    picked, luck = _pick(job, front, finished, checkpoints) if front else (None, None)
+    return Found(front, picked, luck, trials, stop.reason if left else None, run)
 
 
 def _run(
     job: Job,
+    connect: Connect,
     study: optuna.Study,
     storage: optuna.storages.RDBStorage,
     samples: int,
@@ -107,40 +120,41 @@ def _run(
     """Run ``samples`` more trials on a cluster, and return the figures of this run."""
     options, prepared = job.options, job.prepared
     progress = SearchProgress(job.errors, samples, job.to_beat, quiet=options.quiet)
-    with connected(options.address) as cluster:
-        placement = Placement(
-            cpus_per_trial=options.cpus_per_trial,
-            gpus_per_trial=options.gpus_per_trial,
-            gpu_from=options.gpu_from * 1e6,
-            max_concurrent=options.max_concurrent,
-            may_grow=cluster.may_grow,
-            growth=cluster.growth,
+    cluster = connect()
+    placement = Placement(
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+        gpu_from=options.gpu_from * 1e6,
+        max_concurrent=options.max_concurrent,
+        may_grow=cluster.may_grow,
+        growth=cluster.growth,
+    )
+    states.check()
+    _describe_cluster(job.console, placement, samples, options)
+    if options.time_budget:
+        stop.deadline = time.monotonic() + options.time_budget
+    search = SearchInput(
+        prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
+        experiment=options,
+        provenance=asdict(job.series.provenance),
+        space=SPACES[options.space].of(options),
+        objectives=options.objective_names,
+        part=options.objectives_on,
+        earlier_folds=job.earlier_folds,
+    )
+    with progress, studies.study_errors(options.output_dir.absolute() / studies.STUDY_FILE):
+        seconds = run_search(
+            search,
+            study,
+            storage,
+            samples=samples,
+            placement=placement,
+            states=states,
+            checkpoint_dir=checkpoints,
+            stop=stop,
+            on_finished=progress.finished,
+            on_event=progress.tick,
         )
-        states.check()
-        _describe_cluster(job.console, placement, samples, options)
-        if options.time_budget:
-            stop.deadline = time.monotonic() + options.time_budget
-        search = SearchInput(
-            prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
-            experiment=options,
-            provenance=asdict(job.series.provenance),
-            space=SPACES[options.space],
-            objectives=options.objective_names,
-            part=options.objectives_on,
-        )
-        with progress, studies.study_errors(options.output_dir.absolute() / studies.STUDY_FILE):
-            seconds = run_search(
-                search,
-                study,
-                storage,
-                samples=samples,
-                placement=placement,
-                states=states,
-                checkpoint_dir=checkpoints,
-                stop=stop,
-                on_finished=progress.finished,
-                on_event=progress.tick,
-            )
     return _figures(progress, seconds)
 
 
@@ -164,12 +178,37 @@ def _remove(states: StateStore, options: TuneOptions, output: Path) -> None:
             (output / TUNE_STATE_DIR).rmdir()
 
 
-def _pick(job: Job, front: list[FrontPoint]) -> FrontPoint:
-    options = job.options
+def _pick(
+    job: Job, front: Sequence[FrontPoint], finished: Sequence[int], checkpoints: Path
+) -> tuple[FrontPoint, Luck]:
+    """Pick a point of the front, and judge by the rows that it was chosen on what of it is luck.
+
+    With several validation folds, these are the rows of the last one, whose models the checkpoints hold. Finished
+    trials without a usable checkpoint are left out.
+    """
+    options, names = job.options, job.options.objective_names
+    rows = job.prepared, options.objectives_on
     preference = Preference(options.strategy, job.to_beat, options.weights)
-    if options.one_se:
-        return pick_within_one_se(front, preference, job.prepared, options.objectives_on)
-    return pick(front, preference)
+    losses = {point.number: row_losses(point.checkpoint, *rows, names) for point in front}
+    costs = {point.number: sample_cost(point.objectives, losses[point.number], preference) for point in front}
+    picked = pick_within_one_se(front, preference, costs) if options.one_se else pick(front, preference)
+    chosen = costs[picked.number]
+
+    for number in finished:
+        with contextlib.suppress(CheckpointError):
+            if number not in losses:
+                checkpoint = load_checkpoint(trial_checkpoint_path(checkpoints, number))
+                losses[number] = row_losses(checkpoint, *rows, names)
+    persistence = persistence_losses(*rows, names)
+    to_beat = sample_cost({name: job.to_beat[name] for name in names}, persistence, preference)
+    luck = Luck(
+        same_as_pick=frozenset(number for number, cost in costs.items() if cost.is_near(chosen)),
+        pick_same_as_persistence=to_beat.is_near(chosen),
+        metric=preference.metric,
+        trials=len(losses),
+        p_value=p_value_of_best([losses[number] for number in sorted(losses)], persistence, preference),
+    )
+    return picked, luck
 
 
 def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
@@ -189,6 +228,7 @@ def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
         **{name: getattr(options, name) for name in shared},
         "input_columns": list(options.input_columns),
         "objectives_on": options.objectives_on,
+        "validation_folds": options.validation_folds,
         "space": options.space,
     }
 

@@ -132,7 +132,8 @@ def _reason(error: ray.exceptions.RayError) -> str:
 class SearchInput:
     """The parts of the experiment that a search needs.
 
-    ``prepared`` has no test rows unless the objectives are computed on them.
+    ``prepared`` has no test rows unless the objectives are computed on them; it is the last validation fold, after
+    ``earlier_folds``.
     """
 
     prepared: PreparedSeries
@@ -141,6 +142,12 @@ class SearchInput:
     space: SearchSpace
     objectives: list[str]
     part: Part = "validation"
+    earlier_folds: tuple[PreparedSeries, ...] = ()
+
+    @property
+    def folds(self) -> tuple[PreparedSeries, ...]:
+        """The validation folds, in chronological order."""
+        return (*self.earlier_folds, self.prepared)
 
 
 @dataclass
@@ -288,14 +295,14 @@ class StudySearch(OptunaSearch):
                 prepared=self._search.prepared,
                 val_loss_best=best["best_loss"],
                 best_epoch=best["best_epoch"],
-                validation=TypeAdapter(Evaluation).validate_python(state["validation"]),
-                calibration_scores=state["calibration_scores"].numpy(),
                 device=state["device"],
                 provenance=self._search.provenance,
                 trial_number=trial.number,
                 trial_params=trial.params,
                 searched_rows=len(self._search.prepared.normalized),
             )
+            validation = TypeAdapter(Evaluation).validate_python(state["validation"])
+            checkpoint = checkpoint.calibrated(state["calibration_scores"].numpy(), validation)
             save_checkpoint(checkpoint, trial_checkpoint_path(self._checkpoint_dir, trial.number))
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **kwargs: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from forecast.config import ExperimentConfig, VolatilityName
+from forecast.model.normalization import bar_part
 
 if TYPE_CHECKING:  # a worker never samples: it starts faster without Optuna
     import optuna
@@ -25,6 +28,7 @@ class SearchSpace:
     dropout: tuple[float, float] = (0.0, 0.5)
     learning_rate: tuple[float, float] = (1e-4, 5e-3)
     patience: tuple[int, int, int] = (10, 25, 5)
+    volatility: tuple[VolatilityName, ...] = ()
 
     def __call__(self, trial: optuna.Trial) -> None:
         """Sample one value of each hyperparameter for ``trial``."""
@@ -40,6 +44,16 @@ class SearchSpace:
         trial.suggest_int("max_epochs", first, last, step=step)
         first, last, step = self.patience
         trial.suggest_int("patience", first, last, step=step)
+        if self.volatility:
+            trial.suggest_categorical("volatility", self.volatility)
+
+    def of(self, experiment: ExperimentConfig) -> SearchSpace:
+        """The space of an experiment: with the volatilities that its models can correct, where that changes them."""
+        if experiment.likelihood != "student_t":
+            return self
+        parts = {bar_part(name, experiment.feature) for name in experiment.input_columns}
+        ranges: tuple[VolatilityName, ...] = ("range",) if {"high", "low"} <= parts else ()
+        return replace(self, volatility=("ewma", "gjr", *ranges, "window"))
 
     @property
     def longest_window(self) -> int:

@@ -13,6 +13,9 @@ from typing import Any
 
 from ray import tune
 
+TIME_BUDGET = "time budget"
+"""The reason of a search that ended as planned."""
+
 
 @dataclass
 class Stop:
@@ -26,7 +29,7 @@ class Stop:
     def now(self) -> bool:
         """Return whether to stop; this also checks the time budget."""
         if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
-            self.reason = "time budget"
+            self.reason = TIME_BUDGET
         return self.reason is not None
 
 

@@ -14,11 +14,14 @@ from rich.table import Table
 
 from forecast.scores.distribution import MAIN_LEVEL
 from forecast.scores.metrics import label
+from tune_jobs.final import FinalModels
+from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.study import STUDY_FILE
 
 PICK_FILE = "best_pareto_lstm.pt"
+SCORED_FILE = "scored_pick.pt"
 REPORT_FILE = "report.html"
 
 SHORT = {"validation": "val.", "test": "test"}
@@ -26,24 +29,30 @@ WIDE = 100
 """Terminal columns from which a table has room for hyperparameters."""
 
 
-def front_table(front: Sequence[ScoredPoint], picked: ScoredPoint, part: str, width: int) -> Table:
-    """Build a table of the front: the pick is marked, and persistence is the last row.
+def front_table(
+    front: Sequence[ScoredPoint], picked: ScoredPoint, to_beat: dict[str, float], part: str, width: int
+) -> Table:
+    """Build a table of the front: the pick and the points that noise cannot tell from it are marked.
+
+    Persistence is the last row.
 
     Args:
         front: the points.
         picked: one of them.
+        to_beat: persistence's metrics on the rows of the objectives.
         part: rows the objectives were computed on.
         width: columns of the terminal; hyperparameters are omitted if there is no room.
     """
-    title = f"Pareto front: {len(front)} of the finished trials, * is the pick"
+    title = f"Pareto front: {len(front)} of the trials, * is the pick, ~ cannot be told from it"
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     table.add_column("trial", justify="right", no_wrap=True)
     shown, names = list(dict.fromkeys((part, "test"))), list(picked.objectives)
     for rows in shown:
+        above = f"selected\non {SHORT[rows]}" if rows == part else SHORT[rows]
         for name in names:
-            table.add_column(f"{SHORT[rows]}\n{label(name)}", justify="right", no_wrap=True)
+            table.add_column(f"{above}\n{label(name)}", justify="right", no_wrap=True)
     table.add_column("test\nskill", justify="right", no_wrap=True)
     wide = width >= WIDE
     if wide:
@@ -55,14 +64,15 @@ def front_table(front: Sequence[ScoredPoint], picked: ScoredPoint, part: str, wi
             f"{params['sequence_length']}, {params['hidden_size']} x {params['num_layers']}, "
             f"{params['learning_rate']:.1e}"
         )
+        mark = "*" if point is picked else "~" if point.same_as_pick else " "
         table.add_row(
-            f"{point.number}{' *' if point is picked else '  '}",
+            f"{point.number} {mark}",
             *(_number(scores[rows][name]) for rows in shown for name in names),
             _percent(point.test.skill["MAE"]),
             *([model] if wide else []),
             style="bold" if point is picked else None,
         )
-    persistence = picked.checkpoint.persistence
+    persistence = {part: to_beat, "test": picked.test.persistence}
     table.add_section()
     table.add_row(
         "persistence",
@@ -93,15 +103,51 @@ def search_lines(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def score_lines(picked: ScoredPoint) -> list[str]:
-    """Compare the pick's intervals on the test rows with persistence's, if the pick has any."""
+def fold_lines(options: TuneOptions) -> list[str]:
+    """Describe the validation folds, if there are several."""
+    if options.validation_folds == 1:
+        return []
     return [
+        f"Scores on validation rows, persistence's too, are means over {options.validation_folds} folds with rolling "
+        "origins; a trial's model is that of its last fold"
+    ]
+
+
+def luck_lines(luck: Luck, options: TuneOptions) -> list[str]:
+    """Describe what luck can explain of the pick, on the rows that it was chosen on."""
+    verdict = "skill" if luck.skill else "consistent with luck"
+    trials = "the only trial" if luck.trials == 1 else f"the best of {luck.trials} trials"
+    rows = f"{options.objectives_on} rows" + (" of the last fold" if options.validation_folds > 1 else "")
+    lines = [
+        f"{trials.capitalize()} against persistence: p = {luck.p_value:.2g} (Hansen's SPA test on the {rows}, "
+        f"{luck.metric}): {verdict}"
+    ]
+    if luck.pick_same_as_persistence:
+        lines.append("Noise cannot tell the pick from persistence on the rows it was chosen on")
+    return lines
+
+
+def final_lines(final: FinalModels, options: TuneOptions) -> list[str]:
+    """Describe the pick's models: their members, files, test scores and intervals, beside persistence's."""
+    members, test = len(final.scored.members), final.test
+    models = "one model" if members == 1 else f"{members} models averaged"
+    lines = [
+        f"The pick as {models}: test MAE {test.model['MAE']:,.6g} (persistence {test.persistence['MAE']:,.6g}), kept "
+        f"as {options.output_dir / SCORED_FILE}"
+    ]
+    lines += [
         f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
         f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
         f"{at.persistence_width:,.6g})"
-        for at in picked.test.intervals
+        for at in test.intervals
         if at.level == MAIN_LEVEL
     ]
+    if final.retrained:
+        lines.append(
+            f"Trained again for service, on rows up to {final.served.trained_until} and stopped on those after, kept "
+            f"as {options.output_dir / PICK_FILE}"
+        )
+    return lines
 
 
 def strategy_line(options: TuneOptions) -> str:

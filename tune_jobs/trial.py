@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from forecast.model.split import Part
 from forecast.model.training import Trainer
 from forecast.model.windows import PreparedSeries
 from forecast.scores.metrics import METRICS
+from tune_jobs.folds import FoldTrainers
 from tune_jobs.placement import Slot
 from tune_jobs.space import complete_params
 from tune_jobs.states import StateStore
@@ -35,7 +37,8 @@ REDUCTION = 3
 REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus", "rungs")
 """Keys that a trial reports in addition to its objectives; kept as attributes of the study's trial.
 
-``seconds`` is its training time; ``rungs`` holds, for each rung it reached, the pair of epoch and best validation loss.
+``val_loss_best`` is the mean over the validation folds; ``best_epoch`` is that of the last fold. ``seconds`` is its
+training time; ``rungs`` holds, for each rung it reached, the pair of epoch and best validation loss.
 """
 EARLIER_SECONDS = "earlier_seconds"
 """Key of a result: the part of ``seconds`` from before the trial was interrupted and put back."""
@@ -95,11 +98,12 @@ def trial_cost(experiment: ExperimentConfig, params: dict[str, Any]) -> int:
 
 def _settings(experiment: ExperimentConfig, params: dict[str, Any]) -> dict[str, Any]:
     shared = {name: getattr(experiment, name) for name in ExperimentConfig.model_fields}
-    return {**shared, **complete_params(params)}
+    # A trial is one member: only the pick is trained with all of them.
+    return {**shared, "members": 1, **complete_params(params)}
 
 
 class TrainingTrial(tune.Trainable):
-    """Trains one configuration; its actor is reused for the next one.
+    """Trains one configuration on every validation fold; its actor is reused for the next one.
 
     A step trains up to the next rung. Every result carries all metrics, so that a trial has its objectives whichever
     rung it stops at.
@@ -109,7 +113,7 @@ class TrainingTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         *,
-        prepared: PreparedSeries,
+        folds: Sequence[PreparedSeries],
         experiment: ExperimentConfig,
         part: Part,
         states: StateStore,
@@ -118,12 +122,12 @@ class TrainingTrial(tune.Trainable):
 
         Args:
             config: hyperparameters and the trial's ticket.
-            prepared: the shared series, from the object store.
+            folds: the shared series of each validation fold, from the object store; the last one's model is kept.
             experiment: settings that all trials share.
             part: rows the objectives are computed on.
             states: where interrupted trials left their state.
         """
-        self._prepared, self._experiment, self._part, self._states = prepared, experiment, part, states
+        self._folds, self._experiment, self._part, self._states = folds, experiment, part, states
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -136,23 +140,27 @@ class TrainingTrial(tune.Trainable):
         # actor.
         self._ticket: Ticket = config[Ticket.KEY]
         self._params = {name: value for name, value in config.items() if name != Ticket.KEY}
-        self._trainer: Trainer | None = None
+        self._trainers: FoldTrainers | None = None
         self._seconds = self._earlier_seconds = 0.0
         self._rungs: list[tuple[int, float]] = []
         self._started = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     @property
-    def _current(self) -> Trainer:
-        if self._trainer is None:
-            self._trainer = self._new_trainer()
+    def _current(self) -> FoldTrainers:
+        if self._trainers is None:
+            self._trainers = self._new_trainers()
             if self._ticket.state:
                 self._go_on_from(self._states.open(self._ticket.state))
-        return self._trainer
+        return self._trainers
 
-    def _new_trainer(self) -> Trainer:
+    def _new_trainers(self) -> FoldTrainers:
         threads = max(1, int(self._ticket.slot.demand.cpus))
         config = trial_config(self._experiment, self._params, threads=threads, device=_assigned_device())
-        return Trainer(self._prepared, config)
+        return FoldTrainers([self._new_trainer(fold, config) for fold in self._folds])
+
+    def _new_trainer(self, prepared: PreparedSeries, config: TrainConfig) -> Trainer:
+        """Create the trainer of one fold; benchmarks replace it."""
+        return Trainer(prepared, config)
 
     def _go_on_from(self, saved: tune.Checkpoint) -> None:
         """Continue where the trial was interrupted, or start again if its saved state cannot be read."""
@@ -161,7 +169,7 @@ class TrainingTrial(tune.Trainable):
                 self.load_checkpoint(directory)
             self._earlier_seconds = self._seconds
         except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
-            self._trainer, self._seconds, self._rungs = self._new_trainer(), 0.0, []
+            self._trainers, self._seconds, self._rungs = self._new_trainers(), 0.0, []
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung and report; an exception is reported too, unless it is the GPU's.
@@ -169,22 +177,22 @@ class TrainingTrial(tune.Trainable):
         This way the study records the reason, and the actor survives for the next trial.
         """
         try:
-            trainer = self._current
+            trainers = self._current
             started = time.perf_counter()
-            trainer.advance(next_rung(trainer.epoch))
+            trainers.advance(next_rung(trainers.epoch))
             self._seconds += time.perf_counter() - started
-            metrics = trainer.evaluate(self._part).model
+            metrics = trainers.evaluate(self._part)
         except GPU_ERRORS:
             raise
         except Exception as error:
-            self._trainer = None
+            self._trainers = None
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
             return {**nothing, "epoch": 0, FAILURE: in_one_line(error), DONE: True}
-        self._rungs.append((trainer.epoch, trainer.best_loss))
+        self._rungs.append((trainers.epoch, trainers.best_loss))
         report = (
-            trainer.best_loss,
-            trainer.epoch,
-            trainer.best_epoch,
+            trainers.best_loss,
+            trainers.epoch,
+            trainers.last.best_epoch,
             self._seconds,
             self._started,
             self._ticket.slot.demand.gpus,
@@ -194,19 +202,20 @@ class TrainingTrial(tune.Trainable):
             **{name: metrics[name] for name in METRICS},
             **dict(zip(REPORTED, report, strict=True)),
             EARLIER_SECONDS: self._earlier_seconds,
-            DONE: trainer.finished,
+            DONE: trainers.finished,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the full state: a trial continues from it after a failure, and the job keeps its best weights."""
-        if self._trainer is None:
+        if self._trainers is None:
             return
+        last = self._trainers.last
         state = {
-            "trainer": self._trainer.state_dict(),
-            "validation": asdict(self._trainer.evaluate()),
-            "calibration_scores": torch.from_numpy(self._trainer.calibration_scores()),
-            "device": self._trainer.device.type,
-            "threads": self._trainer.config.threads,
+            **self._trainers.state_dict(),
+            "validation": asdict(last.evaluate()),
+            "calibration_scores": torch.from_numpy(last.calibration_scores()),
+            "device": last.device.type,
+            "threads": last.config.threads,
             "seconds": self._seconds,
             "rungs": self._rungs,
         }
@@ -215,7 +224,7 @@ class TrainingTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Ray's hint is outdated
         """Continue from a state that ``save_checkpoint`` wrote."""
         state = read_state(checkpoint_dir)
-        self._current.load_state_dict(state["trainer"])
+        self._current.load_state_dict(state)
         self._seconds, self._rungs = state["seconds"], list(state["rungs"])
 
 

@@ -107,7 +107,7 @@ def run_search(
     )
     trainable = tune.with_parameters(
         trial_class,
-        prepared=search.prepared,
+        folds=search.folds,
         experiment=search.experiment,
         part=search.part,
         states=states,

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from forecast.config import Config
 from forecast.names import split_names
 
-Baseline = Literal["drift", "EWMA", "GARCH"]
+Baseline = Literal["drift", "EWMA", "GARCH", "GJR", "HAR"]
 
 FOLD_SHARE = 0.1
 """Default share of all rows that a fold is scored on."""
 
 
+def _from_one_on(horizons: tuple[int, ...]) -> tuple[int, ...]:
+    """The horizons with that of one step, which is always scored."""
+    if any(first >= second for first, second in itertools.pairwise((0, *horizons))):
+        raise ValueError("each number of steps must be at least 1, and larger than the one before")
+    return tuple(sorted({1, *horizons}))
+
+
 class BacktestSettings(Config):
-    """Folds, seeds and baselines of a backtest."""
+    """Folds, seeds, horizons and baselines of a backtest."""
 
     folds: int = Field(
         5, ge=1, le=1000, description="number of origins at which the model is trained and scored"
@@ -33,9 +41,17 @@ class BacktestSettings(Config):
         "fold has (sliding)",
     )
     seeds: int = Field(
-        3, ge=1, le=1000, description="number of training runs per fold, with seeds from `seed` on"
+        3,
+        ge=1,
+        le=1000,
+        description="number of training runs per fold; each of its `members` has a seed of its own, from `seed` on",
     )
-    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(split_names)] = Field(
-        ("drift", "EWMA", "GARCH"),
-        description="baselines to compare with, in addition to persistence; EWMA and GARCH need the package arch",
+    horizons: Annotated[tuple[int, ...], BeforeValidator(split_names), AfterValidator(_from_one_on)] = Field(
+        (1, 5, 10, 20), description="numbers of steps ahead that are scored, ascending; one step always is"
+    )
+    baselines: Annotated[tuple[Baseline, ...] | None, BeforeValidator(split_names)] = Field(
+        None,
+        description="baselines to compare with, in addition to persistence: drift, EWMA, GARCH, GJR (GJR-GARCH with a "
+        "skewed t distribution), HAR (of the bar's range; `input_columns` must have High and Low); default: all that "
+        "the columns allow",
     )

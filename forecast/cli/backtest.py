@@ -39,6 +39,7 @@ examples:
   python -m forecast backtest --likelihood student_t --folds 5 --seeds 3
   python -m forecast backtest --from-trial artifacts/best_pareto_lstm.pt
   python -m forecast backtest --source prices.csv --symbol ACME --fold-rows 60 --window sliding
+  python -m forecast backtest --source prices.csv --input-columns High,Low,Open --horizons 1,5 --baselines GJR,HAR
 """
 
 
@@ -54,6 +55,7 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     from rich.console import Console
 
     from forecast.atomic import require_writable, write_json
+    from forecast.backtest.baselines import chosen_baselines
     from forecast.backtest.rolling import backtest, make_folds, run_here
     from forecast.cli.progress import live_progress
     from forecast.pages.backtest import (
@@ -69,13 +71,18 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
 
     config, series, checkpoint = _subject(options, given)
     settings = BacktestSettings(**{name: getattr(options, name) for name in BacktestSettings.model_fields})
+    settings = settings.model_copy(update={"baselines": chosen_baselines(settings, config)})
     folds = make_folds(len(series), settings, config)
     scored = series.timeline.text(series.dates[[folds[0].origin, -1]])
     require_writable(options.output_dir.absolute())
     silent = options.quiet or options.json_output
     console = Console(quiet=silent) if sys.stdout.isatty() else Console(quiet=silent, width=130)
     tried = checkpoint.configurations_tried if checkpoint else 1
-    notes = [_tried_line(tried), *_seen_lines(checkpoint, series, folds[0].origin)]
+    notes = [
+        _tried_line(tried),
+        *_seen_lines(checkpoint, series, folds[0].origin),
+        *_horizon_lines(config, settings),
+    ]
     if not silent:
         # The last line, the split, is left out: a backtest splits the rows into folds.
         print(*series_lines(series, config)[:-1], sep="\n")
@@ -147,6 +154,18 @@ def _tried_line(tried: int | None) -> str:
     if tried is None:
         return "Configurations tried before this one: unknown (the checkpoint is not from a tuning job's Pareto front)"
     return f"Configurations tried before these numbers: {tried}"
+
+
+def _horizon_lines(config: TrainConfig, settings: BacktestSettings) -> list[str]:
+    """Say in a line if fewer horizons are scored than were asked for."""
+    from forecast.backtest.horizons import columns_not_forecast, scored_horizons
+
+    if scored_horizons(settings, config) == settings.horizons:
+        return []
+    needed = ", ".join(columns_not_forecast(config))
+    return [
+        f"Only one step is scored: more would need forecasts of {needed} too, which this model does not make"
+    ]
 
 
 def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:

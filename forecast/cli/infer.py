@@ -35,7 +35,7 @@ examples:
   python -m forecast infer --checkpoint artifacts/best_pareto_lstm.pt
   python -m forecast infer --checkpoint model.pt --values 101.5 102 101.8 ...
   python -m forecast infer --checkpoint model.pt --horizon 10 --levels 0.5 0.9
-  tail -n 60 closes.txt | python -m forecast infer --checkpoint model.pt --file - --json
+  tail -n 251 closes.txt | python -m forecast infer --checkpoint model.pt --file - --json
 """
 
 
@@ -70,7 +70,7 @@ class InferOptions(AgeOptions, FileConfig):
     levels: tuple[Level, ...] | None = Field(
         None,
         description="levels of prediction intervals, for example 0.5 0.9 (default: 0.9 for one step, none for more); "
-        "beyond one step, intervals come from simulated futures, which take a few tenths of a second per step",
+        "beyond one step, intervals come from simulated paths",
     )
     device: str = TrainConfig.model_fields["device"]  # type: ignore[assignment]
     json_output: bool = Field(False, alias="json", description="print the forecast as JSON")
@@ -103,6 +103,7 @@ class Window:
 def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
     from forecast.inference.predictor import Predictor
+    from forecast.prices.source import say_on_stderr
     from forecast.scores.distribution import MAIN_LEVEL
 
     predictor = Predictor(options.checkpoint, options.device)
@@ -111,10 +112,14 @@ def infer_command(options: InferOptions) -> int:
     steps = predictor.predict_steps([window.values], options.horizon)[0].tolist()
     levels = options.levels
     if levels is None:
-        # Simulating futures takes a moment: it is done only on request.
+        # Many steps are many lines: their intervals are printed only on request.
         shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
         levels = (MAIN_LEVEL,) if shown else ()
-    bounds = predictor.predict_intervals([window.values], levels, options.horizon)[0] if levels else None
+    bounds = None
+    if levels:
+        bounds = predictor.predict_intervals([window.values], levels, options.horizon, [steps])[0]
+    if complaint := predictor.short_history([window.values]):
+        say_on_stderr(f"warning: {complaint}")
     if options.json_output:
         answer = _answer(options, predictor, window, dated, steps, levels, bounds)
         print(json.dumps(answer, allow_nan=False))
@@ -168,9 +173,9 @@ def _answer(
         "last_value": _last(window),
         "symbol": config.symbol,
         "feature": config.feature,
-        "sequence_length": config.sequence_length,
+        "sequence_length": predictor.sequence_length,
         "checkpoint_path": str(options.checkpoint),
-        "values": window.values[-config.sequence_length :],
+        "values": window.values[-predictor.rows_used :],
         **dated,
     }
     if window.source is not None:
@@ -205,7 +210,7 @@ def _lines(
             for level, (lower, upper) in zip(levels, bounds[step], strict=True):
                 yield f"  {100 * level:g} % interval: {lower:,.6g} to {upper:,.6g}"
     if window.source is not None:
-        yield f"window: {config.sequence_length} values from {window.source}"
+        yield f"window: {len(window.values)} values from {window.source}"
     yield f"persistence (the last value): {_last(window):,.6g}"
     if test := checkpoint.metrics_test:
         reference = checkpoint.persistence.get("test")
@@ -257,13 +262,13 @@ def _end_of(series: Series, predictor: Predictor, source: str) -> Window:
     from forecast.errors import WindowError
     from forecast.model.windows import plain_window
 
-    length = predictor.sequence_length
-    if len(series) < length:
+    needed, used = predictor.sequence_length, predictor.rows_used
+    if len(series) < needed:
         raise WindowError(
-            f"{source} has {len(series)} rows, but this model needs {length}; use a longer history"
+            f"{source} has {len(series)} rows, but this model needs {needed}; use a longer history"
         )
-    dates = series.dates[-length:] if predictor.dating.timeline else None
-    return Window(plain_window(series.matrix[-length:]), dates, source)
+    dates = series.dates[-used:] if predictor.dating.timeline else None
+    return Window(plain_window(series.matrix[-used:]), dates, source)
 
 
 def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:

@@ -47,6 +47,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
 
     from forecast.atomic import require_writable
     from forecast.cli.progress import live_progress
+    from forecast.errors import UsageError
     from forecast.model.checkpoint import load_checkpoint, save_checkpoint
     from forecast.model.network import ARCHITECTURES
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
@@ -59,6 +60,11 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     if options.from_trial is not None:
         require_only_from_trial(given, {"device", "source"})
         trial = load_checkpoint(options.from_trial)
+        if trial.scored_model is not None:
+            raise UsageError(
+                f"`from_trial` {options.from_trial}: this model was trained for service, with no rows to test it on; "
+                "give the scored_pick.pt beside it, or a trial's checkpoint"
+            )
         changes = {"device": options.device} if "device" in given else {}
         config = trial.config.model_copy(update=changes)
         series = series_of(trial, options.source if "source" in given else None, notify=say_on_stderr)
@@ -72,10 +78,11 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     if not silent:
         print(*series_lines(series, config), sep="\n")
     # A trial's epochs after its best one were no better, or were never trained.
-    until = trial.best_epoch if trial else None
-    with live_progress("epochs", until or config.max_epochs, quiet=silent) as show:
+    until = [member.best_epoch for member in trial.members] if trial else [None] * config.members
+    longest = sum(epochs or config.max_epochs for epochs in until)
+    with live_progress("epochs", longest, quiet=silent) as show:
         result = train(
-            series, config, until_epoch=until, on_epoch=lambda trainer: show(_progress_of(trainer))
+            series, config, until_epochs=until, on_epoch=lambda trainer: show(_progress_of(trainer))
         )
     trained = again_of(trial, result.checkpoint) if trial else result.checkpoint
     save_checkpoint(trained, options.checkpoint)
@@ -90,8 +97,12 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
                     "checkpoint": str(options.checkpoint),
                     "validation": to_jsonable_python(result.validation),
                     "test": to_jsonable_python(result.test),
-                    "epochs": result.epochs,
+                    "epochs": sum(result.epochs),
                     "best_epoch": result.checkpoint.best_epoch,
+                    "members": [
+                        {"seed": member.config.seed, "epochs": epochs, "best_epoch": member.best_epoch}
+                        for member, epochs in zip(result.checkpoint.members, result.epochs, strict=True)
+                    ],
                     "trial_reproduced": same,
                     "val_loss_best": result.checkpoint.val_loss_best,
                     "seconds": result.seconds,
@@ -101,7 +112,9 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             )
         )
     elif not options.quiet:
-        print(f"{result.epochs} epochs in {result.seconds:.1f} s, best epoch {result.checkpoint.best_epoch}")
+        best = ", ".join(str(member.best_epoch) for member in result.checkpoint.members)
+        epochs = " and ".join(map(str, result.epochs))
+        print(f"{epochs} epochs in {result.seconds:.1f} s, best epoch {best}")
         Console().print(evaluations_table({"validation": result.validation, "test": result.test}))
         if trial:
             print(

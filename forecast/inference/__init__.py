@@ -1,1 +1,1 @@
-"""Inference with a checkpoint: engines, predictor, simulated futures."""
+"""Inference with a checkpoint: engines, and the predictor."""

@@ -1,14 +1,15 @@
-"""Engines that run a checkpoint's network: torch, or ONNX Runtime where it is faster.
+"""Engines that run a checkpoint's networks: torch, or ONNX Runtime where it is faster.
 
-Both take model inputs (n, length, channels), float32, and give outputs (n, outputs), float32. On one CPU thread and
-for one window at a time, ONNX Runtime takes a tenth to three quarters of torch's time; the smaller the network, the
-less.
+Both take the inputs (n, length, channels), float32, of each of the members' distinct views of a window
+(``forecast.model.forecaster.views``), and give outputs (n, members, outputs), float32. On one CPU thread and for one
+window at a time, ONNX Runtime takes a tenth to three quarters of torch's time; the smaller the network, the less.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from numpy.typing import NDArray
 
 from forecast.errors import UsageError
 from forecast.model.checkpoint import Checkpoint
-from forecast.model.network import forward_in_batches, onnx_graph
+from forecast.model.forecaster import networks, views
+from forecast.model.network import onnx_graph
+
+if TYPE_CHECKING:
+    import onnx
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ CHECKED_WINDOWS = 64
 
 
 class Engine(Protocol):
-    """A network with its weights, ready to compute.
+    """Networks with their weights, ready to compute.
 
     Attributes:
         name: ``torch`` or ``onnx``.
@@ -40,29 +45,27 @@ class Engine(Protocol):
     name: str
     device: torch.device
 
-    def __call__(self, inputs: Array) -> Array:
-        """Outputs (n, outputs) for inputs (n, length, channels)."""
+    def __call__(self, inputs: Sequence[Array]) -> Array:
+        """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
         ...
 
 
 class TorchEngine:
-    """The network as it was trained, on a CPU or a GPU."""
+    """The networks as they were trained, on a CPU or a GPU."""
 
     name = "torch"
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.device = device
-        self._network = checkpoint.trained_network().to(device)
+        self._run = networks(checkpoint, device)
 
-    def __call__(self, inputs: Array) -> Array:
-        """Outputs (n, outputs) for inputs (n, length, channels)."""
-        on_device = torch.from_numpy(inputs).to(self.device)
-        outputs: Array = forward_in_batches(self._network, on_device).cpu().numpy()
-        return outputs
+    def __call__(self, inputs: Sequence[Array]) -> Array:
+        """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
+        return self._run(inputs)
 
 
 class OnnxEngine:
-    """The same network in ONNX Runtime, on one CPU thread.
+    """The same networks in one graph in ONNX Runtime, on one CPU thread.
 
     Raises:
         UsageError: when onnx or onnxruntime is not installed, or only torch runs this network.
@@ -75,7 +78,7 @@ class OnnxEngine:
         try:
             import onnxruntime
 
-            graph = onnx_graph(checkpoint.config, checkpoint.model_state).SerializeToString()
+            graph = _pooled_graph(checkpoint).SerializeToString()
         except ImportError as error:
             raise UsageError(
                 f"engine=onnx: {error.name} is not installed; install it (pip install onnx onnxruntime), or use "
@@ -89,10 +92,49 @@ class OnnxEngine:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, inputs: Array) -> Array:
-        """Outputs (n, outputs) for inputs (n, length, channels)."""
-        outputs: Array = self._session.run(None, {"inputs": inputs})[0]
+    def __call__(self, inputs: Sequence[Array]) -> Array:
+        """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
+        named = {f"inputs_{number}": values for number, values in enumerate(inputs)}
+        outputs: Array = self._session.run(None, named)[0]
         return outputs
+
+
+def _pooled_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
+    """One graph of all members: from the inputs of each view to outputs (n, members, outputs).
+
+    Raises:
+        ImportError: when onnx is not installed.
+        UsageError: when only torch runs a member's network.
+    """
+    from onnx import TensorProto, checker, compose, helper, numpy_helper
+
+    _, numbers = views(checkpoint.encodings)
+    nodes, constants, inputs, names = [], [numpy_helper.from_array(np.array([1]), "members")], {}, []
+    for index, (member, number) in enumerate(zip(checkpoint.members, numbers, strict=True)):
+        model = compose.add_prefix(onnx_graph(member.config, member.model_state), f"{index}_")
+        (taken,), (given,) = model.graph.input, model.graph.output
+        channels = taken.type.tensor_type.shape.dim[2].dim_value
+        # Of each view: a name that two dimensions share would say that they are equal.
+        shape = ["n", f"length_{number}", channels]
+        inputs[number] = helper.make_tensor_value_info(f"inputs_{number}", TensorProto.FLOAT, shape)
+        nodes += [
+            helper.make_node("Identity", [f"inputs_{number}"], [taken.name]),
+            *model.graph.node,
+            helper.make_node("Unsqueeze", [given.name, "members"], [f"{index}_member"]),
+        ]
+        constants += model.graph.initializer
+        names.append(f"{index}_member")
+    nodes.append(helper.make_node("Concat", names, ["outputs"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "members",
+        list(inputs.values()),
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", len(names), None])],
+        constants,
+    )
+    pooled = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    checker.check_model(pooled)
+    return pooled
 
 
 def build_engine(checkpoint: Checkpoint, device: torch.device, engine: EngineName) -> Engine:
@@ -143,17 +185,17 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
     return by_onnx
 
 
-def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> Array:
-    """Model inputs (count, length, channels) of random walks in and beyond the training range, fixed by ``seed``."""
-    encoding = checkpoint.encoding
-    scales = encoding.normalization.change_stds
-    shape = (count, checkpoint.config.sequence_length, len(scales))
+def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> list[Array]:
+    """Inputs (count, length, channels) of each view, of random walks in and beyond the training range."""
+    distinct, _ = views(checkpoint.encodings)
+    scales = checkpoint.normalization.change_stds
+    shape = (count, checkpoint.rows_used, len(scales))
     changes = np.random.default_rng(seed).standard_t(3, shape) * scales
     walks = np.random.default_rng(seed + 1).normal(0, 2, (count, 1, 1)) + np.cumsum(changes, axis=1)
-    return encoding.inputs(walks)
+    return [encoding.encode(walks)[0] for encoding in distinct]
 
 
-def disagreement(one: Engine, other: Engine, inputs: Array) -> float:
+def disagreement(one: Engine, other: Engine, inputs: Sequence[Array]) -> float:
     """Largest difference between two engines' outputs, relative to the larger of the output and one.
 
     One is the unit of outputs: a standard deviation of the training changes, or of the training prices.

@@ -43,15 +43,6 @@ class Prediction:
         bounds = self.encoding.prices(quantiles, self.last)
         return require_finite(np.stack(np.split(bounds, 2, axis=1), axis=-1))
 
-    @property
-    def stretch(self) -> float:
-        """The distribution's stretch; see ``Distribution``."""
-        return self._distribution(()).stretch
-
-    def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each window's next price, (n,), without the distribution's stretch."""
-        return self.encoding.prices(self._distribution(()).sample(generator), self.last)
-
     def split(self) -> list[Prediction]:
         """One prediction for each window."""
         each = self.distribution.split() if self.distribution else [None] * len(self.prices)
@@ -66,8 +57,10 @@ class Prediction:
         return cast(Distribution, found)
 
 
-def require_levels(widest: float, levels: Sequence[float]) -> None:
+def require_levels(widest: float, levels: Sequence[float], where: str = "") -> None:
     """Check that a model with intervals up to the level ``widest`` (0 for none) has those of ``levels``.
+
+    ``where`` says which intervals have that limit, if not all.
 
     Raises:
         LevelError: when it does not, or a level is not between zero and one.
@@ -81,7 +74,8 @@ def require_levels(widest: float, levels: Sequence[float]) -> None:
             raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")
         if level > widest:
             raise LevelError(
-                f"level {level} is too high: this model has intervals up to level {widest:.4g}; choose a lower level"
+                f"level {level} is too high: this model has intervals up to level {widest:.4g}{where and ' '}{where}; "
+                "choose a lower level"
             )
 
 

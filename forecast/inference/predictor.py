@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from forecast.errors import WindowError
 from forecast.inference.dating import Dating
 from forecast.inference.engines import Engine, EngineName, build_engine
-from forecast.inference.futures import Futures
 from forecast.inference.prediction import Prediction, require_finite, require_levels
 from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import choose_device
+from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
 from forecast.model.likelihood import distribution, point_forecasts, widest_level
 from forecast.model.windows import plain_window
+from forecast.scores.distribution import interval_probabilities
 
 Array = NDArray[np.float64]
 
@@ -29,13 +30,15 @@ class Predictor:
     """A checkpoint ready to forecast.
 
     Windows have shape (n, length) for a model of one column, and (n, length, columns), the feature first, for a model
-    with ``input_columns``.
+    with ``input_columns``; they may have different lengths. A forecast needs ``sequence_length`` values, and uses
+    ``rows_used`` where there are as many: the volatility is computed from more than the window.
 
     Attributes:
         path: the checkpoint's path, as given.
         checkpoint: its content.
         dating: dates its forecasts.
-        engine: runs its network; ``engine.name`` and ``engine.device`` say how and where.
+        engine: runs its networks; ``engine.name`` and ``engine.device`` say how and where.
+        rows_used: number of values, the latest, that a forecast uses.
     """
 
     def __init__(
@@ -56,70 +59,62 @@ class Predictor:
         self.checkpoint = load_checkpoint(path)
         self.engine: Engine = build_engine(self.checkpoint, choose_device(device), engine)
         self.dating = Dating(self.checkpoint)
-        self._encoding = self.checkpoint.encoding
+        self.rows_used = self.checkpoint.rows_used
+        self._forecaster = Forecaster.of(self.checkpoint, self.engine)
+        self._encoding = self._forecaster.encoding
 
     @property
     def sequence_length(self) -> int:
-        """Number of past values that a forecast needs."""
-        return self.checkpoint.config.sequence_length
+        """Number of past values that a forecast needs: the length of the longest of its members' windows."""
+        return max(member.config.sequence_length for member in self.checkpoint.members)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the model sees for each bar; the first is the feature that it forecasts."""
         return (self.checkpoint.config.feature, *self.checkpoint.config.input_columns)
 
-    def require_levels(self, levels: Sequence[float]) -> None:
-        """Check that the model has intervals of these levels.
+    def require_levels(self, levels: Sequence[float], horizon: int = 1) -> None:
+        """Check that the model has intervals of these levels for so many steps.
 
         Raises:
             LevelError: when it does not.
         """
         require_levels(self.widest_level, levels)
+        if horizon > 1:
+            require_levels(min(self.widest_level, WIDEST_SIMULATED_LEVEL), levels, "beyond one step")
 
     @property
     def widest_level(self) -> float:
-        """Highest level at which the model has intervals; 0 if it has none."""
+        """Highest level at which the model has intervals of the next price; 0 if it has none."""
         return widest_level(self.checkpoint.config.likelihood, self.checkpoint.calibration_scores)
 
     def typical_window(self) -> list[Any]:
         """A constant window in the middle of the training values."""
-        middle = self._encoding.normalization.denormalize(np.zeros((self.sequence_length, len(self.columns))))
+        middle = self._encoding.normalization.denormalize(np.zeros((self.rows_used, len(self.columns))))
         return plain_window(middle)
 
     def predict(self, windows: ArrayLike) -> Array:
         """Next prices (n,) for windows, oldest value first, length >= ``sequence_length``.
 
-        Only the last ``sequence_length`` values of each window are used.
+        Only the last ``rows_used`` values of each window are used.
 
         Raises:
             WindowError: when a window is too short or of another shape, or a value is not a finite number or, for a
                 model of log prices, not positive; names the first such value.
         """
-        return self._predict(self.check(windows))
-
-    def _predict(self, values: Array) -> Array:
-        # If a window overflows on the way, its result is refused.
-        with np.errstate(all="ignore"):
-            normalized = self._encoding.normalization.normalize(values)
-            outputs = self.engine(self._encoding.inputs(normalized))
-            return require_finite(self._encoding.prices(point_forecasts(outputs), normalized[:, -1, 0]))
+        return self.predict_steps(windows, 1)[:, 0]
 
     def forecast(self, windows: ArrayLike) -> Prediction:
         """Next prices with their distribution; windows and errors as in ``predict``."""
-        return self._forecast(self.check(windows))
-
-    def _forecast(self, values: Array) -> Prediction:
+        # If a window overflows on the way, its result is refused.
         with np.errstate(all="ignore"):
-            normalized = self._encoding.normalization.normalize(values)
-            outputs = self.engine(self._encoding.inputs(normalized))
+            normalized = self._normalized(windows)
+            outputs, volatility = self._forecaster.outputs(normalized)
             last = normalized[:, -1, 0]
             return Prediction(
                 prices=require_finite(self._encoding.prices(point_forecasts(outputs), last)),
                 distribution=distribution(
-                    self._encoding.likelihood,
-                    outputs,
-                    self._encoding.volatility(normalized),
-                    self.checkpoint.calibration_scores,
+                    self._encoding.config.likelihood, outputs, volatility, self.checkpoint.calibration_scores
                 ),
                 last=last,
                 encoding=self._encoding,
@@ -133,56 +128,77 @@ class Predictor:
 
         Raises:
             WindowError: as ``predict``; also when a step's forecast overflows, or for more than one step of a model
-                with input columns, which it does not forecast.
+                with input columns that it does not forecast.
         """
         self.require_horizon(horizon)
-        values = self.check(windows)
-        steps = np.empty((len(values), horizon))
-        for step in range(horizon):
-            if step:
-                values = np.concatenate([values[:, 1:], steps[:, step - 1, np.newaxis, np.newaxis]], axis=1)
-            steps[:, step] = self._predict(values)
-        return steps
+        with np.errstate(all="ignore"):
+            points = self._forecaster.points(self._normalized(windows), horizon)
+            return require_finite(self._encoding.normalization.feature.denormalize(points))
 
-    def predict_intervals(self, windows: ArrayLike, levels: Sequence[float], horizon: int = 1) -> Array:
+    def predict_intervals(
+        self,
+        windows: ArrayLike,
+        levels: Sequence[float],
+        horizon: int = 1,
+        prices: ArrayLike | None = None,
+    ) -> Array:
         """Central intervals of the next ``horizon`` prices, shape (n, horizon, levels, 2), lower bound first.
 
-        For one step they come from the model itself; for more, from simulated futures.
+        For one step they come from the model itself; for more, from simulated paths around the point forecasts.
+
+        Args:
+            windows: as in ``predict``.
+            levels: the levels.
+            horizon: number of steps.
+            prices: the point forecasts, shape (n, horizon), if they are known already.
 
         Raises:
             WindowError: as ``predict_steps``.
             LevelError: when the model has no intervals of these levels.
         """
-        if horizon == 1:
-            return self.forecast(windows).intervals(levels)[:, np.newaxis]
-        bounds = []
-        for window in np.asarray(windows, dtype=np.float64):
-            futures = self.futures(window, levels)
-            bounds.append(np.stack([futures.step() for _ in range(horizon)]))
-        return np.stack(bounds)
-
-    def futures(self, window: Sequence[Any] | Array, levels: Sequence[float]) -> Futures:
-        """Simulated futures of one window, from which intervals of many steps are read.
-
-        Raises:
-            WindowError: as ``predict_steps``.
-            LevelError: when the model has no intervals of these levels.
-        """
-        self.require_horizon(2)
-        self.require_levels(levels)
-        return Futures(self._forecast, self.check([window]), levels, self._encoding.normalization.feature)
+        self.require_levels(levels, horizon)
+        prediction = self.forecast(windows)
+        first = prediction.intervals(levels)[:, np.newaxis]
+        if horizon == 1 or prediction.distribution is None:
+            return first
+        steps = self.predict_steps(windows, horizon) if prices is None else np.asarray(prices)
+        feature, later = self._encoding.normalization.feature, range(2, horizon + 1)
+        with np.errstate(all="ignore"):
+            # Each window on its own has the same draws, whatever windows it comes with.
+            quantiles = [
+                self._forecaster.quantiles(one, points[np.newaxis], interval_probabilities(levels), later)
+                for one, points in zip(prediction.distribution.split(), feature.normalize(steps), strict=True)
+            ]
+            bounds = require_finite(feature.denormalize(np.concatenate(quantiles)))
+        return np.concatenate([first, np.stack(np.split(bounds, 2, axis=2), axis=-1)], axis=1)
 
     def require_horizon(self, horizon: int) -> None:
         """Check that the model can forecast this many steps.
 
         Raises:
-            WindowError: when it would need forecasts of its input columns.
+            WindowError: when it would need forecasts of its input columns; parts of the bar need none.
         """
-        if horizon > 1 and len(self.columns) > 1:
+        scalings = self._encoding.normalization.scalings
+        needed = [
+            name for name, scaling in zip(self.columns[1:], scalings[1:], strict=True) if scaling.part is None
+        ]
+        if horizon > 1 and needed:
             raise WindowError(
-                f"a horizon of {horizon} would need forecasts of {', '.join(self.columns[1:])} too, which this model "
-                "does not make; ask for one step"
+                f"a horizon of {horizon} would need forecasts of {', '.join(needed)} too, which this model does not "
+                "make; ask for one step"
             )
+
+    def short_history(self, windows: Sequence[Sized]) -> str | None:
+        """Why the volatility of a request's windows is doubtful, in one line; None when all have enough values."""
+        short = [count for count in map(len, windows) if count < self.rows_used]
+        if not short:
+            return None
+        counts = " to ".join(map(str, sorted({min(short), max(short)})))
+        which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
+        return (
+            f"{which} {counts} values: the volatility comes from fewer than the {self.rows_used} that this model uses; "
+            f"give {self.rows_used}"
+        )
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
         """Whether any of the last ``sequence_length`` prices of one window is outside the training range.
@@ -199,16 +215,26 @@ class Predictor:
         """The next price after ``values``, oldest first; see ``predict``."""
         return float(self.predict([values])[0])
 
+    def _normalized(self, windows: ArrayLike) -> Array:
+        values = self.check(windows)
+        return self._encoding.normalization.normalize(values)
+
     def check(self, windows: ArrayLike) -> Array:
-        """Validate windows and return the part that the model uses, (n, ``sequence_length``, columns).
+        """Validate windows and return the part that the model uses, (n, up to ``rows_used``, columns).
+
+        Windows shorter than the longest one are NaN where they have no values.
 
         Raises:
             WindowError: as ``predict``.
         """
+        if isinstance(windows, list) and len({len(window) for window in windows}) > 1:
+            return self._checked_together([self.check([window])[0] for window in windows])
         try:
             values = np.asarray(windows, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise WindowError("windows must be rows of numbers, all of the same length") from None
+            raise WindowError(
+                "a window must be numbers, or rows of numbers, all of the same length"
+            ) from None
         if values.ndim == 2 and len(self.columns) == 1:
             values = values[:, :, np.newaxis]
         elif values.ndim != 3 or len(self.columns) == 1 or values.shape[2] != len(self.columns):
@@ -218,13 +244,19 @@ class Predictor:
             raise WindowError(
                 f"{values.shape[1]} values are too few: this model needs at least {length}, oldest first"
             )
-        values = values[:, -length:]
+        values = values[:, -self.rows_used :]
         wrong = ~np.isfinite(values)
         if wrong.any():
             raise WindowError(f"{_first(values, wrong)}: every value must be a finite number")
         if self._encoding.normalization.feature.log and (wrong := values <= 0).any():
             raise WindowError(f"{_first(values, wrong)}: this model needs positive prices")
         return values
+
+    def _checked_together(self, windows: Sequence[Array]) -> Array:
+        together = np.full((len(windows), max(map(len, windows)), len(self.columns)), np.nan)
+        for i, window in enumerate(windows):
+            together[i, -len(window) :] = window
+        return together
 
 
 def _expected_form(columns: Sequence[str]) -> str:

@@ -29,10 +29,11 @@ from forecast.errors import CheckpointError, UsageError
 from forecast.model.lstm import lstm_size
 from forecast.model.network import build_network
 from forecast.model.normalization import Normalization
-from forecast.model.windows import Encoding, PreparedSeries
+from forecast.model.volatility import CONSTANT, Recursion
+from forecast.model.windows import Encoding, PreparedSeries, window_recursion
 from forecast.scores.metrics import Evaluation
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
 ADDED_LATER = frozenset(
@@ -44,6 +45,13 @@ ADDED_LATER = frozenset(
         "train_range",
         "latest_window",
         "trained_until",
+        "validated_until",
+        "recursions",
+        "dynamics",
+        "horizon_stretches",
+        "further_members",
+        "search_p_value",
+        "scored_model",
     }
 )
 """Fields that files of earlier schemas may lack."""
@@ -55,6 +63,30 @@ Scores = Annotated[
 ]
 """Numbers (n,) that a file stores as a tensor."""
 
+Options = Annotated[TrainConfig, PlainSerializer(lambda config: config.model_dump(mode="json"))]
+
+
+class Member(BaseModel):
+    """One of the networks whose quantiles a model averages."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    model_state: dict[str, Tensor] = Field(description="weights by name, on the CPU")
+    config: Options = Field(description="every option it was trained with")
+    recursions: tuple[Recursion, ...] = Field(description="recursions of its volatility")
+    best_epoch: int | None = Field(default=None, description="epoch of `model_state`")
+
+    def trained_network(self) -> nn.Module:
+        """The network with these weights, on the CPU, in eval mode.
+
+        Raises:
+            RuntimeError: when the weights do not fit the configuration.
+            UsageError: when the network's kind is not known here.
+        """
+        network = build_network(self.config)
+        network.load_state_dict(self.model_state)
+        return network.eval()
+
 
 class Checkpoint(BaseModel):
     """A trained model with everything needed to use and judge it."""
@@ -64,9 +96,7 @@ class Checkpoint(BaseModel):
     model_state: dict[str, Tensor] = Field(
         description="weights by name, on the CPU; `lstm.*` and `regressor.*` for an LSTM"
     )
-    config: Annotated[TrainConfig, PlainSerializer(lambda config: config.model_dump(mode="json"))] = Field(
-        description="every option it was trained with"
-    )
+    config: Options = Field(description="every option it was trained with")
     normalization: Normalization = Field(
         description="the scaling of each column, fitted on its training rows, the feature's first"
     )
@@ -104,9 +134,35 @@ class Checkpoint(BaseModel):
     provenance: dict[str, Any] | None = Field(
         default=None, description="where the prices came from; none in files of the original system"
     )
+    recursions: tuple[Recursion, ...] | None = Field(
+        default=None,
+        description="recursions of the volatility, fitted on the training rows, that which the network corrects first; "
+        "none in files older than version 0.2, which correct that of the window",
+    )
+    dynamics: Recursion = Field(
+        default=CONSTANT,
+        description="recursion that carries the variance from one step to the next; a constant variance in files older "
+        "than version 0.2",
+    )
+    horizon_stretches: dict[int, float] = Field(
+        default={},
+        description="factor on the width of intervals by number of steps, from the validation rows; empty for trials",
+    )
+    further_members: tuple[Member, ...] = Field(
+        default=(), description="networks beyond that of `model_state`; the quantiles of all are averaged"
+    )
     trained_until: str | None = Field(
         default=None,
         description="date or time of the last training row, ISO 8601; none in files older than this field",
+    )
+    validated_until: str | None = Field(
+        default=None,
+        description="date or time of the last validation row, ISO 8601; none in files older than this field",
+    )
+    scored_model: dict[str, Any] | None = Field(
+        default=None,
+        description="`split`, `trained_until` and `validated_until` of the model of the same configuration that the "
+        "metrics and intervals are those of; none when they are this model's own",
     )
     versions: dict[str, str] | None = Field(
         default=None, description="library versions at training, and the kind of device it ran on"
@@ -117,6 +173,11 @@ class Checkpoint(BaseModel):
         default=None,
         description="number of configurations trained before this one was chosen; none if unknown",
     )
+    search_p_value: float | None = Field(
+        default=None,
+        description="p-value of Hansen's test that the search's best trial beats persistence on the rows it was chosen "
+        "on; none when trained without a study",
+    )
     searched_rows: int | None = Field(
         default=None,
         description="number of rows seen by the search that chose the configuration; none when trained without a study",
@@ -126,8 +187,8 @@ class Checkpoint(BaseModel):
     )
     latest_window: list[Any] | None = Field(
         default=None,
-        description="last `sequence_length` values of the series it was scored on, in price units, as `POST /predict` "
-        "takes them; none until it is scored on the test rows",
+        description="last values of the series it was scored on, in price units, as `POST /predict` takes them, as "
+        "many as a forecast uses; none until it is scored on the test rows",
     )
     schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
     sha256: str | None = Field(
@@ -144,25 +205,23 @@ class Checkpoint(BaseModel):
         config: TrainConfig,
         prepared: PreparedSeries,
         val_loss_best: float,
-        best_epoch: int,
-        validation: Evaluation,
-        calibration_scores: NDArray[np.float64],
+        best_epoch: int | None,
         device: str,
         provenance: dict[str, Any],
+        further_members: tuple[Member, ...] = (),
         trial_number: int | None = None,
         trial_params: dict[str, Any] | None = None,
         searched_rows: int | None = None,
     ) -> Checkpoint:
-        """Create the checkpoint of a newly trained model, without test metrics."""
+        """Create the checkpoint of a newly trained model, neither calibrated nor scored."""
         return cls(
             model_state=model_state,
             config=config,
             normalization=prepared.normalization,
+            recursions=prepared.encoding(config).recursions,
+            dynamics=prepared.recursion,
             val_loss_best=val_loss_best,
-            calibration_scores=calibration_scores,
-            metrics_validation=validation.model,
-            persistence={"validation": validation.persistence},
-            intervals={"validation": _described(validation)},
+            further_members=further_members,
             trial_number=trial_number,
             trial_params=trial_params or {},
             searched_rows=searched_rows,
@@ -173,10 +232,26 @@ class Checkpoint(BaseModel):
             best_epoch=best_epoch,
             train_range=prepared.train_range,
             trained_until=prepared.trained_until,
+            validated_until=prepared.validated_until,
+        )
+
+    def calibrated(self, scores: NDArray[np.float64], validation: Evaluation) -> Checkpoint:
+        """The same checkpoint with calibration scores, and the model's and persistence's scores on validation rows."""
+        return self.model_copy(
+            update={
+                "calibration_scores": scores,
+                "metrics_validation": validation.model,
+                "persistence": {**self.persistence, "validation": validation.persistence},
+                "intervals": {**self.intervals, "validation": _described(validation)},
+            }
         )
 
     def with_test(
-        self, test: Evaluation, prepared: PreparedSeries, configurations_tried: int | None = None
+        self,
+        test: Evaluation,
+        prepared: PreparedSeries,
+        configurations_tried: int | None = None,
+        search_p_value: float | None = None,
     ) -> Checkpoint:
         """The same checkpoint with the model's and persistence's scores on the test rows of ``prepared``."""
         return self.model_copy(
@@ -185,25 +260,60 @@ class Checkpoint(BaseModel):
                 "persistence": {**self.persistence, "test": test.persistence},
                 "intervals": {**self.intervals, "test": _described(test)},
                 "configurations_tried": configurations_tried,
-                "latest_window": prepared.latest_window(self.config.sequence_length),
+                "search_p_value": search_p_value,
+                "latest_window": prepared.latest_window(self.rows_used),
+            }
+        )
+
+    def with_scores_of(self, scored: Checkpoint, prepared: PreparedSeries) -> Checkpoint:
+        """The same model, trained for service on the rows of ``prepared``, with the scores of one on the honest split.
+
+        Args:
+            scored: the model of the same configuration that is scored.
+            prepared: the series that this model was trained on.
+        """
+        kept = (
+            "metrics_validation",
+            "metrics_test",
+            "persistence",
+            "intervals",
+            "trial_number",
+            "trial_params",
+            "configurations_tried",
+            "searched_rows",
+            "search_p_value",
+        )
+        described = ("split", "trained_until", "validated_until")
+        return self.model_copy(
+            update={
+                **{name: getattr(scored, name) for name in kept},
+                "scored_model": {name: getattr(scored, name) for name in described},
+                "latest_window": prepared.latest_window(self.rows_used),
             }
         )
 
     @property
-    def encoding(self) -> Encoding:
-        """The conversion of prices to this model's inputs and of its outputs to prices."""
-        return Encoding(self.normalization, self.config.target, self.config.likelihood)
+    def members(self) -> tuple[Member, ...]:
+        """The networks whose quantiles are averaged, that of ``model_state`` first."""
+        first = Member(
+            model_state=self.model_state,
+            config=self.config,
+            recursions=self.recursions or (window_recursion(self.config),),
+            best_epoch=self.best_epoch,
+        )
+        return (first, *self.further_members)
 
-    def trained_network(self) -> nn.Module:
-        """The network with these weights, on the CPU, in eval mode.
+    @property
+    def encodings(self) -> tuple[Encoding, ...]:
+        """The conversion of prices to each member's inputs and of its outputs to prices."""
+        return tuple(
+            Encoding(self.normalization, member.config, member.recursions) for member in self.members
+        )
 
-        Raises:
-            RuntimeError: when the weights do not fit the configuration.
-            UsageError: when the network's kind is not known here.
-        """
-        network = build_network(self.config)
-        network.load_state_dict(self.model_state)
-        return network.eval()
+    @property
+    def rows_used(self) -> int:
+        """Number of rows, the latest, that a forecast uses where they are known; it needs ``sequence_length``."""
+        return max(encoding.rows for encoding in self.encodings)
 
 
 def _described(evaluation: Evaluation) -> list[dict[str, float]]:
@@ -300,6 +410,9 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
         content["calibration_scores"] = content.pop("errors", None)
         # Models of schema 1 are those of mean squared error: it had no word for a likelihood.
         content["config"] = {"likelihood": "mse", **content["config"]}
+    if version < 4:
+        # Earlier models corrected the volatility of the window alone, and had one member.
+        content = {**content, "config": {"volatility": "window", "members": 1, **content["config"]}}
     if version > 0:
         optional = {"sha256"} if version == SCHEMA_VERSION else {"sha256", *ADDED_LATER}
         for name in Checkpoint.model_fields.keys() - content.keys() - optional:
@@ -348,9 +461,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_weights(checkpoint: Checkpoint) -> None:
-    checkpoint.trained_network()
+    for member in checkpoint.members:
+        member.trained_network()
     # Counters of a network, such as those of batch normalization, may be integers.
-    weights = [value for value in checkpoint.model_state.values() if value.is_floating_point()]
+    weights = [
+        value
+        for member in checkpoint.members
+        for value in member.model_state.values()
+        if value.is_floating_point()
+    ]
     kinds = {str(value.dtype).removeprefix("torch.") for value in weights}
     if kinds != {"float32"}:
         raise ValueError(f"its weights are {', '.join(sorted(kinds))}; only float32 can be used")

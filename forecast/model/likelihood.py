@@ -19,6 +19,9 @@ from forecast.scores.distribution import (
     interval_probabilities,
 )
 
+Outputs = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
 OUTPUTS: dict[Likelihood, int] = {"mse": 1, "student_t": 3}
 """Number of outputs per window."""
 
@@ -67,23 +70,24 @@ def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: T
     return -log_density.mean()
 
 
-def point_forecasts(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Point forecasts (n,) from outputs (n, outputs): the mean for ``mse``, the median for ``student_t``."""
-    return outputs[:, 0]
+def point_forecasts(outputs: Outputs) -> NDArray[np.float32]:
+    """Point forecasts (n,) from outputs (n, members, outputs), the mean of the members'.
+
+    A member's is the mean for ``mse``, the median for ``student_t``.
+    """
+    points: NDArray[np.float32] = outputs[..., 0].mean(axis=1)
+    return points
 
 
 def distribution(
-    likelihood: Likelihood,
-    outputs: NDArray[np.float32],
-    volatility: NDArray[np.float32],
-    scores: NDArray[np.float64] | None,
+    likelihood: Likelihood, outputs: Outputs, volatility: NDArray[np.float32], scores: Scores | None
 ) -> Distribution | None:
     """The forecast distributions of n windows.
 
     Args:
         likelihood: the model's likelihood.
-        outputs: shape (n, outputs).
-        volatility: volatility of the windows, shape (n,).
+        outputs: shape (n, members, outputs).
+        volatility: volatility of the windows, shape (n, members).
         scores: the model's ``calibration_scores`` on validation rows; without them ``student_t`` stays as learned.
 
     Returns:
@@ -94,36 +98,42 @@ def distribution(
         return learned if scores is None else replace(learned, stretch=stretch(scores))
     if scores is None:
         return None
-    return Conformal(outputs[:, 0].astype(np.float64), volatility.astype(np.float64), scores)
+    return Conformal(point_forecasts(outputs).astype(np.float64), _mean(volatility), scores)
 
 
-def widest_level(likelihood: Likelihood, scores: NDArray[np.float64] | None) -> float:
+def widest_level(likelihood: Likelihood, scores: Scores | None) -> float:
     """Highest level at which a model has intervals; 0 if it has none."""
-    nothing = np.zeros((0, OUTPUTS[likelihood]), np.float32)
-    empty = distribution(likelihood, nothing, nothing[:, 0], scores)
+    nothing = np.zeros((0, 1, OUTPUTS[likelihood]), np.float32)
+    empty = distribution(likelihood, nothing, nothing[..., 0], scores)
     return empty.widest_level if empty else 0.0
 
 
 def calibration_scores(
     likelihood: Likelihood,
-    outputs: NDArray[np.float32],
+    outputs: Outputs,
     volatility: NDArray[np.float32],
     targets: NDArray[np.float32],
-) -> NDArray[np.float64]:
+) -> Scores:
     """Scores that calibrate intervals: errors on rows that the model was not trained on; shape (n,), ascending.
 
     For ``mse``: actual minus forecast, in units of the volatility. For ``student_t``: the absolute error in units of
     half the width of the interval of ``MAIN_LEVEL``; above one, the row lies outside the interval.
+
+    Args:
+        likelihood: the model's likelihood.
+        outputs: shape (n, members, outputs).
+        volatility: volatility of the windows, shape (n, members).
+        targets: exact outputs, shape (n,).
     """
     if likelihood == "mse":
-        return np.sort((targets - outputs[:, 0]).astype(np.float64) / volatility)
+        return np.sort((targets - point_forecasts(outputs)).astype(np.float64) / _mean(volatility))
     learned = _student_t(outputs, volatility)
-    half_width = learned.quantiles(interval_probabilities([MAIN_LEVEL]))[:, 1] - learned.location
-    return np.sort(np.abs(targets - learned.location) / half_width)
+    half_width = learned.quantiles(interval_probabilities([MAIN_LEVEL]))[:, 1] - learned.center
+    return np.sort(np.abs(targets - learned.center) / half_width)
 
 
-def stretch(scores: NDArray[np.float64]) -> float:
-    """The factor, never below one, by which a learned Student-t distribution is too narrow.
+def stretch(scores: Scores) -> float:
+    """The factor, never below one, by which a learned distribution is too narrow.
 
     It is the split conformal quantile of the ``calibration_scores`` (Vovk et al. 2005; with the learned interval's half
     width as the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that
@@ -134,9 +144,14 @@ def stretch(scores: NDArray[np.float64]) -> float:
     return max(1.0, float(scores[min(rank, len(scores)) - 1]))
 
 
-def _student_t(outputs: NDArray[np.float32], volatility: NDArray[np.float32]) -> StudentT:
+def _student_t(outputs: Outputs, volatility: NDArray[np.float32]) -> StudentT:
     parameters = student_t_parameters(
         torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(volatility.astype(np.float64))
     )
     location, scale, df = (value.numpy() for value in parameters)
     return StudentT(location, scale, df)
+
+
+def _mean(volatility: NDArray[np.float32]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = volatility.mean(axis=1, dtype=np.float64)
+    return mean

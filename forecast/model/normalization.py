@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forecast.errors import DataError
+from forecast.names import plain_name
 
 Array = NDArray[np.float64]
+BarPart = Literal["open", "high", "low"]
+BARS_OF = "close"
+"""The feature beside which the columns of a bar are parts of the same bar: an adjusted close is on another scale."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +28,34 @@ class Scaling:
         std: population standard deviation of ``f(price)`` over the training rows.
         change_std: population standard deviation of one-step changes of ``z`` over the training rows.
         log: whether ``f`` is the logarithm.
+        part: the part of the bar that a column is, whose ``f(price)`` is taken relative to the feature's; None for
+            every other column.
     """
 
     mean: float
     std: float
     change_std: float
     log: bool
+    part: BarPart | None = None
 
     @classmethod
-    def fit(cls, train_values: Array, *, log: bool, name: str = "prices") -> Scaling:
+    def fit(
+        cls,
+        train_values: Array,
+        *,
+        log: bool,
+        name: str = "prices",
+        part: BarPart | None = None,
+        feature: Array | None = None,
+    ) -> Scaling:
         """Fit on training values, shape (n,), n >= 3; messages call them ``name``.
+
+        Args:
+            train_values: the column's training values.
+            log: whether to take logarithms.
+            name: what messages call the values.
+            part: the part of the bar that the column is.
+            feature: the feature's training values, shape (n,), for a part of the bar.
 
         Raises:
             DataError: when the values, or their changes, are all equal, or not positive for ``log``.
@@ -40,6 +63,8 @@ class Scaling:
         if log and not np.all(train_values > 0):
             raise DataError(f"log prices need positive {name}; set `log_prices=False`")
         scaled = np.log(train_values) if log else train_values
+        if part and feature is not None:
+            scaled = scaled - (np.log(feature) if log else feature)
         mean, std = float(scaled.mean()), float(scaled.std())
         change_std = float(np.diff(scaled).std())
         # Rounding errors give even a constant series a standard deviation above zero.
@@ -49,7 +74,7 @@ class Scaling:
                 f"the {len(train_values)} training {name} do not vary (first value {train_values[0]:g}); "
                 "check the column and the date range"
             )
-        return cls(mean=mean, std=std, change_std=change_std / std, log=log)
+        return cls(mean=mean, std=std, change_std=change_std / std, log=log, part=part)
 
     def normalize(self, prices: ArrayLike) -> Array:
         """Prices of any shape to normalized values of the same shape."""
@@ -64,7 +89,10 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Normalization:
-    """The scaling of each column, the feature's first."""
+    """The scaling of each column, the feature's first.
+
+    A part of the bar (see ``Scaling.part``) is normalized as its distance from the feature of the same row.
+    """
 
     scalings: tuple[Scaling, ...]
 
@@ -75,8 +103,15 @@ class Normalization:
         Raises:
             DataError: when the values of a column, or their changes, are all equal, or not positive for ``log``.
         """
-        names = ["prices", *(f"values of {name}" for name in columns[1:])]
-        return cls(tuple(Scaling.fit(train_matrix[:, i], log=log, name=name) for i, name in enumerate(names)))
+        feature = train_matrix[:, 0]
+        scalings = [Scaling.fit(feature, log=log)]
+        for i, name in enumerate(columns[1:], 1):
+            part = bar_part(name, columns[0])
+            described = f"values of {name}"
+            scalings.append(
+                Scaling.fit(train_matrix[:, i], log=log, name=described, part=part, feature=feature)
+            )
+        return cls(tuple(scalings))
 
     @property
     def feature(self) -> Scaling:
@@ -88,15 +123,40 @@ class Normalization:
         """``change_std`` of each column, shape (columns,)."""
         return np.array([scaling.change_std for scaling in self.scalings])
 
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """The column number of each part of the bar."""
+        return {scaling.part: i for i, scaling in enumerate(self.scalings) if scaling.part}
+
     def normalize(self, prices: Array) -> Array:
         """Prices (..., columns) to normalized values of the same shape."""
-        return self._by_column(Scaling.normalize, prices)
+        if len(self.scalings) == 1:
+            return self.feature.normalize(prices)
+        return np.stack([self._column(prices, i) for i in range(len(self.scalings))], axis=-1)
+
+    def _column(self, prices: Array, i: int) -> Array:
+        scaling = self.scalings[i]
+        values = scaling.normalize(prices[..., i])
+        return values - self._unscaled_feature(prices[..., 0]) / scaling.std if scaling.part else values
 
     def denormalize(self, normalized: Array) -> Array:
         """The inverse of ``normalize``, in price units."""
-        return self._by_column(Scaling.denormalize, normalized)
-
-    def _by_column(self, scale: Callable[[Scaling, Array], Array], values: Array) -> Array:
         if len(self.scalings) == 1:
-            return scale(self.feature, values)
-        return np.stack([scale(one, values[..., i]) for i, one in enumerate(self.scalings)], axis=-1)
+            return self.feature.denormalize(normalized)
+        prices = [self.feature.denormalize(normalized[..., 0])]
+        for i, scaling in enumerate(self.scalings[1:], 1):
+            values = normalized[..., i]
+            if scaling.part:
+                values = values + self._unscaled_feature(prices[0]) / scaling.std
+            prices.append(scaling.denormalize(values))
+        return np.stack(prices, axis=-1)
+
+    def _unscaled_feature(self, prices: Array) -> Array:
+        return np.log(prices) if self.feature.log else prices
+
+
+def bar_part(column: str, feature: str) -> BarPart | None:
+    """The part of the feature's bars that a column is, by their names; None for none."""
+    name = plain_name(column)
+    parts: tuple[BarPart, ...] = get_args(BarPart)
+    return next((part for part in parts if part == name), None) if plain_name(feature) == BARS_OF else None

@@ -65,7 +65,13 @@ def differing_versions(checkpoint: Checkpoint, again: Checkpoint) -> list[str]:
 
 def again_of(trial: Checkpoint, trained: Checkpoint) -> Checkpoint:
     """The retrained checkpoint, with the trial's record of the search that chose its configuration."""
-    origin = ("trial_number", "trial_params", "configurations_tried", "searched_rows")
+    origin = (
+        "trial_number",
+        "trial_params",
+        "configurations_tried",
+        "searched_rows",
+        "search_p_value",
+    )
     return trained.model_copy(update={name: getattr(trial, name) for name in origin})
 
 

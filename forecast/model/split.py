@@ -43,6 +43,11 @@ def split_rows(rows: int, train_ratio: float, val_ratio_within_train: float) -> 
     return Split(train_end=train_end, validation_end=validation_end, rows=rows)
 
 
+def service_split(rows: int, train_ratio: float) -> Split:
+    """The split of a model that is trained for service: the rows after ``train_ratio`` of all validate, none test."""
+    return Split(train_end=int(rows * train_ratio), validation_end=rows, rows=rows)
+
+
 def required_rows(sequence_length: int, train_ratio: float, val_ratio_within_train: float) -> int:
     """Fewest rows that give every part ``MIN_TARGETS`` targets at this window length."""
 

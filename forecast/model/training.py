@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,18 +20,25 @@ from torch import Tensor, nn
 
 from forecast.config import TrainConfig
 from forecast.errors import DataError, TrainingError
-from forecast.model.checkpoint import Checkpoint
+from forecast.model.checkpoint import Checkpoint, Member
 from forecast.model.device import choose_device, threads
-from forecast.model.likelihood import OUTPUTS, calibration_scores, distribution, loss, point_forecasts
+from forecast.model.forecaster import horizon_stretches
+from forecast.model.likelihood import (
+    OUTPUTS,
+    Outputs,
+    calibration_scores,
+    distribution,
+    loss,
+    point_forecasts,
+)
 from forecast.model.network import build_network, forward_in_batches
-from forecast.model.split import Part, require_rows, split_rows
+from forecast.model.split import Part, Split, require_rows, split_rows
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
 
 Array = NDArray[np.float64]
-Outputs = NDArray[np.float32]
 
 STAGES_PER_SEED = 1_000_003
 """Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
@@ -53,9 +61,9 @@ class Trainer:
         dict(METRICS)
         self._prepared = prepared
         self._encoding = prepared.encoding(config)
-        self._validation = prepared.windows("validation", config)
+        self._validation = prepared.windows("validation", self._encoding)
         self._validation_tensors = self._tensors(self._validation)
-        self._train_tensors = self._tensors(prepared.windows("train", config))
+        self._train_tensors = self._tensors(prepared.windows("train", self._encoding))
 
         with self._seeded(0):
             self.network = build_network(config).to(self.device)
@@ -144,22 +152,33 @@ class Trainer:
         """Score the best state so far on the rows of ``part``."""
         rows = self._prepared.rows(part, self.config.sequence_length)
         if part != "validation":
-            windows = self._prepared.windows(part, self.config)
+            windows = self._prepared.windows(part, self._encoding)
             best = build_network(self.config).to(self.device)
             best.load_state_dict(self._best_state)
             with threads(self.config.threads):
                 outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device)).cpu()
-            forecasts = price_forecasts(outputs.numpy(), windows, self._encoding, self.calibration_scores())
-            return evaluate_forecasts(rows, forecasts)
+            seen = Seen.by_one(outputs.numpy(), windows, self._encoding)
+            return evaluate_forecasts(rows, seen.forecasts(self.calibration_scores()))
         if self._scored is None or self._scored[0] != self.best_epoch:
-            forecasts = validation_forecasts(self._best_outputs, self._validation, self._encoding)
-            self._scored = self.best_epoch, evaluate_forecasts(rows, forecasts)
+            self._scored = self.best_epoch, evaluate_forecasts(rows, self._seen.cross_calibrated())
         return self._scored[1]
+
+    @property
+    def _seen(self) -> Seen:
+        return Seen.by_one(self._best_outputs, self._validation, self._encoding)
 
     def calibration_scores(self) -> Array:
         """The best state's calibration scores on the validation rows."""
-        rows = self._validation
-        return calibration_scores(self.config.likelihood, self._best_outputs, rows.volatility, rows.targets)
+        return self._seen.scores()
+
+    def best_member(self) -> Member:
+        """The best state so far as a member of a model."""
+        return Member(
+            model_state=self.best_state(),
+            config=self.config,
+            recursions=self._encoding.recursions,
+            best_epoch=self.best_epoch,
+        )
 
     def best_state(self) -> dict[str, Tensor]:
         """The weights with the lowest validation loss so far, on the CPU."""
@@ -208,13 +227,82 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A model's outputs for the windows of some rows.
+
+    Attributes:
+        outputs: shape (n, members, outputs).
+        volatility: shape (n, members).
+        targets: exact outputs, shape (n,).
+        last: the feature's normalized value before each row, shape (n,).
+        encoding: the first member's encoding.
+    """
+
+    outputs: Outputs
+    volatility: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    last: Array
+    encoding: Encoding
+
+    @classmethod
+    def by_one(cls, outputs: NDArray[np.float32], windows: Windows, encoding: Encoding) -> Seen:
+        """The outputs (n, outputs) of one network."""
+        return cls(
+            outputs[:, np.newaxis], windows.volatility[:, np.newaxis], windows.targets, windows.last, encoding
+        )
+
+    @classmethod
+    def by(cls, checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Seen:
+        """The outputs of a checkpoint's members for one part of a prepared series."""
+        every = [prepared.windows(part, encoding) for encoding in checkpoint.encodings]
+        with threads(checkpoint.config.threads):
+            outputs = [
+                forward_in_batches(member.trained_network(), torch.from_numpy(windows.inputs)).numpy()
+                for member, windows in zip(checkpoint.members, every, strict=True)
+            ]
+        volatility = np.stack([windows.volatility for windows in every], axis=1)
+        first = every[0]
+        return cls(np.stack(outputs, axis=1), volatility, first.targets, first.last, checkpoint.encodings[0])
+
+    def scores(self) -> Array:
+        """The model's calibration scores on these rows."""
+        likelihood = self.encoding.config.likelihood
+        return calibration_scores(likelihood, self.outputs, self.volatility, self.targets)
+
+    def forecasts(self, scores: Array | None) -> Forecasts:
+        """Forecasts in price units, with the calibration ``scores`` of other rows."""
+        encoding = self.encoding
+        found = distribution(encoding.config.likelihood, self.outputs, self.volatility, scores)
+        return Forecasts(
+            points=encoding.prices(point_forecasts(self.outputs), self.last),
+            quantiles=encoding.prices(found.quantiles(PROBABILITIES), self.last) if found else None,
+        )
+
+    def cross_calibrated(self) -> Forecasts:
+        """Forecasts of validation rows, calibrated so that no row's interval comes from its own error.
+
+        Each half of the rows uses the calibration scores of the other.
+        """
+        middle = len(self.targets) // 2
+        halves = self._part(slice(middle)), self._part(slice(middle, None))
+        return Forecasts.join(
+            [halves[0].forecasts(halves[1].scores()), halves[1].forecasts(halves[0].scores())]
+        )
+
+    def _part(self, rows: slice) -> Seen:
+        return Seen(
+            self.outputs[rows], self.volatility[rows], self.targets[rows], self.last[rows], self.encoding
+        )
+
+
+@dataclass(frozen=True)
 class TrainResult:
-    """The result of ``train``: the checkpoint, its scores on validation and test, epochs and seconds."""
+    """The result of ``train``: the checkpoint, its scores on validation and test, its members' epochs, and seconds."""
 
     checkpoint: Checkpoint
     validation: Evaluation
     test: Evaluation
-    epochs: int
+    epochs: tuple[int, ...]
     seconds: float
 
 
@@ -222,7 +310,7 @@ def train(
     series: Series,
     config: TrainConfig,
     *,
-    until_epoch: int | None = None,
+    until_epochs: Sequence[int | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> TrainResult:
     """Train one model on ``series``, score it on validation and test, and wrap it as a checkpoint.
@@ -230,7 +318,7 @@ def train(
     Args:
         series: clean prices; ``config.symbol`` and ``config.feature`` are taken from it.
         config: the options of the training.
-        until_epoch: stop after this many epochs at the latest.
+        until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
     Raises:
@@ -241,10 +329,20 @@ def train(
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
     started = time.perf_counter()
     prepared = prepare(series, config)
-    checkpoint, trainer = fit(prepared, config, series.provenance, until_epoch=until_epoch, on_epoch=on_epoch)
+    fitted = fit(prepared, config, series.provenance, until_epochs=until_epochs, on_epoch=on_epoch)
     seconds = time.perf_counter() - started
-    test = evaluate_part(checkpoint, prepared, "test")
-    return TrainResult(checkpoint.with_test(test, prepared), trainer.evaluate(), test, trainer.epoch, seconds)
+    test = evaluate_part(fitted.checkpoint, prepared, "test")
+    checkpoint = fitted.checkpoint.with_test(test, prepared)
+    return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted without the test rows: its checkpoint, its validation scores, and its members' epochs."""
+
+    checkpoint: Checkpoint
+    validation: Evaluation
+    epochs: tuple[int, ...]
 
 
 def fit(
@@ -252,38 +350,82 @@ def fit(
     config: TrainConfig,
     provenance: Provenance,
     *,
-    until_epoch: int | None = None,
+    until_epochs: Sequence[int | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
-) -> tuple[Checkpoint, Trainer]:
-    """Train one model without the test rows; return the checkpoint of its best state, and its trainer.
+) -> Fitted:
+    """Train the members of one model without the test rows, each to its best state, and calibrate it.
 
     Args:
         prepared: the series.
         config: the options of the training.
         provenance: where the series came from.
-        until_epoch: stop after this many epochs at the latest.
+        until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
     Raises:
         TrainingError: when training diverges.
     """
-    trainer = Trainer(prepared.without_test(), config)
+    prepared = prepared.without_test()
+    limits = until_epochs or [None] * config.members
+    trained = [
+        train_member(prepared, config, number, until_epoch=limit, on_epoch=on_epoch)
+        for number, limit in enumerate(limits)
+    ]
+    return assemble(prepared, trained, provenance)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained member: its validation loss, its epochs, and the kind of device it was trained on."""
+
+    member: Member
+    val_loss: float
+    epochs: int
+    device: str
+
+
+def train_member(
+    prepared: PreparedSeries,
+    config: TrainConfig,
+    number: int,
+    *,
+    until_epoch: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
+) -> Trained:
+    """Train member ``number`` of a model, whose seed is so much larger than the first's.
+
+    Raises:
+        TrainingError: when training diverges.
+    """
+    trainer = Trainer(prepared, config.model_copy(update={"seed": config.seed + number}))
     while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
         trainer.advance(trainer.epoch + 1)
         if on_epoch:
             on_epoch(trainer)
+    return Trained(trainer.best_member(), trainer.best_loss, trainer.epoch, trainer.device.type)
+
+
+def assemble(prepared: PreparedSeries, trained: Sequence[Trained], provenance: Provenance) -> Fitted:
+    """Make one model of trained members, and calibrate it on the validation rows."""
+    first, *further = [each.member for each in trained]
     checkpoint = Checkpoint.create(
-        model_state=trainer.best_state(),
-        config=config,
+        model_state=first.model_state,
+        config=first.config,
+        further_members=tuple(further),
         prepared=prepared,
-        val_loss_best=trainer.best_loss,
-        best_epoch=trainer.best_epoch,
-        validation=trainer.evaluate(),
-        calibration_scores=trainer.calibration_scores(),
-        device=trainer.device.type,
+        val_loss_best=float(np.mean([each.val_loss for each in trained])),
+        best_epoch=first.best_epoch,
+        device=trained[0].device,
         provenance=asdict(provenance),
     )
-    return checkpoint, trainer
+    seen = Seen.by(checkpoint, prepared, "validation")
+    rows = prepared.rows("validation", checkpoint.config.sequence_length)
+    validation = evaluate_forecasts(rows, seen.cross_calibrated())
+    calibrated = checkpoint.calibrated(seen.scores(), validation)
+    with threads(checkpoint.config.threads):
+        stretches = horizon_stretches(calibrated, prepared)
+    finished = calibrated.model_copy(update={"horizon_stretches": stretches})
+    return Fitted(finished, validation, tuple(each.epochs for each in trained))
 
 
 def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
@@ -297,12 +439,8 @@ def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
 
     Intervals are calibrated on the validation rows; of the validation rows themselves, each half on the other.
     """
-    windows = prepared.windows(part, checkpoint.config)
-    with threads(checkpoint.config.threads):
-        outputs = forward_in_batches(checkpoint.trained_network(), torch.from_numpy(windows.inputs)).numpy()
-    if part == "validation":
-        return validation_forecasts(outputs, windows, checkpoint.encoding)
-    return price_forecasts(outputs, windows, checkpoint.encoding, checkpoint.calibration_scores)
+    seen = Seen.by(checkpoint, prepared, part)
+    return seen.cross_calibrated() if part == "validation" else seen.forecasts(checkpoint.calibration_scores)
 
 
 def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:
@@ -311,7 +449,8 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
     The series is split by the checkpoint's ratios and normalized by the checkpoint's statistics.
 
     Raises:
-        DataError: when the series lacks a column that the model sees, or is too short.
+        DataError: when the series lacks a column that the model sees, is too short, or is split at other dates than
+            the model's, so that rows it was trained on would be scored as new ones.
     """
     config = checkpoint.config
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
@@ -321,46 +460,35 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
             f"{_listed(series.input_columns)}; load the series with the same `input_columns`"
         )
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
+    _require_new_rows(checkpoint, series, split, part)
     normalization = checkpoint.normalization
     prepared = PreparedSeries(normalization.normalize(series.matrix), normalization, split)
     return evaluate_part(checkpoint, prepared, part)
 
 
+def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part: Part) -> None:
+    """Check that the part's rows come after those that the model was trained on, and for ``test`` chosen on.
+
+    Raises:
+        DataError: when they do not.
+    """
+    last_seen = {"train": None, "validation": checkpoint.trained_until, "test": checkpoint.validated_until}[
+        part
+    ]
+    if last_seen is None:
+        return
+    served = checkpoint.scored_model is not None
+    first = split.targets(part, checkpoint.config.sequence_length)[0]
+    (first_scored,) = series.timeline.text(series.dates[first : first + 1])
+    if dt.datetime.fromisoformat(first_scored) <= dt.datetime.fromisoformat(last_seen):
+        raise DataError(
+            f"the {part} rows of this series begin at {first_scored}, but the model has seen rows up to {last_seen}: "
+            f"their scores would not be those of new rows; use {'scored_pick.pt, or ' * served}a series that ends later"
+        )
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "none"
-
-
-def price_forecasts(
-    outputs: Outputs, windows: Windows, encoding: Encoding, scores: Array | None
-) -> Forecasts:
-    """Forecasts in price units from a model's outputs (n, outputs).
-
-    Args:
-        outputs: the network's outputs for ``windows``.
-        windows: the windows.
-        encoding: the model's encoding.
-        scores: the model's ``calibration_scores`` on validation rows.
-    """
-    found = distribution(encoding.likelihood, outputs, windows.volatility, scores)
-    return Forecasts(
-        points=encoding.prices(point_forecasts(outputs), windows.last),
-        quantiles=encoding.prices(found.quantiles(PROBABILITIES), windows.last) if found else None,
-    )
-
-
-def validation_forecasts(outputs: Outputs, windows: Windows, encoding: Encoding) -> Forecasts:
-    """Forecasts of the validation rows, calibrated so that no row's interval comes from its own error.
-
-    Each half of the rows uses the calibration scores of the other.
-    """
-    middle = len(windows) // 2
-    halves = []
-    for part, others in ((slice(middle), slice(middle, None)), (slice(middle, None), slice(middle))):
-        scores = calibration_scores(
-            encoding.likelihood, outputs[others], windows.volatility[others], windows.targets[others]
-        )
-        halves.append(price_forecasts(outputs[part], windows.part(part), encoding, scores))
-    return Forecasts.join(halves)
 
 
 def _copy_state(network: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ the same everywhere. The last axis of arrays of values is the columns: the featu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,84 +14,128 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forecast.config import DataConfig, ExperimentConfig, Likelihood, Target, TrainConfig
+from forecast.config import DataConfig, TrainConfig, VolatilityName
+from forecast.errors import DataError
 from forecast.model.normalization import Normalization
 from forecast.model.split import Part, Split, split_rows
+from forecast.model.volatility import Recursion, ewma, fit
 from forecast.prices.series import Series
 from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import PRICE_FLOOR, Rows
 
 Array = NDArray[np.float64]
 
-CHANGE_BOUND = 3.0
-"""Largest change a residual model sees, in standard deviations of the training changes; approached smoothly."""
-VOLATILITY_DECAY = 0.94
-"""Weight of yesterday's variance in today's: RiskMetrics' value for daily data (J.P. Morgan/Reuters 1996, sec. 5.3)."""
+BOUND = 3.0
+"""Largest value of an input of a residual model, in standard deviations of the training rows; approached smoothly."""
 EXACT_DIGITS = 12
 """Significant digits of a price that survive normalization and its inverse, unless it is far below the others."""
+ENCODED_AT_A_TIME = 4096
+"""Windows encoded at a time: few enough to bound memory, since a window's history may be long."""
 
 
-def channels(config: ExperimentConfig) -> int:
-    """Count the numbers that a network sees per step: one per column, and for ``student_t`` the size of the change."""
-    return 1 + len(config.input_columns) + (config.likelihood == "student_t")
+RECURSIONS: dict[VolatilityName, tuple[VolatilityName, ...]] = {
+    "ewma": ("ewma", "gjr"),
+    "gjr": ("gjr", "ewma"),
+    "range": ("range", "gjr", "ewma"),
+    "window": ("window",),
+}
+"""The recursions of each volatility: the network corrects the first, and sees all."""
+
+
+def sees_volatility(config: TrainConfig) -> bool:
+    """Whether volatilities are inputs of the network: ``window`` is that of models that knew of none."""
+    return config.likelihood == "student_t" and config.volatility != "window"
+
+
+def channels(config: TrainConfig) -> int:
+    """Count the numbers that a network sees per step.
+
+    They are one per column; for ``student_t`` also the size of the change, and the logarithm of each volatility.
+    """
+    further = 1 + len(RECURSIONS[config.volatility]) * sees_volatility(config)
+    return 1 + len(config.input_columns) + further * (config.likelihood == "student_t")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Converts prices to model inputs and model outputs to prices, for one target and likelihood.
+    """Converts prices to model inputs and model outputs to prices, for one configuration.
 
     ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next change, all
     in units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
-    are normalized prices (the original design). A ``student_t`` model also sees the size of the changes.
+    are normalized prices (the original design). Parts of the bar are seen as they are normalized, not as changes.
+
+    Attributes:
+        normalization: the scaling of each column.
+        config: the model's options.
+        recursions: the volatility's, the one that the network corrects first.
     """
 
     normalization: Normalization
-    target: Target
-    likelihood: Likelihood = "mse"
+    config: TrainConfig
+    recursions: tuple[Recursion, ...]
 
-    def inputs(self, normalized: Array) -> NDArray[np.float32]:
-        """Normalized windows (n, sequence_length, columns) to model inputs (n, length, channels).
+    @property
+    def rows(self) -> int:
+        """Number of rows that a forecast uses: those of the window, and of the volatility's history."""
+        history = max(recursion.history for recursion in self.recursions)
+        return max(self.config.sequence_length, history + 1)
 
-        For ``residual``, length is one less than ``sequence_length``.
+    def encode(self, normalized: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Model inputs, and the expected standard deviation of the next output, of normalized rows.
+
+        Args:
+            normalized: shape (n, rows, columns), oldest first: at least those of the window, which are its last
+                ``sequence_length``; NaN in rows before the window that are not known.
+
+        Returns:
+            Inputs (n, length, channels), and volatilities (n,). For ``residual``, length is one less than
+            ``sequence_length``.
         """
-        changes = self._changes(normalized)
-        if self.target == "level":
-            seen = [normalized]
-            changes = np.concatenate([np.zeros_like(changes[:, :1]), changes], axis=1)
-        else:
+        window = normalized[:, -self.config.sequence_length :]
+        seen = [window]
+        if self.config.target == "residual":
             # Without the bound, a few violent days would dominate training, and forecasts would scale with the changes
             # of a calmer or wilder market than that of the training rows.
-            seen = [CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)]
-        if self.likelihood == "student_t":
-            seen.append(np.sqrt(np.abs(changes[..., :1])))
-        return np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
+            seen = [BOUND * np.tanh(self._moves(window) / BOUND)]
+        steps = seen[0].shape[1]
+        logs = self._log_volatilities(normalized, window.shape[1] - 1)
+        if self.config.likelihood == "student_t":
+            sizes = np.sqrt(np.abs(self._changes(window)[..., :1]))
+            seen.append(np.concatenate([np.zeros_like(sizes[:, : steps - sizes.shape[1]]), sizes], axis=1))
+        if sees_volatility(self.config):
+            seen.append(logs[:, -steps:])
+        inputs = np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
+        return inputs, (np.exp(logs[:, -1, 0]) * self.output_scale).astype(np.float32)
 
-    def volatility(self, normalized: Array) -> NDArray[np.float32]:
-        """Expected standard deviation of the next output, (n,), from normalized windows.
-
-        Its square is an exponentially weighted mean of the window's squared changes; the mean starts from the training
-        variance, so it is never zero.
-        """
-        squares = np.square(self._changes(normalized)[..., 0])
-        ages = np.arange(squares.shape[1] - 1, -1, -1)
-        weights = (1 - VOLATILITY_DECAY) * VOLATILITY_DECAY**ages
-        variance = squares @ weights + VOLATILITY_DECAY ** squares.shape[1]
-        volatility: NDArray[np.float32] = (np.sqrt(variance) * self._output_scale).astype(np.float32)
-        return volatility
+    def _log_volatilities(self, normalized: Array, steps: int) -> Array:
+        """Logarithms of volatilities before and after each of the last ``steps`` changes, (n, steps + 1, recursions)"""
+        rows = normalized[:, -self.rows :]
+        changes, ranges = self._changes(rows[..., :1])[..., 0], range_variances(rows, self.normalization)
+        variances = [recursion.variances(changes, ranges, steps) for recursion in self.recursions]
+        logs: Array = np.log(np.stack(variances, axis=-1)) / 2
+        return logs
 
     def _changes(self, normalized: Array) -> Array:
         """One-step changes in units of each column's standard deviation in training."""
-        changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds
+        columns = normalized.shape[-1]
+        changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds[:columns]
         return changes
 
+    def _moves(self, window: Array) -> Array:
+        """The inputs of each column at each step after the first: its change, or for a part of the bar its value."""
+        moves = self._changes(window)
+        for column in self.normalization.parts.values():
+            moves[..., column] = window[:, 1:, column]
+        return moves
+
     @property
-    def _output_scale(self) -> float:
+    def output_scale(self) -> float:
         """The training changes' standard deviation in units of the output."""
-        return self.normalization.feature.change_std if self.target == "level" else 1.0
+        return self.normalization.feature.change_std if self.config.target == "level" else 1.0
 
     def targets(self, normalized_last: Array, normalized_next: Array) -> NDArray[np.float32]:
         """Exact outputs (n,) from the feature's normalized values before and at the target rows."""
-        if self.target == "level":
+        if self.config.target == "level":
             return normalized_next.astype(np.float32)
         change = (normalized_next - normalized_last) / self.normalization.feature.change_std
         return change.astype(np.float32)
@@ -98,7 +143,7 @@ class Encoding:
     def prices(self, outputs: ArrayLike, normalized_last: Array) -> Array:
         """Outputs (n,) or (n, k) to prices of that shape, given each window's normalized last value (n,)."""
         values = np.asarray(outputs, dtype=np.float64)
-        if self.target == "residual":
+        if self.config.target == "residual":
             last = normalized_last if values.ndim == 1 else normalized_last[:, np.newaxis]
             values = last + values * self.normalization.feature.change_std
         return self.normalization.feature.denormalize(values)
@@ -137,20 +182,55 @@ class PreparedSeries:
         normalization: the scaling of each column.
         split: the row boundaries of the parts.
         trained_until: date or time of the last training row, ISO 8601; None when it is not known.
+        validated_until: date or time of the last validation row, ISO 8601; None when it is not known.
     """
 
     normalized: Array
     normalization: Normalization
     split: Split
     trained_until: str | None = None
+    validated_until: str | None = None
 
     def without_test(self) -> PreparedSeries:
         """The same series without its test rows, for a search, which must not see them."""
         return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
 
-    def encoding(self, config: ExperimentConfig) -> Encoding:
-        """The encoding of this series for the models of an experiment."""
-        return Encoding(self.normalization, config.target, config.likelihood)
+    def encoding(self, config: TrainConfig) -> Encoding:
+        """The encoding for the models of a configuration, with recursions fitted on the training rows."""
+        recursions = {
+            "ewma": lambda: ewma(),
+            "gjr": lambda: self.recursion,
+            "range": lambda: self.range_recursion,
+            "window": lambda: window_recursion(config),
+        }
+        names = RECURSIONS[config.volatility]
+        return Encoding(self.normalization, config, tuple(recursions[name]() for name in names))
+
+    @cached_property
+    def recursion(self) -> Recursion:
+        """The recursion of the variance that is fitted on the training rows."""
+        return fit(self._train_changes)
+
+    @cached_property
+    def range_recursion(self) -> Recursion:
+        """The same with a range term.
+
+        Raises:
+            DataError: when the columns do not hold the bar's range.
+        """
+        training = self.normalized[np.newaxis, : self.split.train_end]
+        ranges = range_variances(training, self.normalization)
+        if ranges is None:
+            raise DataError(
+                "`volatility=range` needs the bar's range; add High and Low (and Open) to `input_columns` beside the "
+                "feature Close, or use another `volatility`"
+            )
+        return fit(self._train_changes, ranges[0])
+
+    @property
+    def _train_changes(self) -> Array:
+        changes: Array = np.diff(self.normalized[: self.split.train_end, 0])
+        return changes / self.normalization.feature.change_std
 
     @cached_property
     def train_prices(self) -> Array:
@@ -169,25 +249,30 @@ class PreparedSeries:
         exact = [float(f"{value:.{EXACT_DIGITS}g}") for value in window.ravel()]
         return plain_window(np.array(exact).reshape(window.shape))
 
-    def windows(self, part: Part, config: TrainConfig) -> Windows:
-        """Windows of every target row of ``part``, as a model with this ``config`` sees them.
+    def windows(self, part: Part, encoding: Encoding) -> Windows:
+        """Windows of every target row of ``part``, as a model with this encoding sees them.
 
         Raises:
             IndexError: for test windows of a series ``without_test``.
         """
-        length = config.sequence_length
-        rows = self.target_rows(part, length)
-        encoding = self.encoding(config)
-        # The last axis of the view is the window's steps.
-        history = np.lib.stride_tricks.sliding_window_view(self.normalized, length, axis=0)
-        seen = history[rows - length].swapaxes(1, 2)
+        rows = self.target_rows(part, encoding.config.sequence_length)
+        histories = self.histories(encoding.rows)
+        pieces = [rows[first : first + ENCODED_AT_A_TIME] for first in range(0, len(rows), ENCODED_AT_A_TIME)]
+        encoded = [encoding.encode(histories[piece]) for piece in pieces or [rows]]
         last, following = self.normalized[rows - 1, 0], self.normalized[rows, 0]
         return Windows(
-            inputs=encoding.inputs(seen),
-            volatility=encoding.volatility(seen),
+            inputs=np.concatenate([inputs for inputs, _ in encoded]),
+            volatility=np.concatenate([volatility for _, volatility in encoded]),
             targets=encoding.targets(last, following),
             last=last,
         )
+
+    def histories(self, rows: int) -> Array:
+        """A view of the ``rows`` rows before each row: shape (n + 1, rows, columns), NaN before the first row."""
+        unknown = np.full((rows, self.normalized.shape[1]), np.nan)
+        known = np.concatenate([unknown, self.normalized])
+        # The last axis of the view is the steps.
+        return np.lib.stride_tricks.sliding_window_view(known, rows, axis=0).swapaxes(1, 2)
 
     def rows(self, part: Part, sequence_length: int) -> Rows:
         """The actual prices of the target rows of ``part``, with persistence's forecasts of them.
@@ -222,6 +307,42 @@ class PreparedSeries:
         return np.arange(targets.start, targets.stop)
 
 
+def window_recursion(config: TrainConfig) -> Recursion:
+    """The recursion of the window alone."""
+    return ewma(config.sequence_length - 1, starts_at_training=True)
+
+
+def range_variances(normalized: Array, normalization: Normalization) -> Array | None:
+    """The variance that each bar's own range shows, in units of the training changes'.
+
+    With the open, it is that of Garman & Klass (1980) for the session, and the squared change from the close before to
+    the open; else that of Parkinson (1980).
+
+    Args:
+        normalized: shape (n, rows, columns).
+        normalization: the scaling of each column.
+
+    Returns:
+        Shape (n, rows - 1), for each row after the first; None without the high and the low.
+    """
+    parts, feature = normalization.parts, normalization.feature
+    if not {"high", "low"} <= parts.keys():
+        return None
+    unit = feature.std * feature.change_std
+    places = {}
+    for part, column in parts.items():
+        scaling = normalization.scalings[column]
+        places[part] = (normalized[:, 1:, column] * scaling.std + scaling.mean) / unit
+    squares = np.square(places["high"] - places["low"])
+    if "open" not in places:
+        parkinson: Array = squares / (4 * math.log(2))
+        return parkinson
+    session = squares / 2 - (2 * math.log(2) - 1) * np.square(places["open"])
+    overnight = np.diff(normalized[..., 0], axis=1) / feature.change_std + places["open"]
+    variances: Array = np.maximum(session, 0.0) + np.square(overnight)
+    return variances
+
+
 def plain_window(rows: Array) -> list[Any]:
     """Write a window (length, columns) as requests and answers do: numbers, or a list per row for several columns."""
     window: list[Any] = (rows[:, 0] if rows.shape[1] == 1 else rows).tolist()
@@ -242,5 +363,5 @@ def prepare(series: Series, config: DataConfig, split: Split | None = None) -> P
     split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     matrix = series.matrix[: split.rows]
     normalization = Normalization.fit(matrix[: split.train_end], series.columns, log=config.log_prices)
-    (trained_until,) = series.timeline.text(series.dates[split.train_end - 1 : split.train_end])
-    return PreparedSeries(normalization.normalize(matrix), normalization, split, trained_until)
+    ends = series.dates[[split.train_end - 1, split.validation_end - 1]]
+    return PreparedSeries(normalization.normalize(matrix), normalization, split, *series.timeline.text(ends))

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from forecast.atomic import write_atomically
-from forecast.backtest.rolling import Backtest, Scores
+from forecast.backtest.rolling import Backtest
+from forecast.backtest.scored import Scored, Scores
 from forecast.pages.describe import intervals_table
 from forecast.pages.page import Plot, Section, Text, grid_of, write_page
 from forecast.pages.plots import REFERENCE, calibration_figure, forecast_figure, transform_figure
@@ -26,27 +27,44 @@ SUMMARY_FILE = "backtest.json"
 PAGE_FILE = "backtest.html"
 FILES = {
     ROWS_FILE: "every forecast: date, fold, seed, actual price, persistence, forecast, bounds of the 90 % interval",
-    SUMMARY_FILE: "scores of each fold and of all rows, tests against the baselines, configuration, data",
-    PAGE_FILE: "a page for people: forecasts, reliability of the intervals, the baselines; it opens without a network",
+    SUMMARY_FILE: "scores of each fold, of all rows and of each horizon, tests against the baselines, configuration, "
+    "data",
+    PAGE_FILE: "a page for people: forecasts, reliability of the intervals, the baselines, horizons; it opens without "
+    "a network",
 }
 """The files of a backtest and their content."""
 
+SCORE_TITLES = ("MAE", "persistence", "MASE", "CRPS", "persistence", "in 90 %")
 P_VALUES = "p-values are not corrected for multiple tests: by chance, one in twenty is below 0.05"
+AHEAD = (
+    "A forecast of several steps is made from before a scored row, and its target is in the same fold; ratios below 1: "
+    "the model is better (p of Diebold-Mariano)"
+)
 
 
 def print_backtest(done: Backtest, console: Console) -> None:
-    """Print tables of the folds, all rows, the intervals and the tests."""
-    console.print(_folds_table(done))
-    console.print(intervals_table(done.scores().evaluations))
-    console.print(_comparisons_table(done))
-    for line in (P_VALUES, *(found.text for found in _direction(done))):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print tables of the folds, all rows, the intervals, the tests and the horizons."""
+    tables = [_folds_table(done), intervals_table(done.scores().evaluations), _comparisons_table(done)]
+    lines = [*_own_tests(done), Text(P_VALUES)]
+    if len(done.ahead) > 1:
+        tables += [_horizons_table(done), _ratios_table(done)]
+        lines.insert(0, Text(AHEAD))
+    for table in tables:
+        console.print(table)
+    for line in lines:
+        console.print(line.text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(*titles: str, words: Sequence[str]) -> Table:
+    """An empty table; columns whose titles are among ``words`` hold words, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title in titles:
+        table.add_column(title, justify="left" if title in words else "right", no_wrap=True)
+    return table
 
 
 def _folds_table(done: Backtest) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for title in ("fold", "scored", "rows", "MAE", "persistence", "MASE", "CRPS", "persistence", "in 90 %"):
-        table.add_column(title, justify="left" if title in ("fold", "scored") else "right", no_wrap=True)
+    table = _table("fold", "scored", "rows", *SCORE_TITLES, words=("fold", "scored"))
     for result in done.results:
         dates = " to ".join(done.timeline.label(result.dates[[0, -1]]))
         number = result.fold.number
@@ -61,21 +79,46 @@ def _folds_table(done: Backtest) -> Table:
     return table
 
 
-def _direction(done: Backtest) -> list[Text]:
-    """A line on how often the direction was right, if any row counts."""
-    direction = done.scores().evaluations[0].direction
-    if direction is None or direction.accuracy is None:
-        return []
-    return [
-        Text(
-            f"Direction right on {100 * direction.accuracy:.1f} % of {direction.rows} {done.timeline.unit}s (95 % "
-            f"interval {100 * (direction.low or 0):.1f} to {100 * (direction.high or 0):.1f} %; first seed)"
-        )
+def _horizons_table(done: Backtest) -> Table:
+    table = _table("steps", "rows", *SCORE_TITLES, "mean width", "persistence's", words=())
+    for horizon, scored in done.ahead.items():
+        scores = scored.scores()
+        interval = scores.main_interval
+        widths = (f"{interval.width:,.5g}", f"{interval.persistence_width:,.5g}")
+        table.add_row(f"{horizon}", *_cells(scores, len(scored.rows.actual)), *widths)
+    return table
+
+
+def _ratios_table(done: Backtest) -> Table:
+    """Ratios of the metrics to each baseline's, with the test's p-value, one column for each horizon."""
+    steps = [f"{horizon} step{'s' if horizon > 1 else ''} (p)" for horizon in done.ahead]
+    table = _table("against", "of", *steps, words=("against", "of"))
+    every = [scored.comparisons() for scored in done.ahead.values()]
+    for same in zip(*every, strict=True):
+        cells = [f"{_ratio(found.ratio)} ({_p_value(found.p_value)})" for found in same]
+        table.add_row(same[0].baseline, same[0].metric, *cells)
+    return table
+
+
+def _own_tests(done: Backtest) -> list[Text]:
+    """Lines on the tests of the shown interval, and on how often the direction was right, if any row counts."""
+    p_values = {found.test: _p_value(found.p_value) for found in done.ahead[1].own_tests() if found.seed == 1}
+    lines = [
+        f"{100 * MAIN_LEVEL:g} % interval: Kupiec p {p_values['Kupiec']}, Christoffersen p "
+        f"{p_values['Christoffersen']} (small: its coverage is wrong, or its misses come in clusters; first seed)"
     ]
+    direction = done.scores().evaluations[0].direction
+    if direction and direction.accuracy is not None:
+        lines.append(
+            f"Direction right on {100 * direction.accuracy:.1f} % of {direction.rows} {done.timeline.unit}s (95 % "
+            f"interval {100 * (direction.low or 0):.1f} to {100 * (direction.high or 0):.1f} %; "
+            f"Pesaran-Timmermann p {p_values['Pesaran-Timmermann']}; first seed)"
+        )
+    return [Text(line) for line in lines]
 
 
 def _cells(scores: Scores, rows: int) -> list[str]:
-    inside = np.mean([_covered(evaluation.intervals) for evaluation in scores.evaluations])
+    """The number of rows, and the cells of ``SCORE_TITLES``."""
 
     def with_std(name: str) -> str:
         several = len(scores.evaluations) > 1
@@ -88,43 +131,54 @@ def _cells(scores: Scores, rows: int) -> list[str]:
         f"{scores.mean['MASE']:.3f}",
         with_std("CRPS"),
         f"{scores.persistence['CRPS']:,.5g}",
-        f"{100 * inside:.1f} %",
+        f"{100 * scores.main_interval.coverage:.1f} %",
     ]
 
 
-def _covered(intervals: Any) -> float:
-    return next(float(interval.coverage) for interval in intervals if interval.level == MAIN_LEVEL)
-
-
 def _comparisons_table(done: Backtest) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for title in ("against", "of", "ratio", "test", "statistic", "p"):
-        table.add_column(
-            title, justify="left" if title in ("against", "of", "test") else "right", no_wrap=True
-        )
+    table = _table("against", "of", "ratio", "test", "statistic", "p", words=("against", "of", "test"))
     for found in done.comparisons():
         table.add_row(
             found.baseline,
             found.metric,
-            "" if found.ratio is None else f"{found.ratio:.4f}",
+            _ratio(found.ratio),
             found.test,
             f"{found.statistic:+.2f}",
-            f"{found.p_value:.3f}" if found.p_value >= 0.001 else "< 0.001",
+            _p_value(found.p_value),
         )
     return table
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.4f}"
+
+
+def _p_value(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
 
 
 def summarize(done: Backtest) -> dict[str, Any]:
     """The backtest as plain values."""
 
-    def scores(number: int | None) -> dict[str, Any]:
-        found = done.scores(number)
+    def metrics(found: Scores) -> dict[str, Any]:
         return {
             "rows": found.evaluations[0].rows,
             "mean": found.mean,
             "spread": found.std,
             "persistence": found.persistence,
-            "seeds": [asdict(evaluation) for evaluation in found.evaluations],
+        }
+
+    def scores(number: int | None) -> dict[str, Any]:
+        found = done.scores(number)
+        return {**metrics(found), "seeds": [asdict(evaluation) for evaluation in found.evaluations]}
+
+    def ahead(scored: Scored) -> dict[str, Any]:
+        found = scored.scores()
+        return {
+            "horizon": scored.horizon,
+            **metrics(found),
+            "intervals": [asdict(interval) for interval in found.intervals],
+            "comparisons": [asdict(comparison) for comparison in scored.comparisons()],
         }
 
     return {
@@ -142,6 +196,8 @@ def summarize(done: Backtest) -> dict[str, Any]:
         ],
         "all": scores(None),
         "comparisons": [asdict(comparison) for comparison in done.comparisons()],
+        "own_tests": [asdict(test) for test in done.ahead[1].own_tests()],
+        "horizons": [ahead(scored) for scored in done.ahead.values()],
     }
 
 
@@ -206,14 +262,17 @@ def write_plots(done: Backtest, title: str, notes: Sequence[str], path: Path) ->
                     "Share of actual prices below each forecast quantile: on the diagonal for a calibrated model."
                 ),
                 Plot(
-                    calibration_figure(actual, {"model": forecasts, **done.baselines}),
+                    calibration_figure(actual, {"model": forecasts, **done.ahead[1].baselines}),
                     "Share of actual prices below each forecast quantile, for the model and for each baseline",
                 ),
                 grid_of(intervals_table(done.scores().evaluations)),
             ],
         ),
         Section(
-            "Against the baselines", [grid_of(_comparisons_table(done)), Text(P_VALUES), *_direction(done)]
+            "Against the baselines", [grid_of(_comparisons_table(done)), *_own_tests(done), Text(P_VALUES)]
         ),
     ]
+    if len(done.ahead) > 1:
+        tables = [grid_of(_horizons_table(done)), grid_of(_ratios_table(done))]
+        sections.append(Section("By horizon", [Text(AHEAD), *tables]))
     write_page(path, title, notes, sections)

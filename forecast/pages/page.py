@@ -44,7 +44,7 @@ class Grid:
     """A table.
 
     Attributes:
-        header: titles of the columns.
+        header: titles of the columns, which may have several lines.
         rows: cells, one for each title.
         marked: index of the row to highlight.
         text_columns: indices of the columns that hold words; the others hold numbers, aligned to the right.
@@ -60,7 +60,7 @@ class Grid:
 
 def grid_of(table: Table, marked: int | None = None) -> Grid:
     """Convert a terminal's table for a page; cells are plain text, right-justified columns hold numbers."""
-    header = [str(column.header).replace("\n", " ") for column in table.columns]
+    header = [str(column.header) for column in table.columns]
     rows = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
     words = [i for i, column in enumerate(table.columns) if column.justify != "right"]
     return Grid(header, rows, marked, words)

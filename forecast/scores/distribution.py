@@ -20,6 +20,8 @@ intervals."""
 
 WIDEST_LEVEL = 0.9999
 """Highest level of intervals of a learned distribution: further out it has seen nothing."""
+LEAST_DRAWN_DF = 3.0
+"""Fewest degrees of freedom of draws: with fewer, a few of them would be most of the variance."""
 MAIN_LEVEL = 0.9
 """Level that intervals are calibrated for, and that is shown where there is room for one."""
 
@@ -39,11 +41,16 @@ class Distribution(Protocol):
         ...
 
     @property
-    def stretch(self) -> float:
-        """Factor by which calibration widened it; samples leave it out.
+    def center(self) -> Array:
+        """The middle of each, (n,), around which the stretch widens it."""
+        ...
 
-        A model that estimates volatility from drawn days would take the stretch for volatility, which would then grow
-        every day.
+    @property
+    def spread(self) -> Array:
+        """Standard deviation of each, (n,), without the stretch.
+
+        A volatility that follows from drawn days would take the stretch for volatility, which would then grow every
+        day.
         """
         ...
 
@@ -51,8 +58,8 @@ class Distribution(Protocol):
         """Quantiles (n, k) at probabilities (k,), increasing along the second axis if the probabilities do."""
         ...
 
-    def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each window's next value, (n,), without the stretch."""
+    def draws(self, generator: np.random.Generator, shape: tuple[int, int]) -> Array:
+        """Draws of that shape (n, paths) around zero, with a variance of one."""
         ...
 
     def split(self) -> Sequence[Distribution]:
@@ -62,11 +69,13 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class StudentT:
-    """Student's t distribution, shifted by ``location`` and scaled by ``scale``; each of shape (n,).
+    """Student's t distributions, shifted by ``location`` and scaled by ``scale``; each of shape (n, members).
+
+    The quantiles are the means of the members' quantiles (Vincent's average; Lichtendahl et al. 2013).
 
     Attributes:
         df: degrees of freedom: the fewer, the heavier the tails.
-        stretch: calibration's factor on the scale; samples leave it out.
+        stretch: calibration's factor on the scale.
     """
 
     location: Array
@@ -79,17 +88,42 @@ class StudentT:
         """``WIDEST_LEVEL``: far out, but well within the range of floats."""
         return WIDEST_LEVEL
 
+    @property
+    def center(self) -> Array:
+        """The median of each, (n,)."""
+        center: Array = self.location.mean(axis=1)
+        return center
+
+    @property
+    def spread(self) -> Array:
+        """Standard deviation, (n,), of the drawn distribution with the same interval of ``MAIN_LEVEL``."""
+        from scipy.special import stdtrit
+
+        upper = replace(self, stretch=1.0).quantiles(interval_probabilities([MAIN_LEVEL]))[:, 1]
+        df = self._drawn_df
+        spread: Array = (upper - self.center) / stdtrit(df, (1 + MAIN_LEVEL) / 2) / np.sqrt((df - 2) / df)
+        return spread
+
+    @property
+    def _drawn_df(self) -> Array:
+        """Degrees of freedom of draws, (n,)."""
+        drawn: Array = np.maximum(self.df.mean(axis=1), LEAST_DRAWN_DF)
+        return drawn
+
     def quantiles(self, probabilities: Array) -> Array:
         """Quantiles (n, k) at probabilities (k,)."""
         # Imported here because it takes a tenth of a second, which only forecasts have to wait for.
         from scipy.special import stdtrit
 
-        standard: Array = stdtrit(self.df[:, np.newaxis], probabilities)
-        return self.location[:, np.newaxis] + self.stretch * self.scale[:, np.newaxis] * standard
+        standard = stdtrit(self.df[..., np.newaxis], probabilities)
+        each = self.location[..., np.newaxis] + self.stretch * self.scale[..., np.newaxis] * standard
+        quantiles: Array = each.mean(axis=1)
+        return quantiles
 
-    def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each, (n,), without the stretch."""
-        draws: Array = self.location + self.scale * generator.standard_t(self.df)
+    def draws(self, generator: np.random.Generator, shape: tuple[int, int]) -> Array:
+        """Draws of that shape (n, paths) around zero, with a variance of one."""
+        df = self._drawn_df[:, np.newaxis]
+        draws: Array = np.sqrt((df - 2) / df) * generator.standard_t(df, shape)
         return draws
 
     def split(self) -> list[StudentT]:
@@ -119,9 +153,15 @@ class Conformal:
     errors: Array
 
     @property
-    def stretch(self) -> float:
-        """Root mean square of the errors, never below one; samples leave it out."""
-        return max(1.0, float(np.sqrt(np.mean(np.square(self.errors)))))
+    def center(self) -> Array:
+        """The point forecast of each, (n,)."""
+        return self.location
+
+    @property
+    def spread(self) -> Array:
+        """Standard deviation of each, (n,)."""
+        spread: Array = self.scale * float(np.std(self.errors))
+        return spread
 
     @property
     def widest_level(self) -> float:
@@ -137,10 +177,10 @@ class Conformal:
         standard: Array = self.errors[np.clip(rank, 1, count) - 1]
         return self.location[:, np.newaxis] + self.scale[:, np.newaxis] * standard
 
-    def sample(self, generator: np.random.Generator) -> Array:
-        """One draw of each, (n,): the location plus one of the errors, without the stretch."""
-        drawn = generator.choice(self.errors, len(self.location)) / self.stretch
-        draws: Array = self.location + self.scale * drawn
+    def draws(self, generator: np.random.Generator, shape: tuple[int, int]) -> Array:
+        """Draws of that shape (n, paths) from the errors around their mean, over their standard deviation."""
+        centered = self.errors - self.errors.mean()
+        draws: Array = generator.choice(centered / np.std(self.errors), shape)
         return draws
 
     def split(self) -> list[Conformal]:

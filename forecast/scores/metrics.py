@@ -76,18 +76,23 @@ def percentage_errors(actual: Array, forecasts: Forecasts) -> Array:
     return 100 * absolute_errors(actual, forecasts) / np.maximum(np.abs(actual), forecasts.price_floor)
 
 
+_NEAREST = np.diff([0, *((PROBABILITIES[1:] + PROBABILITIES[:-1]) / 2), 1])
+"""Share of all probabilities that are nearest to each of ``PROBABILITIES``, shape (199,)."""
+
+
 def ranked_probability_scores(actual: Array, forecasts: Forecasts) -> Array:
     """Continuous ranked probability score of each row, in price units (Matheson & Winkler 1976).
 
-    It is twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), taken as the
-    mean over ``PROBABILITIES``. For a point forecast it is the absolute error, so it is comparable with MAE.
+    It is twice the integral of the quantile loss over all probabilities (Gneiting & Ranjan 2011, eq. 6), in which each
+    of ``PROBABILITIES`` stands for all that are nearest to it. For a point forecast it is the absolute error, so it is
+    comparable with MAE.
 
     Raises:
         ValueError: for forecasts without quantiles.
     """
     above = actual[:, np.newaxis] - forecasts.required_quantiles
     losses = np.maximum(PROBABILITIES * above, (PROBABILITIES - 1) * above)
-    scores: Array = 2 * losses.mean(axis=1)
+    scores: Array = 2 * losses @ _NEAREST
     return scores
 
 

@@ -52,10 +52,10 @@ function fill(table, rows, header) {
 }
 
 function showCard() {
-  const { symbol, feature, sequence_length: length, trained_on: data } = model;
+  const { symbol, feature, values_used: used, trained_on: data } = model;
   document.title = `${symbol} ${feature} forecaster`;
   byId("title").textContent = `${symbol} ${feature}`;
-  byId("about").textContent = `A model that forecasts the next value from the last ${length}${data ? `, built from prices from ${data.first_date} to ${data.last_date}` : ""}.`;
+  byId("about").textContent = `A model that forecasts the next value from the last ${used}${data ? `, built from prices from ${data.first_date} to ${data.last_date}` : ""}.`;
 
   const part = model.metrics_test ? "test" : "validation";
   const metrics = model.metrics_test ?? model.metrics_validation ?? {};
@@ -74,15 +74,16 @@ function showCard() {
   byId("honesty").textContent =
     skill === null
       ? "There are no scores to compare it with persistence, which repeats the last value."
-      : `Its mean absolute error on ${part} rows is ${format(metrics.MAE)}; persistence, which repeats the last value, has ${format(persistence.MAE)}.`;
+      : `${model.scored_model ? "With training on earlier rows alone, its" : "Its"} mean absolute error on ${part} rows is ${format(metrics.MAE)}; persistence, which repeats the last value, has ${format(persistence.MAE)}.`;
 
   const at = (model.intervals[part] ?? []).find((one) => one.level === PREFERRED_LEVEL);
   const facts = [
-    ["window", `${length} values${model.columns.length > 1 ? ` of ${model.columns.join(", ")}` : ""}`],
+    ["window", `${used} values${model.columns.length > 1 ? ` of ${model.columns.join(", ")}` : ""}`],
     ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows inside, mean width ${format(at.width)}`]] : []),
     ...(data ? [["prices", `${data.source}, ${data.rows} rows, ${data.first_date} to ${data.last_date}`]] : []),
     ...(model.train_range ? [["training prices", model.train_range.map(format).join(" to ")]] : []),
-    ["likelihood", model.likelihood],
+    ["likelihood", `${model.likelihood}, volatility ${model.volatility}`],
+    ["networks", String(model.members)],
     ...(model.configurations_tried ? [["configurations tried", String(model.configurations_tried)]] : []),
     ...(model.trial_number === null ? [] : [["trial", String(model.trial_number)]]),
     ...(model.created ? [["trained at", model.created]] : []),
@@ -146,7 +147,7 @@ function body(values) {
   const horizon = byId("horizon").valueAsNumber;
   const several = byId("symbol").options.length > 1;
   return JSON.stringify({
-    values: values.slice(-model.sequence_length),
+    values: values.slice(-model.values_used),
     ...(level ? { levels: [Number(level)] } : {}),
     ...(horizon === 1 ? {} : { horizon }),
     ...(several ? { symbol: model.symbol } : {}),
@@ -175,8 +176,8 @@ async function forecast() {
     byId("count").textContent = `Type, paste or upload at least ${model.sequence_length} values.`;
     return;
   }
-  const used = Math.min(values.length, model.sequence_length);
-  byId("count").textContent = `${values.length} values; the model looks at the last ${model.sequence_length}.`;
+  const used = Math.min(values.length, model.values_used);
+  byId("count").textContent = `${values.length} values; the model uses at most the last ${model.values_used}.`;
   const request = body(values);
   showCurl(request);
   asked = new AbortController();

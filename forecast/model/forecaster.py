@@ -1,0 +1,278 @@
+"""The forecaster: a model of one or more members, its forecasts of the next step and of many.
+
+The members' forecasts are averaged, quantile by quantile. Beyond one step, the point forecasts are recursive: each
+step takes the forecasts before it as prices. Intervals come from simulated paths: the model's own distribution of the
+first step, whose variance a recursion then carries from step to step. The network does not see the drawn paths: it
+has not learned to, and its errors would feed on themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.likelihood import Outputs, Scores, distribution, point_forecasts, stretch
+from forecast.model.network import forward_in_batches
+from forecast.model.split import Part
+from forecast.model.volatility import Recursion
+from forecast.model.windows import Encoding, PreparedSeries
+from forecast.scores.distribution import MAIN_LEVEL, Distribution, interval_probabilities
+
+Array = NDArray[np.float64]
+Inputs = NDArray[np.float32]
+
+HORIZONS = (1, 5, 10, 20)
+"""Numbers of steps whose intervals are calibrated."""
+PRIOR_SPANS = 10
+"""Number of spans of rows that speak for intervals as they are, against the spans of the validation rows."""
+PATHS = 4000
+"""Number of paths simulated for each window."""
+LEAST_BEYOND = 10
+"""Fewest paths beyond each bound of an interval."""
+WIDEST_SIMULATED_LEVEL = 1 - 2 * LEAST_BEYOND / PATHS
+"""Highest level of intervals beyond one step."""
+SCORED_PATHS, SCORED_AT_A_TIME = 1000, 512
+"""Number of paths for each of many windows that are scored, and of windows simulated together."""
+PATH_SEED = 0
+"""Seed of the draws, fixed so that the same window gets the same intervals."""
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """A model ready to forecast normalized rows.
+
+    Rows have shape (n, rows, columns), oldest first, as ``Encoding.encode`` takes them.
+
+    Attributes:
+        encodings: each member's.
+        run: computes outputs (n, members, outputs) from the inputs of each of the ``views``.
+        scores: the model's calibration scores; None leaves a learned distribution as it is.
+        dynamics: recursion that carries the variance from one step to the next.
+        stretches: factor on the width of intervals by number of steps; without them, that of one step.
+    """
+
+    encodings: tuple[Encoding, ...]
+    run: Callable[[Sequence[Inputs]], Outputs]
+    scores: Scores | None
+    dynamics: Recursion
+    stretches: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, run: Callable[[Sequence[Inputs]], Outputs] | None = None
+    ) -> Forecaster:
+        """The model of a checkpoint, run by torch on the CPU unless ``run`` is given."""
+        return cls(
+            checkpoint.encodings,
+            run or networks(checkpoint),
+            checkpoint.calibration_scores,
+            checkpoint.dynamics,
+            checkpoint.horizon_stretches,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that a forecast uses."""
+        return max(encoding.rows for encoding in self.encodings)
+
+    @property
+    def encoding(self) -> Encoding:
+        """The first member's encoding; all have the same outputs."""
+        return self.encodings[0]
+
+    def outputs(self, normalized: Array) -> tuple[Outputs, NDArray[np.float32]]:
+        """Outputs (n, members, outputs), and the volatility that each member corrects, (n, members)."""
+        distinct, numbers = views(self.encodings)
+        encoded = [encoding.encode(normalized) for encoding in distinct]
+        outputs = self.run([inputs for inputs, _ in encoded])
+        return outputs, np.stack([encoded[number][1] for number in numbers], axis=1)
+
+    def points(self, normalized: Array, horizon: int) -> Array:
+        """Point forecasts (n, horizon), normalized."""
+        feature, rows = self.encoding.normalization.feature, normalized
+        points = np.empty((len(rows), horizon))
+        for step in range(horizon):
+            if step:
+                # Parts of the bar stay at their training mean, at zero. The others' forecasts are not made here.
+                following = np.zeros((len(rows), 1, rows.shape[2]))
+                following[:, 0, 0] = points[:, step - 1]
+                rows = np.concatenate([rows, following], axis=1)[:, -self.rows :]
+            outputs, _ = self.outputs(rows)
+            prices = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
+            points[:, step] = feature.normalize(prices)
+        return points
+
+    def distribution(self, normalized: Array) -> Distribution | None:
+        """The distributions of the next output; None where the model has none."""
+        return distribution(self.encoding.config.likelihood, *self.outputs(normalized), self.scores)
+
+    def quantiles(
+        self,
+        first: Distribution,
+        points: Array,
+        probabilities: Array,
+        horizons: Sequence[int],
+        count: int = PATHS,
+    ) -> Array:
+        """Normalized quantiles at numbers of steps, shape (n, horizons, k), from simulated paths.
+
+        Args:
+            first: distributions of the next output.
+            points: normalized point forecasts, shape (n, steps).
+            probabilities: shape (k,).
+            horizons: numbers of steps, ascending.
+            count: number of paths.
+        """
+        unit = self.encoding.normalization.feature.change_std
+        generator = np.random.default_rng(PATH_SEED)
+        spread = first.spread / self.encoding.output_scale
+        found = []
+        drawn = paths(spread, first.draws, self.dynamics, generator, count)
+        for step, moves in enumerate(itertools.islice(drawn, horizons[-1]), 1):
+            if step in horizons:
+                middle, *quantiles = np.quantile(moves, [0.5, *probabilities], axis=1)
+                widened = middle + self.stretch(step) * (np.array(quantiles) - middle)
+                found.append(points[:, step - 1] + unit * widened)
+        return np.stack(found).transpose(2, 0, 1)
+
+    def stretch(self, horizon: int) -> float:
+        """The factor on the width of intervals at a number of steps; between calibrated ones, interpolated."""
+        if self.stretches:
+            return float(np.interp(horizon, list(self.stretches), list(self.stretches.values())))
+        learned = self.encoding.config.likelihood == "student_t" and self.scores is not None
+        return stretch(self.scores) if learned and self.scores is not None else 1.0
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Forecasts of many steps for n rows, normalized, beside what came.
+
+    Attributes:
+        horizons: numbers of steps, ascending.
+        targets: shape (n, horizons); NaN after the last row of the part.
+        points: shape (n, horizons).
+        quantiles: shape (n, horizons, k); None for a model without a distribution.
+    """
+
+    horizons: tuple[int, ...]
+    targets: Array
+    points: Array
+    quantiles: Array | None
+
+
+def look_ahead(
+    forecaster: Forecaster,
+    prepared: PreparedSeries,
+    part: Part,
+    horizons: Sequence[int],
+    probabilities: Array,
+) -> Ahead:
+    """Forecast several steps ahead from before each row of a part, which is the first step's target.
+
+    Args:
+        forecaster: the model.
+        prepared: the series.
+        part: the rows.
+        horizons: numbers of steps.
+        probabilities: those of the quantiles, shape (k,).
+    """
+    horizons = tuple(sorted(horizons))
+    rows = prepared.target_rows(part, forecaster.encoding.config.sequence_length)
+    histories = prepared.histories(forecaster.rows)
+    values = np.concatenate([prepared.normalized[: rows[-1] + 1, 0], np.full(horizons[-1], np.nan)])
+    points, quantiles = [], []
+    for start in range(0, len(rows), SCORED_AT_A_TIME):
+        history = histories[rows[start : start + SCORED_AT_A_TIME]]
+        each, first = forecaster.points(history, horizons[-1]), forecaster.distribution(history)
+        points.append(each[:, np.array(horizons) - 1])
+        if first is not None:
+            quantiles.append(forecaster.quantiles(first, each, probabilities, horizons, SCORED_PATHS))
+    return Ahead(
+        horizons,
+        np.stack([values[rows + horizon - 1] for horizon in horizons], axis=1),
+        np.concatenate(points),
+        np.concatenate(quantiles) if quantiles else None,
+    )
+
+
+def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[int, float]:
+    """The factors, never below one, by which intervals are too narrow on the validation rows, by number of steps.
+
+    Each is a split conformal quantile, as ``likelihood.stretch``, of the errors at ``HORIZONS`` that fit into the rows.
+    Errors of overlapping spans say little more than those that do not overlap: the fewer these are, the closer to one
+    the factor is drawn.
+    """
+    forecaster = Forecaster.of(checkpoint.model_copy(update={"horizon_stretches": {1: 1.0}}))
+    ahead = look_ahead(
+        forecaster, prepared, "validation", HORIZONS, np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
+    )
+    if ahead.quantiles is None:
+        return {}
+    lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)
+    scores = np.abs(ahead.targets - middle) / ((upper - lower) / 2)
+    found = {}
+    for horizon, column in zip(HORIZONS, scores.T, strict=True):
+        known = np.sort(column[~np.isnan(column)])
+        spans = len(known) / horizon
+        if spans:
+            found[horizon] = stretch(known) ** (spans / (spans + PRIOR_SPANS))
+    return found
+
+
+def views(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
+    """The encodings that differ in what a member sees, and for each member the number of its own."""
+
+    def seen(encoding: Encoding) -> tuple[int, tuple[Recursion, ...]]:
+        return encoding.config.sequence_length, encoding.recursions
+
+    distinct = {seen(encoding): encoding for encoding in reversed(encodings)}
+    order = list(dict.fromkeys(map(seen, encodings)))
+    return [distinct[each] for each in order], [order.index(seen(encoding)) for encoding in encodings]
+
+
+def networks(
+    checkpoint: Checkpoint, device: torch.device | None = None
+) -> Callable[[Sequence[Inputs]], Outputs]:
+    """Run a checkpoint's networks with torch, on the CPU unless a device is given."""
+    trained = [member.trained_network().to(device) for member in checkpoint.members]
+    _, numbers = views(checkpoint.encodings)
+
+    def run(inputs: Sequence[Inputs]) -> Outputs:
+        each = [
+            forward_in_batches(network, torch.from_numpy(inputs[number]).to(device)).cpu().numpy()
+            for network, number in zip(trained, numbers, strict=True)
+        ]
+        return np.stack(each, axis=1)
+
+    return run
+
+
+def paths(
+    spread: Array,
+    draws: Callable[[np.random.Generator, tuple[int, int]], Array],
+    dynamics: Recursion,
+    generator: np.random.Generator,
+    count: int = PATHS,
+) -> Iterator[Array]:
+    """Sums of drawn changes after each step, shape (n, count), without end, in units of the training changes.
+
+    Args:
+        spread: standard deviation of the first change, shape (n,).
+        draws: draws numbers of a shape (n, count) with a mean of zero and a variance of one.
+        dynamics: gives the variance of each change from that of the one before and the change itself.
+        generator: makes the draws.
+        count: number of paths for each of n windows.
+    """
+    variances = np.repeat(np.square(spread)[:, np.newaxis], count, axis=1)
+    sums = np.zeros_like(variances)
+    while True:
+        changes = np.sqrt(variances) * draws(generator, variances.shape)
+        sums = sums + changes
+        yield sums
+        variances = dynamics.after(variances, changes)

@@ -1,0 +1,108 @@
+"""Train the pick's models: the one that is scored on the test rows, and the one that is served.
+
+Both have all members. The scored model is fitted like the trials, on the honest split; the served one is trained again
+on later rows, with the last rows of all for stopping and calibration, and no test rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from forecast.config import TrainConfig
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
+from forecast.model.split import service_split
+from forecast.model.training import Trained, assemble, evaluate_part, train_member
+from forecast.model.windows import PreparedSeries, prepare
+from forecast.scores.metrics import Evaluation
+from tune_jobs.luck import Luck
+from tune_jobs.prepare import Job
+from tune_jobs.selection import FrontPoint
+
+
+@dataclass(frozen=True)
+class FinalModels:
+    """The pick's models.
+
+    Attributes:
+        scored: the model that is scored on the test rows.
+        test: its scores.
+        served: the model trained again for service, with the scores of ``scored``; without retraining, ``scored``.
+    """
+
+    scored: Checkpoint
+    test: Evaluation
+    served: Checkpoint
+
+    @property
+    def retrained(self) -> bool:
+        """Whether the served model is another one than the scored one."""
+        return self.served is not self.scored
+
+
+def train_final(job: Job, pick: FrontPoint, configurations_tried: int, luck: Luck) -> FinalModels:
+    """Train the pick's members other than its trial, and all members again for service, at the same time.
+
+    Args:
+        job: the job, connected to a cluster.
+        pick: the point of the front.
+        configurations_tried: number of finished trials.
+        luck: how likely the search's result is luck.
+
+    Raises:
+        TrainingError: when training diverges.
+    """
+    options, trial = job.options, pick.checkpoint
+    config = trial.config.model_copy(update={"members": options.members})
+    known, later = job.prepared.without_test(), None
+    if options.retrain:
+        later = prepare(job.series, options, service_split(len(job.series), options.train_ratio))
+    further = [(known, number) for number in range(1, options.members)]
+    again = [(later, number) for number in range(options.members)] if later else []
+    trained = _train_members([*further, *again], config, _gpu_share(job, trial))
+
+    first = trial.members[0].model_copy(update={"config": config})
+    members = [Trained(first, trial.val_loss_best, trial.best_epoch or 0, "cpu"), *trained[: len(further)]]
+    provenance = job.series.provenance
+    origin = {
+        name: getattr(trial, name) for name in ("trial_number", "trial_params", "searched_rows", "versions")
+    }
+    scored = assemble(known, members, provenance).checkpoint.model_copy(update=origin)
+    test = evaluate_part(scored, job.prepared, "test")
+    scored = scored.with_test(test, job.prepared, configurations_tried, luck.p_value)
+    if later is None:
+        return FinalModels(scored, test, scored)
+    served = assemble(later, trained[len(further) :], provenance).checkpoint
+    return FinalModels(scored, test, served.with_scores_of(scored, later))
+
+
+def _gpu_share(job: Job, trial: Checkpoint) -> float:
+    """The GPU share of a training: the trials' if the pick's trial ran on a GPU and the cluster still has one."""
+    on_gpu = (trial.versions or {}).get("device") == "cuda" and ray.cluster_resources().get("GPU", 0) > 0
+    share = job.options.gpus_per_trial
+    return (DEFAULT_GPU_SHARE if share is None else share) if on_gpu else 0.0
+
+
+def _train_members(
+    tasks: Sequence[tuple[PreparedSeries, int]], config: TrainConfig, gpus: float
+) -> list[Trained]:
+    """Train members on the cluster, in parallel; the result has the order of the tasks, which give series and number.
+
+    Raises:
+        TrainingError: when training diverges.
+    """
+
+    def on_worker(prepared: PreparedSeries, number: int) -> Trained:
+        device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+        return train_member(prepared, config.model_copy(update={"device": device}), number)
+
+    remote = ray.remote(num_cpus=float(config.threads), num_gpus=gpus)(on_worker)
+    shared = {id(prepared): ray.put(prepared) for prepared, _ in tasks}
+    answers = [remote.remote(shared[id(prepared)], number) for prepared, number in tasks]
+    try:
+        return list(ray.get(answers))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
