@@ -30,6 +30,8 @@ Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
 Likelihood = Literal["mse", "student_t"]
 VolatilityName = Literal["ewma", "gjr", "range", "window"]
+SEEDS = 2**32
+"""Number of seeds that there are."""
 NAMED_SOURCES = ("auto", "yahoo", "snapshot")
 SQLITE_FILE = re.compile(r"^(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^/:?$][^?$]*)(?P<options>\?.*)?$")
 """The address of a database in a file, by a relative path."""
@@ -162,7 +164,7 @@ class ExperimentConfig(DataConfig):
         description="student_t: learn the distribution of the next value; mse: learn a point forecast with the squared "
         "error, and take intervals from the errors on validation rows",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="seed of weights, batches and search")
+    seed: int = Field(42, ge=0, lt=SEEDS, description="seed of weights, batches and search")
     members: int = Field(
         2,
         ge=1,
@@ -184,14 +186,14 @@ class TrainConfig(ExperimentConfig):
         "`input_columns` has High and Low; window, ewma of the window's changes alone, as in version 0.1",
     )
     hidden_size: int = Field(64, ge=1, le=4096, description="width of each recurrent layer")
-    num_layers: int = Field(2, ge=1, le=16, description="number of recurrent layers")
+    num_layers: int = Field(1, ge=1, le=16, description="number of recurrent layers")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout between layers (no effect with one layer)")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's learning rate")
     batch_size: int = Field(64, ge=1, description="windows per gradient step")
     max_epochs: int = Field(
         60, ge=1, le=1_000_000, description="maximum number of passes over the training windows"
     )
-    patience: int = Field(15, ge=1, description="epochs without a better validation loss before stopping")
+    patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
     grad_clip_norm: float = Field(1.0, gt=0, description="norm to which larger gradients are clipped")
     threads: int = Field(
         1,

@@ -17,7 +17,7 @@ from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import split_rows
 from forecast.model.training import Seen
 from forecast.model.volatility import RISKMETRICS_DECAY, ewma
-from forecast.model.windows import Encoding, PreparedSeries, window_recursion
+from forecast.model.windows import LOG_SCALE, Encoding, PreparedSeries, window_recursion
 from forecast.scores.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
 from forecast.scores.metrics import (
     LEVELS,
@@ -131,7 +131,7 @@ def test_a_student_t_model_sees_each_change_its_size_and_the_volatility_after_it
     assert inputs[0, :, :2] == pytest.approx(np.array([[0.04, 0.2], [-0.09, 0.3]]), rel=1e-3)
     start = (1 + 0.04**2 + 0.09**2) / 3
     after = 0.94 * (0.94 * start + 0.06 * 0.04**2) + 0.06 * 0.09**2
-    assert inputs[0, 1, 2] == pytest.approx(np.log(after) / 2)
+    assert inputs[0, 1, 2] == pytest.approx(LOG_SCALE * np.log(after) / 2)
     assert volatility == pytest.approx([np.sqrt(after)])
 
 

@@ -184,14 +184,14 @@ def test_intervals_of_many_steps_stay_centred_and_grow_about_with_the_root_of_th
         assert abs(centre[-1]) < 0.1 * (upper[-1] - lower[-1])
 
 
-def test_levels_that_the_paths_cannot_hold_are_refused_beyond_one_step(tiny_checkpoint, snapshot):
-    predictor = Predictor(tiny_checkpoint)
+def test_levels_that_the_paths_cannot_hold_are_refused_beyond_one_step(snapshot, tmp_path):
+    config = TrainConfig(source="snapshot", hidden_size=8, max_epochs=1)
+    save_checkpoint(train(snapshot, config).checkpoint, tmp_path / "model.pt")
+    predictor = Predictor(tmp_path / "model.pt")
     window = snapshot.values[-100:]
-    level = predictor.widest_level
-    assert predictor.predict_intervals([window], [level]).shape == (1, 1, 1, 2)
-    if level > 0.995:
-        with pytest.raises(LevelError, match="beyond one step; choose a lower level"):
-            predictor.predict_intervals([window], [level], 2)
+    assert predictor.predict_intervals([window], [0.9999]).shape == (1, 1, 1, 2)
+    with pytest.raises(LevelError, match=r"up to level 0.995 beyond one step; choose a lower level"):
+        predictor.predict_intervals([window], [0.9999], 2)
     wide, wider = np.ptp(predictor.predict_intervals([window], [0.99], 2)[0, :, 0], axis=1)
     assert wider > wide
 
@@ -212,6 +212,47 @@ def test_intervals_of_many_steps_hold_their_share_of_new_rows(snapshot):
         inside = (lower <= ahead.targets) & (ahead.targets <= upper)
         # At 20 steps, the 600 rows are 30 stretches that do not overlap: two standard errors are 11 points.
         assert 0.79 <= inside[known, column].mean() < 1
+
+
+def changes_of_season(seed, rows=900):
+    generator = np.random.default_rng(seed)
+    return np.sin(2 * np.pi * np.arange(rows) / 12) + 0.1 * generator.normal(size=rows)
+
+
+def changes_that_follow_each_other(seed, rows=900):
+    changes = 0.3 * np.random.default_rng(seed).standard_t(5, rows)
+    for row in range(1, rows):
+        changes[row] += 0.9 * changes[row - 1]
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"), [(changes_of_season(3), 0.75), (changes_that_follow_each_other(1), 0.6)]
+)
+def test_intervals_of_many_steps_fit_changes_that_the_model_forecasts(snapshot, changes, least):
+    series = series_of(snapshot, changes)
+    config = TrainConfig(
+        source="x", sequence_length=20, hidden_size=16, max_epochs=40, learning_rate=5e-3, members=1
+    )
+    checkpoint = train(series, config).checkpoint
+    ahead = look_ahead(
+        Forecaster.of(checkpoint), prepare(series, config), "test", HORIZONS, interval_probabilities([0.9])
+    )
+    lower, upper = np.moveaxis(ahead.quantiles, 2, 0)
+    inside = ((lower <= ahead.targets) & (ahead.targets <= upper)).sum(axis=0)
+    assert (inside / (~np.isnan(ahead.targets)).sum(axis=0) > least).all()
+    growth = (upper - lower).mean(axis=0) / np.sqrt(HORIZONS)
+    assert growth[-1] / growth[0] < 10
+
+
+def test_a_price_that_stood_still_will_move_again(snapshot):
+    changes = np.zeros((1, HISTORY))
+    assert GJR.variances(changes, None, 0)[0, 0] >= 0.01
+    assert ewma().variances(changes, None, 0)[0, 0] == 0.01
+    mostly_zero = np.where(np.random.default_rng(0).random(900) < 0.08, simulate(GJR, 900, 0), 0.0)
+    fitted = fit(mostly_zero / mostly_zero.std())
+    assert fitted.alpha + fitted.gamma / 2 <= 0.4
+    assert fitted.omega / (1 - fitted.persistence) == pytest.approx(1, rel=0.01)
 
 
 def test_rows_that_a_model_was_trained_on_are_not_scored_as_new_ones(snapshot, tiny_result):

@@ -7,20 +7,25 @@ on later rows, with the last rows of all for stopping and calibration, and no te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
 from forecast.config import TrainConfig
+from forecast.errors import ForecastError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from forecast.model.split import service_split
 from forecast.model.training import Trained, assemble, evaluate_part, train_member
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.scores.metrics import Evaluation
-from tune_jobs.luck import Luck
+from tune_jobs.cluster import Connect
 from tune_jobs.prepare import Job
-from tune_jobs.selection import FrontPoint
+from tune_jobs.selection import ScoredPoint
+from tune_jobs.trial import in_one_line
+
+FROM_TRIAL = ("trial_number", "trial_params", "searched_rows", "versions")
+"""What the checkpoint of the scored model takes over from that of the pick's trial."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class FinalModels:
         scored: the model that is scored on the test rows.
         test: its scores.
         served: the model trained again for service, with the scores of ``scored``; without retraining, ``scored``.
+        problem: why neither was trained, so that both are the pick's trial; None if they were.
     """
 
     scored: Checkpoint
     test: Evaluation
     served: Checkpoint
+    problem: str | None = None
 
     @property
     def retrained(self) -> bool:
@@ -43,18 +50,23 @@ class FinalModels:
         return self.served is not self.scored
 
 
-def train_final(job: Job, pick: FrontPoint, configurations_tried: int, luck: Luck) -> FinalModels:
+def train_final(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     """Train the pick's members other than its trial, and all members again for service, at the same time.
 
-    Args:
-        job: the job, connected to a cluster.
-        pick: the point of the front.
-        configurations_tried: number of finished trials.
-        luck: how likely the search's result is luck.
+    If that fails, the pick's trial is both models.
 
-    Raises:
-        TrainingError: when training diverges.
+    Args:
+        job: the job.
+        pick: a point of the front.
+        connect: connects to the cluster; called only if there is something to train.
     """
+    try:
+        return _trained(job, pick, connect)
+    except (ForecastError, ray.exceptions.RayError) as error:
+        return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, in_one_line(error))
+
+
+def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     options, trial = job.options, pick.checkpoint
     config = trial.config.model_copy(update={"members": options.members})
     known, later = job.prepared.without_test(), None
@@ -62,17 +74,18 @@ def train_final(job: Job, pick: FrontPoint, configurations_tried: int, luck: Luc
         later = prepare(job.series, options, service_split(len(job.series), options.train_ratio))
     further = [(known, number) for number in range(1, options.members)]
     again = [(later, number) for number in range(options.members)] if later else []
-    trained = _train_members([*further, *again], config, _gpu_share(job, trial))
+    tasks = [*further, *again]
+    if tasks:
+        connect()
+    trained = _train_members(tasks, config, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
     members = [Trained(first, trial.val_loss_best, trial.best_epoch or 0, "cpu"), *trained[: len(further)]]
     provenance = job.series.provenance
-    origin = {
-        name: getattr(trial, name) for name in ("trial_number", "trial_params", "searched_rows", "versions")
-    }
+    origin = {name: getattr(trial, name) for name in FROM_TRIAL}
     scored = assemble(known, members, provenance).checkpoint.model_copy(update=origin)
     test = evaluate_part(scored, job.prepared, "test")
-    scored = scored.with_test(test, job.prepared, configurations_tried, luck.p_value)
+    scored = scored.with_test(test, job.prepared, trial.configurations_tried, trial.search_p_value)
     if later is None:
         return FinalModels(scored, test, scored)
     served = assemble(later, trained[len(further) :], provenance).checkpoint
@@ -97,9 +110,14 @@ def _train_members(
 
     def on_worker(prepared: PreparedSeries, number: int) -> Trained:
         device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        return train_member(prepared, config.model_copy(update={"device": device}), number)
+        trained = train_member(prepared, config.model_copy(update={"device": device}), number)
+        # The model may be trained again elsewhere.
+        own = trained.member.config.model_copy(update={"device": config.device})
+        return replace(trained, member=trained.member.model_copy(update={"config": own}))
 
-    remote = ray.remote(num_cpus=float(config.threads), num_gpus=gpus)(on_worker)
+    # A trial may have had more threads than any node here has CPUs: Ray would wait for such a node.
+    most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    remote = ray.remote(num_cpus=min(float(config.threads), most), num_gpus=gpus)(on_worker)
     shared = {id(prepared): ray.put(prepared) for prepared, _ in tasks}
     answers = [remote.remote(shared[id(prepared)], number) for prepared, number in tasks]
     try:

@@ -71,7 +71,6 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
     early = [_ended_early(found)] if found.stopped_by else []
     findings = _score_front(job, found, [*search_lines(found.run), *early], connect)
     if findings:
-        write_front(findings.front, job.persistence["validation"], output / FRONT_FILE)
         save_checkpoint(findings.final.scored, output / SCORED_FILE)
         save_checkpoint(findings.final.served, output / PICK_FILE)
     summary = _summary(job, found, findings, time.perf_counter() - started)
@@ -89,17 +88,19 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
 
 
 def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect) -> Findings | None:
-    """Score the front on the test rows, and train the pick's models; None when it is empty."""
+    """Score the front on the test rows and write it, and train the pick's models; None when it is empty."""
     if not (found.picked and found.luck):
         return None
     tried = found.states.get("COMPLETE", 0)
     front = [score_on_test(point, job.prepared, tried, found.luck) for point in found.front]
     picked = next(point for point in front if point.number == found.picked.number)
+    write_front(front, job.persistence["validation"], job.options.output_dir / FRONT_FILE)
     if found.stopped_by in (None, TIME_BUDGET):
-        connect()
-        final = train_final(job, picked, tried, found.luck)
+        final = train_final(job, picked, connect)
     else:  # whoever interrupts a job does not wait for more training
-        final = FinalModels(picked.checkpoint, picked.test, picked.checkpoint)
+        final = FinalModels(
+            picked.checkpoint, picked.test, picked.checkpoint, f"stopped by {found.stopped_by}"
+        )
     return Findings(job, found.trials, front, picked, final, found.luck, ended)
 
 

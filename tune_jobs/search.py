@@ -227,6 +227,7 @@ def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
         "rows": f"{where.first_date} to {where.last_date} (sha256 {where.sha256[:12]})",
         **{name: getattr(options, name) for name in shared},
         "input_columns": list(options.input_columns),
+        **({"CRPS": "integrated over all probabilities"} if "CRPS" in options.objective_names else {}),
         "objectives_on": options.objectives_on,
         "validation_folds": options.validation_folds,
         "space": options.space,

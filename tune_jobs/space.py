@@ -53,7 +53,7 @@ class SearchSpace:
             return self
         parts = {bar_part(name, experiment.feature) for name in experiment.input_columns}
         ranges: tuple[VolatilityName, ...] = ("range",) if {"high", "low"} <= parts else ()
-        return replace(self, volatility=("ewma", "gjr", *ranges, "window"))
+        return replace(self, volatility=("ewma", "gjr", *ranges))
 
     @property
     def longest_window(self) -> int:

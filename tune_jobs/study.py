@@ -29,7 +29,13 @@ STATE = "state"
 """Attribute of a trial: the name of the last state it saved, from which it can continue."""
 BASIS = "basis"
 """Attribute of a study: the settings that its trials' metrics depend on."""
-NOT_RECORDED = {"network": "lstm", "likelihood": "mse", "input_columns": [], "validation_folds": 1}
+NOT_RECORDED = {
+    "network": "lstm",
+    "likelihood": "mse",
+    "input_columns": [],
+    "validation_folds": 1,
+    "CRPS": "sums over 199 quantiles",
+}
 """Settings that studies of earlier versions did not record, with the values that all of them had."""
 JOB = "job"
 """Attribute of a study: a name no other study has, for its files in places shared with others."""

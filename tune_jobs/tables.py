@@ -142,6 +142,10 @@ def final_lines(final: FinalModels, options: TuneOptions) -> list[str]:
         for at in test.intervals
         if at.level == MAIN_LEVEL
     ]
+    if final.problem:
+        lines.append(
+            f"The pick was not trained for service ({final.problem}): {options.output_dir / PICK_FILE} is its trial"
+        )
     if final.retrained:
         lines.append(
             f"Trained again for service, on rows up to {final.served.trained_until} and stopped on those after, kept "

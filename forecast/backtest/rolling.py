@@ -65,14 +65,12 @@ def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> li
         for number in range(settings.folds)
     ]
     split = _split(folds[0], config)
-    if (
-        start < 1
-        or min(split.train_end - config.sequence_length, split.validation_end - split.train_end) < MIN_TARGETS
-    ):
+    training, validation = split.train_end - config.sequence_length, split.validation_end - split.train_end
+    if min(training, validation, start - longest) < MIN_TARGETS:
         raise DataError(
             f"{settings.folds} folds of {each} rows leave {max(0, start)} of {rows} rows before the first fold, too "
-            f"few to train on windows of {config.sequence_length}; use fewer folds or rows per fold, or a shorter "
-            "window"
+            f"few to train on windows of {config.sequence_length} and to know changes of {longest} steps; use fewer "
+            "folds or rows per fold, a shorter window, or shorter `horizons`"
         )
     return folds
 

@@ -214,7 +214,8 @@ def _lines(
     yield f"persistence (the last value): {_last(window):,.6g}"
     if test := checkpoint.metrics_test:
         reference = checkpoint.persistence.get("test")
-        line = f"test MAE of this model: {test['MAE']:,.6g}"
+        of = "this model" if checkpoint.scored_model is None else "the same options trained on earlier rows"
+        line = f"test MAE of {of}: {test['MAE']:,.6g}"
         yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
 
 

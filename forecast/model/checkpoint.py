@@ -141,8 +141,8 @@ class Checkpoint(BaseModel):
     )
     dynamics: Recursion = Field(
         default=CONSTANT,
-        description="recursion that carries the variance from one step to the next; a constant variance in files older "
-        "than version 0.2",
+        description="recursion that carries the variance of errors from one step to the next, fitted on those of the "
+        "training rows, for a trial on the changes; a constant variance in files older than version 0.2",
     )
     horizon_stretches: dict[int, float] = Field(
         default={},

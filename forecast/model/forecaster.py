@@ -9,6 +9,7 @@ has not learned to, and its errors would feed on themselves.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from forecast.model.checkpoint import Checkpoint
-from forecast.model.likelihood import Outputs, Scores, distribution, point_forecasts, stretch
+from forecast.model.likelihood import (
+    Outputs,
+    Scores,
+    conformal_quantile,
+    distribution,
+    point_forecasts,
+    stretch,
+)
 from forecast.model.network import forward_in_batches
 from forecast.model.split import Part
 from forecast.model.volatility import Recursion
@@ -29,8 +37,10 @@ Inputs = NDArray[np.float32]
 
 HORIZONS = (1, 5, 10, 20)
 """Numbers of steps whose intervals are calibrated."""
-PRIOR_SPANS = 10
-"""Number of spans of rows that speak for intervals as they are, against the spans of the validation rows."""
+QUANTILE_NOISE = 0.8
+"""Variance of the logarithm of the 90 % quantile of n absolute normal errors, times n: 0.09 / (q f(q))^2."""
+CALIBRATED_ROWS = 500
+"""Most validation rows from which intervals of many steps are calibrated."""
 PATHS = 4000
 """Number of paths simulated for each window."""
 LEAST_BEYOND = 10
@@ -172,6 +182,7 @@ def look_ahead(
     part: Part,
     horizons: Sequence[int],
     probabilities: Array,
+    every: int = 1,
 ) -> Ahead:
     """Forecast several steps ahead from before each row of a part, which is the first step's target.
 
@@ -181,11 +192,13 @@ def look_ahead(
         part: the rows.
         horizons: numbers of steps.
         probabilities: those of the quantiles, shape (k,).
+        every: forecast only from before every so many rows.
     """
     horizons = tuple(sorted(horizons))
     rows = prepared.target_rows(part, forecaster.encoding.config.sequence_length)
     histories = prepared.histories(forecaster.rows)
     values = np.concatenate([prepared.normalized[: rows[-1] + 1, 0], np.full(horizons[-1], np.nan)])
+    rows = rows[::every]
     points, quantiles = [], []
     for start in range(0, len(rows), SCORED_AT_A_TIME):
         history = histories[rows[start : start + SCORED_AT_A_TIME]]
@@ -202,16 +215,18 @@ def look_ahead(
 
 
 def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[int, float]:
-    """The factors, never below one, by which intervals are too narrow on the validation rows, by number of steps.
+    """The factors by which intervals are too narrow on the validation rows, by number of steps.
 
-    Each is a split conformal quantile, as ``likelihood.stretch``, of the errors at ``HORIZONS`` that fit into the rows.
-    Errors of overlapping spans say little more than those that do not overlap: the fewer these are, the closer to one
-    the factor is drawn.
+    Each is the split conformal quantile of the errors at one of ``HORIZONS``, as ``likelihood.stretch``, as far as it
+    can be told from one. Empty for models that cannot forecast many steps.
     """
+    if not all(scaling.part for scaling in checkpoint.normalization.scalings[1:]):
+        return {}
     forecaster = Forecaster.of(checkpoint.model_copy(update={"horizon_stretches": {1: 1.0}}))
-    ahead = look_ahead(
-        forecaster, prepared, "validation", HORIZONS, np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
-    )
+    count = len(prepared.target_rows("validation", checkpoint.config.sequence_length))
+    bounds_and_middle = np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
+    every = math.ceil(count / CALIBRATED_ROWS)
+    ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every)
     if ahead.quantiles is None:
         return {}
     lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)
@@ -219,10 +234,20 @@ def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[
     found = {}
     for horizon, column in zip(HORIZONS, scores.T, strict=True):
         known = np.sort(column[~np.isnan(column)])
-        spans = len(known) / horizon
-        if spans:
-            found[horizon] = stretch(known) ** (spans / (spans + PRIOR_SPANS))
+        if len(known):
+            found[horizon] = _trusted(conformal_quantile(known), count / horizon)
     return found
+
+
+def _trusted(factor: float, spans: float) -> float:
+    """Shrink a factor towards one by its noise (James & Stein 1961, the positive part, of its logarithm).
+
+    Errors of overlapping spans of rows say little more than those of the ``spans`` that do not overlap. Intervals are
+    narrowed only where one is twice as far away as noise takes it.
+    """
+    size = math.log(factor)
+    noise = QUANTILE_NOISE / spans * (1 if size > 0 else 4)
+    return math.exp(size * max(0.0, 1 - noise / size**2)) if size else 1.0
 
 
 def views(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:

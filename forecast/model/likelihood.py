@@ -133,15 +133,21 @@ def calibration_scores(
 
 
 def stretch(scores: Scores) -> float:
-    """The factor, never below one, by which a learned distribution is too narrow.
+    """The factor, never below one, by which a learned distribution is too narrow: the ``conformal_quantile``.
 
-    It is the split conformal quantile of the ``calibration_scores`` (Vovk et al. 2005; with the learned interval's half
-    width as the local scale, Lei et al. 2018): stretched by it, the interval of ``MAIN_LEVEL`` holds at least that
-    share of rows exchangeable with those of the scores. A distribution that is too wide is left alone: a model fits its
-    training rows too well, not too badly.
+    A distribution that is too wide is left alone: a model fits its training rows too well, not too badly.
+    """
+    return max(1.0, conformal_quantile(scores))
+
+
+def conformal_quantile(scores: Scores) -> float:
+    """The split conformal quantile of errors in units of half the interval's width, (n,), ascending.
+
+    Stretched by it, the interval of ``MAIN_LEVEL`` holds at least that share of rows exchangeable with those of the
+    scores (Vovk et al. 2005; with the half width as the local scale, Lei et al. 2018).
     """
     rank = math.ceil(round((len(scores) + 1) * MAIN_LEVEL, 9))
-    return max(1.0, float(scores[min(rank, len(scores)) - 1]))
+    return float(scores[min(rank, len(scores)) - 1])
 
 
 def _student_t(outputs: Outputs, volatility: NDArray[np.float32]) -> StudentT:

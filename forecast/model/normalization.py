@@ -70,8 +70,9 @@ class Scaling:
         # Rounding errors give even a constant series a standard deviation above zero.
         tiny = 1e-12 * max(1.0, abs(mean))
         if not (std > tiny and change_std > tiny):
+            shown = scaled if part else train_values
             raise DataError(
-                f"the {len(train_values)} training {name} do not vary (first value {train_values[0]:g}); "
+                f"the {len(shown)} training {name} do not vary (first value {shown[0]:g}); "
                 "check the column and the date range"
             )
         return cls(mean=mean, std=std, change_std=change_std / std, log=log, part=part)
@@ -107,7 +108,7 @@ class Normalization:
         scalings = [Scaling.fit(feature, log=log)]
         for i, name in enumerate(columns[1:], 1):
             part = bar_part(name, columns[0])
-            described = f"values of {name}"
+            described = f"distances of {name} from {columns[0]}" if part else f"values of {name}"
             scalings.append(
                 Scaling.fit(train_matrix[:, i], log=log, name=described, part=part, feature=feature)
             )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from forecast.config import TrainConfig
+from forecast.config import SEEDS, TrainConfig
 from forecast.errors import DataError, TrainingError
 from forecast.model.checkpoint import Checkpoint, Member
 from forecast.model.device import choose_device, threads
@@ -33,6 +33,7 @@ from forecast.model.likelihood import (
 )
 from forecast.model.network import build_network, forward_in_batches
 from forecast.model.split import Part, Split, require_rows, split_rows
+from forecast.model.volatility import fit as fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
@@ -264,6 +265,11 @@ class Seen:
         first = every[0]
         return cls(np.stack(outputs, axis=1), volatility, first.targets, first.last, checkpoint.encodings[0])
 
+    def errors(self) -> Array:
+        """Actual minus forecast, shape (n,), in units of the training changes."""
+        errors: Array = (self.targets - point_forecasts(self.outputs)).astype(np.float64)
+        return errors / self.encoding.output_scale
+
     def scores(self) -> Array:
         """The model's calibration scores on these rows."""
         likelihood = self.encoding.config.likelihood
@@ -397,7 +403,7 @@ def train_member(
     Raises:
         TrainingError: when training diverges.
     """
-    trainer = Trainer(prepared, config.model_copy(update={"seed": config.seed + number}))
+    trainer = Trainer(prepared, config.model_copy(update={"seed": (config.seed + number) % SEEDS}))
     while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
         trainer.advance(trainer.epoch + 1)
         if on_epoch:
@@ -421,7 +427,8 @@ def assemble(prepared: PreparedSeries, trained: Sequence[Trained], provenance: P
     seen = Seen.by(checkpoint, prepared, "validation")
     rows = prepared.rows("validation", checkpoint.config.sequence_length)
     validation = evaluate_forecasts(rows, seen.cross_calibrated())
-    calibrated = checkpoint.calibrated(seen.scores(), validation)
+    dynamics = fit_recursion(Seen.by(checkpoint, prepared, "train").errors())
+    calibrated = checkpoint.calibrated(seen.scores(), validation).model_copy(update={"dynamics": dynamics})
     with threads(checkpoint.config.threads):
         stretches = horizon_stretches(calibrated, prepared)
     finished = calibrated.model_copy(update={"horizon_stretches": stretches})
@@ -469,22 +476,31 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
 def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part: Part) -> None:
     """Check that the part's rows come after those that the model was trained on, and for ``test`` chosen on.
 
+    A file that does not say so was trained on rows whose dates its provenance gives: another series must not end
+    earlier.
+
     Raises:
         DataError: when they do not.
     """
-    last_seen = {"train": None, "validation": checkpoint.trained_until, "test": checkpoint.validated_until}[
-        part
-    ]
-    if last_seen is None:
-        return
-    served = checkpoint.scored_model is not None
     first = split.targets(part, checkpoint.config.sequence_length)[0]
-    (first_scored,) = series.timeline.text(series.dates[first : first + 1])
-    if dt.datetime.fromisoformat(first_scored) <= dt.datetime.fromisoformat(last_seen):
+    begins, ends = series.timeline.text(series.dates[[first, -1]])
+    seen = {"train": None, "validation": checkpoint.trained_until, "test": checkpoint.validated_until}[part]
+    trained_on = (checkpoint.provenance or {}).get("last_date") if part != "train" else None
+    if seen is not None:
+        known = _moment(begins) > _moment(seen)
+    else:
+        seen, known = trained_on, trained_on is None or _moment(ends) >= _moment(trained_on)
+    if not known:
+        served = checkpoint.scored_model is not None
         raise DataError(
-            f"the {part} rows of this series begin at {first_scored}, but the model has seen rows up to {last_seen}: "
-            f"their scores would not be those of new rows; use {'scored_pick.pt, or ' * served}a series that ends later"
+            f"the {part} rows of this series begin at {begins}, but the model has seen rows up to {seen}: their scores "
+            f"would not be those of new rows; use {'scored_pick.pt, or ' * served}a series that ends later"
         )
+
+
+def _moment(text: str) -> dt.date:
+    """The day of a date or time of ISO 8601."""
+    return dt.datetime.fromisoformat(text).date()
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -19,8 +19,12 @@ RISKMETRICS_DECAY = 0.94
 """Weight of yesterday's variance in today's: RiskMetrics' value for daily data (J.P. Morgan/Reuters 1996, sec. 5.3)."""
 HISTORY = 250
 """Number of changes, about a year of days, from which a variance is computed, whatever the window's length."""
+LEAST_VARIANCE = 0.01
+"""Smallest variance, a hundredth of the training variance: a price that stands still will move again."""
 MOST_PERSISTENT = 0.9995
 """Upper bound of a fitted recursion's persistence: below one, its variance returns to a long-run mean."""
+LARGEST_SHARE = 0.4
+"""Upper bound of the share of the persistence that new changes have: with more, one change is most of the variance."""
 FIRST_PERSISTENCE, FIRST_SHARES = 0.98, (0.05, 0.12)
 """Where the fit starts: the persistence, and, one after the other, the share of it that new changes have."""
 
@@ -39,7 +43,7 @@ class Recursion:
         history: number of changes that it is started before.
         range_mean: mean range variance of the training rows, which makes ``g`` one in the mean.
         starts_at_training: start from the training variance, whatever the changes are; otherwise from the mean of the
-            changes' squares and the training variance.
+            changes' squares and the training variance, and never go below ``LEAST_VARIANCE``.
     """
 
     omega: float
@@ -85,7 +89,7 @@ class Recursion:
         since_start = np.maximum(0, np.arange(-steps, 1) + numbers[:, np.newaxis])
         variances: Array = shocks @ _weights(self.beta, count, steps)
         variances += start[:, np.newaxis] * self.beta**since_start
-        return variances
+        return variances if self.starts_at_training else np.maximum(variances, LEAST_VARIANCE)
 
 
 @lru_cache(maxsize=64)
@@ -118,6 +122,8 @@ CONSTANT = Recursion(omega=0.0, alpha=0.0, gamma=0.0, beta=1.0, history=1)
 def fit(changes: Array, ranges: Array | None = None) -> Recursion:
     """Fit a recursion to training changes by the likelihood of Student-t changes around zero (Bollerslev 1987).
 
+    Its long-run variance is that of the changes (variance targeting; Francq et al. 2011).
+
     Args:
         changes: shape (n,).
         ranges: range variances of the same bars, shape (n,); they add a range term.
@@ -133,13 +139,13 @@ def fit(changes: Array, ranges: Array | None = None) -> Recursion:
     range_shocks = 0.0 if ranges is None else ranges / range_mean
 
     def recursion(at: Array) -> Recursion:
-        """The persistence, the share of new information, its asymmetric part, the long run, and the range's part."""
+        """The persistence, the share of new changes, its asymmetric part, and the range's part of it."""
         persistence = MOST_PERSISTENT * float(expit(at[0]))
-        new = persistence * float(expit(at[1]))
-        delta = 0.0 if ranges is None else new * float(expit(at[5]))
+        new = LARGEST_SHARE * persistence * float(expit(at[1]))
+        delta = 0.0 if ranges is None else new * float(expit(at[4]))
         alpha = (new - delta) * float(expit(-at[2]))
         return Recursion(
-            omega=math.exp(at[3]) * mean * (1 - persistence),
+            omega=mean * (1 - persistence),
             alpha=alpha,
             gamma=2 * (new - delta - alpha),
             beta=persistence - new,
@@ -149,7 +155,7 @@ def fit(changes: Array, ranges: Array | None = None) -> Recursion:
         )
 
     def loss(at: Array) -> float:
-        each, df = recursion(at), 2.05 + math.exp(at[4])
+        each, df = recursion(at), 2.05 + math.exp(at[3])
         shocks = each.omega + (each.alpha + each.gamma * falls) * squares + each.delta * range_shocks
         after, _ = lfilter([1.0], [1.0, -each.beta], shocks[:-1], zi=[each.beta * mean])
         variances = np.concatenate([[mean], after])
@@ -161,12 +167,11 @@ def fit(changes: Array, ranges: Array | None = None) -> Recursion:
         )
         return -float(log_density.mean())
 
-    bounds = [(-3.0, 9.0), (-7.0, 3.0), (-6.0, 6.0), (-3.0, 3.0), (-2.0, 4.0), (-6.0, 6.0)]
-    bounds = bounds[: 5 if ranges is None else 6]
+    bounds = [(-3.0, 9.0), (-6.0, 6.0), (-6.0, 6.0), (-2.0, 4.0), (-6.0, 6.0)][: 4 if ranges is None else 5]
     fits = [
         minimize(
             loss,
-            np.array([logit(FIRST_PERSISTENCE), logit(share), 0.0, 0.0, 1.0, 0.0])[: len(bounds)],
+            np.array([logit(FIRST_PERSISTENCE), logit(share / LARGEST_SHARE), 0.0, 1.0, 0.0])[: len(bounds)],
             method="L-BFGS-B",
             bounds=bounds,
         )

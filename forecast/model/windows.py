@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 BOUND = 3.0
 """Largest value of an input of a residual model, in standard deviations of the training rows; approached smoothly."""
+LOG_SCALE = 0.3
+"""Factor on logarithms of volatilities as inputs: they matter less than changes, and vary about as much."""
 EXACT_DIGITS = 12
 """Significant digits of a price that survive normalization and its inverse, unless it is far below the others."""
 ENCODED_AT_A_TIME = 4096
@@ -103,7 +105,7 @@ class Encoding:
             sizes = np.sqrt(np.abs(self._changes(window)[..., :1]))
             seen.append(np.concatenate([np.zeros_like(sizes[:, : steps - sizes.shape[1]]), sizes], axis=1))
         if sees_volatility(self.config):
-            seen.append(logs[:, -steps:])
+            seen.append(LOG_SCALE * logs[:, -steps:])
         inputs = np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
         return inputs, (np.exp(logs[:, -1, 0]) * self.output_scale).astype(np.float32)
 
@@ -167,10 +169,6 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    def part(self, rows: slice) -> Windows:
-        """The windows of ``rows`` alone."""
-        return Windows(self.inputs[rows], self.volatility[rows], self.targets[rows], self.last[rows])
 
 
 @dataclass(frozen=True)
