@@ -58,6 +58,7 @@ def make_checkpoint(
     """Write a checkpoint with the initial weights of its network: a server's speed does not depend on training."""
     config = TrainConfig(
         source="snapshot",
+        likelihood="mse",
         hidden_size=hidden_size,
         num_layers=num_layers,
         sequence_length=sequence_length,

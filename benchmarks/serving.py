@@ -2,6 +2,7 @@
 
 ``compare``: the design that this project replaces, and this one with one and two replicas, with torch alone, and with
 Ray Serve's own proxy; all with the same checkpoint, in alternating rounds under the same load generator (wrk).
+``members``: the default model and a single one of its members.
 ``agreement``: ONNX Runtime against torch, on random windows over the search space's shapes.
 """
 
@@ -26,8 +27,9 @@ import numpy as np
 import torch
 
 from benchmarks.served import Load, Server, make_checkpoint, original_server, serve_run, wrk
-from forecast import Predictor, load_series
+from forecast import Predictor, TrainConfig, load_series, save_checkpoint, train
 from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
+from forecast.scores.distribution import MAIN_LEVEL
 from tune_jobs.space import SPACES
 
 CONNECTIONS = (1, 16, 64)
@@ -38,7 +40,9 @@ PLAIN_PROXY = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
-ALL_PARTS = ("compare", "agreement")
+ALL_PARTS = ("compare", "members", "agreement")
+MEMBERS_BAR = 1.5
+"""Largest p50 of the default model over that of a single member."""
 AS_JSON = {"content-type": "application/json"}
 
 Start = Callable[[Path], AbstractContextManager[Server]]
@@ -128,6 +132,34 @@ def print_comparison(seen: dict[tuple[str, str], list[Load]], memory: dict[str, 
     )
 
 
+def members(rounds: int, seconds: float) -> None:
+    """Print the p50 of the default model and of a single member at one connection, medians of alternating rounds.
+
+    Raises:
+        SystemExit: when the ratio is larger than it may be.
+    """
+    series = load_series("BTC-USD", source="snapshot")
+    default = TrainConfig(source="snapshot", max_epochs=1)
+    seen: dict[int, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        for count in (1, default.members):
+            config = default.model_copy(update={"members": count})
+            save_checkpoint(train(series, config).checkpoint, Path(name) / f"{count}.pt")
+        window = Predictor(Path(name) / "1.pt").checkpoint.latest_window
+        body = json.dumps({"values": window, "levels": [MAIN_LEVEL]})
+        for _ in range(rounds):
+            for count in (1, default.members):
+                with serve_run(Path(name) / f"{count}.pt") as server:
+                    wrk(server.url, "/predict", body, 1, 2)
+                    seen[count].append(wrk(server.url, "/predict", body, 1, seconds).p50_ms)
+    one, all_ = (statistics.median(seen[count]) for count in (1, default.members))
+    print(
+        f"p50 with an interval: one member {one:.2f} ms, {default.members} members {all_:.2f} ms: {all_ / one:.2f} x"
+    )
+    if all_ > MEMBERS_BAR * one:
+        raise SystemExit(1)
+
+
 def agreement(windows: int) -> None:
     """Print the largest difference between ONNX Runtime and torch over all shapes of the search space.
 
@@ -174,6 +206,10 @@ def main() -> None:
     part.add_argument("--rounds", type=int, default=3)
     part.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
     part.set_defaults(run=lambda o: compare(o.rounds, o.seconds))
+    part = parts.add_parser("members", help="the default model and a single member")
+    part.add_argument("--rounds", type=int, default=3)
+    part.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
+    part.set_defaults(run=lambda o: members(o.rounds, o.seconds))
     part = parts.add_parser("agreement", help="ONNX Runtime against torch")
     part.add_argument("--windows", type=int, default=10_000)
     part.set_defaults(run=lambda o: agreement(o.windows))

@@ -243,10 +243,10 @@ def _trusted(factor: float, spans: float) -> float:
     """Shrink a factor towards one by its noise (James & Stein 1961, the positive part, of its logarithm).
 
     Errors of overlapping spans of rows say little more than those of the ``spans`` that do not overlap. Intervals are
-    narrowed only where one is twice as far away as noise takes it.
+    narrowed only where one is three times as far away as noise takes it.
     """
     size = math.log(factor)
-    noise = QUANTILE_NOISE / spans * (1 if size > 0 else 4)
+    noise = QUANTILE_NOISE / spans * (1 if size > 0 else 9)
     return math.exp(size * max(0.0, 1 - noise / size**2)) if size else 1.0
 
 

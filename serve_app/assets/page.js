@@ -69,7 +69,7 @@ function showCard() {
       reference ? `${(100 * (1 - value / reference)).toFixed(2)} %` : "",
     ];
   });
-  fill(byId("metrics"), rows, [`On ${part} rows`, "model", "persistence", "skill"]);
+  fill(byId("metrics"), rows, [`On ${part} rows`, model.scored_model ? "trained earlier" : "model", "persistence", "skill"]);
   const skill = persistence.MAE ? 1 - metrics.MAE / persistence.MAE : null;
   byId("honesty").textContent =
     skill === null
@@ -79,7 +79,7 @@ function showCard() {
   const at = (model.intervals[part] ?? []).find((one) => one.level === PREFERRED_LEVEL);
   const facts = [
     ["window", `${used} values${model.columns.length > 1 ? ` of ${model.columns.join(", ")}` : ""}`],
-    ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows inside, mean width ${format(at.width)}`]] : []),
+    ...(at ? [["90 % interval", `${percent(at.coverage)} of ${part} rows inside, mean width ${format(at.width)}${model.scored_model ? " (trained on earlier rows alone)" : ""}`]] : []),
     ...(data ? [["prices", `${data.source}, ${data.rows} rows, ${data.first_date} to ${data.last_date}`]] : []),
     ...(model.train_range ? [["training prices", model.train_range.map(format).join(" to ")]] : []),
     ["likelihood", `${model.likelihood}, volatility ${model.volatility}`],
