@@ -55,7 +55,10 @@ check: $(READY) ## lint, format, types, layers, and the docs' links
 bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.tuning
-	$(BIN)/python -W ignore -m benchmarks.forecasts
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/prices skfolio
+	PYTHONPATH=build/prices $(BIN)/python -W ignore -m benchmarks.forecasts
+	$(BIN)/python -W ignore -m benchmarks.jobs walks
+	$(BIN)/python -W ignore -m benchmarks.jobs widths
 	$(BIN)/python -m benchmarks.serving
 
 docs: $(READY) ## make docs/reference from the code, and the site in site/

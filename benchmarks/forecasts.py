@@ -61,7 +61,8 @@ def long_series(directory: Path) -> dict[str, Source]:
     found = find_spec("skfolio")  # importing it would need all that it computes with
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            "this benchmark needs the package skfolio; install it (pip install --no-deps skfolio)"
+            "this benchmark reads prices of the package skfolio; make it importable "
+            "(pip install --no-deps --target build/prices skfolio; PYTHONPATH=build/prices)"
         )
     path = Path(found.submodule_search_locations[0], "datasets", "data", "sp500_dataset.csv.gz")
     closes = pd.read_csv(path, index_col=0, parse_dates=True)
