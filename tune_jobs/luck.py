@@ -10,6 +10,9 @@ import numpy as np
 from forecast.backtest.significance import superior_predictive_ability
 from tune_jobs.costs import Preference, RowLosses
 
+CHOICES = 2
+"""Number of choices on the same rows: of the trial, and of its best epoch. Hansen's test knows only of the first; the
+p-value is multiplied by this (Bonferroni)."""
 SIGNIFICANCE = 0.05
 """P-value below which the best trial's advantage over persistence counts as skill."""
 
@@ -23,7 +26,7 @@ class Luck:
         pick_same_as_persistence: whether noise cannot tell persistence's cost from the pick's.
         metric: name of the metric that ``p_value`` is about; ``weighted`` for the weighted sum.
         trials: number of trials compared with persistence.
-        p_value: of Hansen's test against "no trial is better than persistence".
+        p_value: against "no trial is better than persistence".
     """
 
     same_as_pick: frozenset[int]
@@ -41,6 +44,8 @@ class Luck:
 def p_value_of_best(trials: Sequence[RowLosses], persistence: RowLosses, preference: Preference) -> float:
     """Test whether the best of all trials is better than persistence, given that it is the best (Hansen 2005).
 
+    The p-value is corrected for the choice of each trial's epoch on the same rows.
+
     Args:
         trials: the losses of each trial, at least one.
         persistence: persistence's losses of the same rows.
@@ -51,4 +56,4 @@ def p_value_of_best(trials: Sequence[RowLosses], persistence: RowLosses, prefere
         preference, persistence={name: float(loss.mean()) for name, loss in persistence.items()}
     )
     losses = np.stack([of_rows.cost(trial) for trial in trials])
-    return superior_predictive_ability(losses, of_rows.cost(persistence))
+    return min(1.0, CHOICES * superior_predictive_ability(losses, of_rows.cost(persistence)))
