@@ -258,6 +258,7 @@ class ModelAnswer(ModelLine):
         description="highest level of the model's intervals of the next price, 0 for a model without intervals; beyond "
         f"one step, at most {WIDEST_SIMULATED_LEVEL:g}"
     )
+    many_steps: bool = Field(description="whether the model forecasts more than one step")
     trained_on: dict[str, Any] | None = Field(
         description="source, bar length, calendar, first and last date, rows and hash of the prices; split says which "
         "part used which rows"

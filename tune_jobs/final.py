@@ -20,10 +20,12 @@ from forecast.model.training import Trained, assemble, evaluate_part, train_memb
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.scores.metrics import Evaluation
 from tune_jobs.cluster import Connect
-from tune_jobs.prepare import Job
+from tune_jobs.prepare import Job, say
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.trial import in_one_line
 
+INTERRUPTED = "interrupted; continue with --resume"
+"""The problem of a pick whose training a signal ended."""
 FROM_TRIAL = ("trial_number", "trial_params", "searched_rows", "versions")
 """What the checkpoint of the scored model takes over from that of the pick's trial."""
 
@@ -62,6 +64,8 @@ def train_final(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     """
     try:
         return _trained(job, pick, connect)
+    except KeyboardInterrupt:
+        return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, INTERRUPTED)
     except (ForecastError, ray.exceptions.RayError) as error:
         return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, in_one_line(error))
 
@@ -76,6 +80,8 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     again = [(later, number) for number in range(options.members)] if later else []
     tasks = [*further, *again]
     if tasks:
+        for_service = f", and {len(again)} on later rows for service" if again else ""
+        say(job.console, f"Training the pick: {len(further)} more members{for_service}")
         connect()
     trained = _train_members(tasks, config, _gpu_share(job, trial)) if tasks else []
 

@@ -16,6 +16,7 @@ import optuna
 from forecast.errors import StudyError
 from tune_jobs.cluster import Connected, connected
 from tune_jobs.disks import full_disk_named
+from tune_jobs.final import INTERRUPTED
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import only_job_in, prepare_job
 from tune_jobs.report import report_job
@@ -49,7 +50,8 @@ def run_job(options: TuneOptions) -> Outcome:
 
         found = search_and_pick(job, connect)
         summary = report_job(job, found, started, connect)
-    interrupted = found.stopped_by is not None
+    pick = summary["pick"]
+    interrupted = found.stopped_by is not None or (pick is not None and pick["problem"] == INTERRUPTED)
     if not found.picked and not interrupted:
         raise StudyError(
             f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); the reasons are in "

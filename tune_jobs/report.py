@@ -163,6 +163,7 @@ def describe_point(point: ScoredPoint) -> dict[str, Any]:
         "trial_number": point.number,
         "objectives": point.objectives,
         "validation": point.checkpoint.metrics_validation,
+        "persistence_validation": point.checkpoint.persistence.get("validation"),
         **describe_test(point.test),
         "val_loss_best": point.checkpoint.val_loss_best,
         "same_as_pick": point.same_as_pick,
@@ -180,9 +181,11 @@ def describe_pick(found: Findings) -> dict[str, Any]:
         "members": len(final.scored.members),
         "validation": final.scored.metrics_validation,
         **describe_test(final.test),
+        "weights": final.scored.weights,
         "scored_checkpoint": str(output / SCORED_FILE),
         "served_checkpoint": str(output / PICK_FILE),
         "retrained": final.retrained,
+        "problem": final.problem,
         "trained_until": final.served.trained_until,
     }
 

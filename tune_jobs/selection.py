@@ -41,7 +41,7 @@ class FrontPoint:
     @property
     def size(self) -> int:
         """Number of weights."""
-        return sum(value.numel() for value in self.checkpoint.model_state.values())
+        return self.checkpoint.weights
 
 
 @dataclass(frozen=True)

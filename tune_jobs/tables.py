@@ -148,8 +148,8 @@ def final_lines(final: FinalModels, options: TuneOptions) -> list[str]:
         )
     if final.retrained:
         lines.append(
-            f"Trained again for service, on rows up to {final.served.trained_until} and stopped on those after, kept "
-            f"as {options.output_dir / PICK_FILE}"
+            f"Trained again for service, training rows to {final.served.trained_until}, validation rows to "
+            f"{final.served.validated_until}, kept as {options.output_dir / PICK_FILE}"
         )
     return lines
 

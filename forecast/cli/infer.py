@@ -181,6 +181,7 @@ def _answer(
     if window.source is not None:
         answer["source"] = window.source
     if options.horizon > 1:
+        answer["horizon"] = options.horizon
         answer["predictions"] = steps
     if bounds is not None:
         answer["levels"] = list(levels)

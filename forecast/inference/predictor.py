@@ -172,20 +172,23 @@ class Predictor:
             bounds = require_finite(feature.denormalize(np.concatenate(quantiles)))
         return np.concatenate([first, np.stack(np.split(bounds, 2, axis=2), axis=-1)], axis=1)
 
+    @property
+    def columns_not_forecast(self) -> list[str]:
+        """Columns that a forecast of many steps would need forecasts of; parts of the bar need none."""
+        scalings = self._encoding.normalization.scalings
+        named = zip(self.columns[1:], scalings[1:], strict=True)
+        return [name for name, scaling in named if scaling.part is None]
+
     def require_horizon(self, horizon: int) -> None:
         """Check that the model can forecast this many steps.
 
         Raises:
             WindowError: when it would need forecasts of its input columns; parts of the bar need none.
         """
-        scalings = self._encoding.normalization.scalings
-        needed = [
-            name for name, scaling in zip(self.columns[1:], scalings[1:], strict=True) if scaling.part is None
-        ]
-        if horizon > 1 and needed:
+        if horizon > 1 and self.columns_not_forecast:
             raise WindowError(
-                f"a horizon of {horizon} would need forecasts of {', '.join(needed)} too, which this model does not "
-                "make; ask for one step"
+                f"a horizon of {horizon} would need forecasts of {', '.join(self.columns_not_forecast)} too, which "
+                "this model does not make; ask for one step"
             )
 
     def short_history(self, windows: Sequence[Sized]) -> str | None:

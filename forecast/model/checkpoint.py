@@ -36,6 +36,8 @@ from forecast.scores.metrics import Evaluation
 SCHEMA_VERSION = 4
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
+ORIGINAL_DEFAULTS = {"learning_rate": 1e-3, "patience": 15}
+"""Options of the original system whose values its files may leave out."""
 ADDED_LATER = frozenset(
     {
         "calibration_scores",
@@ -304,6 +306,11 @@ class Checkpoint(BaseModel):
         return (first, *self.further_members)
 
     @property
+    def weights(self) -> int:
+        """Number of weights of all members."""
+        return sum(value.numel() for member in self.members for value in member.model_state.values())
+
+    @property
     def encodings(self) -> tuple[Encoding, ...]:
         """The conversion of prices to each member's inputs and of its outputs to prices."""
         return tuple(
@@ -428,7 +435,7 @@ def _from_original(content: dict[str, Any]) -> dict[str, Any]:
     """
     params = dict(content.get("trial_params") or {})
     metrics, number = content.get("metrics_test"), content.get("trial_number")
-    found = {**dict(content["config"]), **params}
+    found = {**ORIGINAL_DEFAULTS, **dict(content["config"]), **params}
     if "sequence_length" not in found:
         raise KeyError("sequence_length in its config")
     known = {name: found[name] for name in TrainConfig.model_fields if name in found}

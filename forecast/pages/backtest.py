@@ -26,7 +26,8 @@ ROWS_FILE = "backtest.csv"
 SUMMARY_FILE = "backtest.json"
 PAGE_FILE = "backtest.html"
 FILES = {
-    ROWS_FILE: "every forecast: date, fold, seed, actual price, persistence, forecast, bounds of the 90 % interval",
+    ROWS_FILE: "every forecast of one step: date, fold, seed, actual price, persistence, forecast, bounds of the 90 % "
+    "interval",
     SUMMARY_FILE: "scores of each fold, of all rows and of each horizon, tests against the baselines, configuration, "
     "data",
     PAGE_FILE: "a page for people: forecasts, reliability of the intervals, the baselines, horizons; it opens without "

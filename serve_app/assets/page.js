@@ -101,7 +101,7 @@ function showControls() {
     ...possible.map((level) => new Option(percent(level).replace(".0", ""), level, false, level === PREFERRED_LEVEL)),
     new Option("none", ""),
   );
-  byId("horizon").disabled = model.columns.length > 1; // the other columns are not forecast
+  byId("horizon").disabled = !model.many_steps;
   byId("horizon").value = 1;
   byId("values-label").textContent =
     model.columns.length > 1
