@@ -80,8 +80,8 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     again = [(later, number) for number in range(options.members)] if later else []
     tasks = [*further, *again]
     if tasks:
-        for_service = f", and {len(again)} on later rows for service" if again else ""
-        say(job.console, f"Training the pick: {len(further)} more members{for_service}")
+        later_ones = f", of which {len(again)} on later rows for service" if again else ""
+        say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
         connect()
     trained = _train_members(tasks, config, _gpu_share(job, trial)) if tasks else []
 
