@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -28,6 +29,7 @@ from forecast.model.training import Trainer
 from forecast.model.windows import prepare
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
+from tune_jobs.cluster import Connected
 from tune_jobs.folds import FoldTrainers, mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
@@ -124,7 +126,7 @@ def test_only_the_front_is_scored_on_test_and_the_pick_is_on_it(finished):
 
 
 def test_the_pick_is_trained_again_on_later_rows_for_service_and_keeps_the_scores_of_the_scored_model(
-    finished, snapshot
+    finished, snapshot, tmp_path
 ):
     directory, outcome = finished
     scored, served = (load_checkpoint(directory / name) for name in ("scored_pick.pt", "best_pareto_lstm.pt"))
@@ -154,8 +156,9 @@ def test_the_pick_is_trained_again_on_later_rows_for_service_and_keeps_the_score
     with pytest.raises(DataError, match=r"use scored_pick\.pt, or a series that ends later"):
         evaluate(served, snapshot)
     # Training it again gives the same model.
-    jobs.run_job(options(directory, resume=True))
-    again = load_checkpoint(directory / "best_pareto_lstm.pt")
+    shutil.copytree(directory, tmp_path / "job")
+    jobs.run_job(options(tmp_path / "job", resume=True))
+    again = load_checkpoint(tmp_path / "job" / "best_pareto_lstm.pt")
     for member, same in zip(served.members, again.members, strict=True):
         assert equal_states(member.model_state, same.model_state)
     assert np.array_equal(served.calibration_scores, again.calibration_scores)
@@ -331,7 +334,9 @@ def test_replacing_every_test_row_by_nan_changes_nothing_the_search_does_or_pick
         directory.mkdir()
         persistence = {"validation": persistence_metrics(prepared, "validation")}
         quiet = Console(quiet=True)
-        found = search_and_pick(Job(settings, snapshot, prepared, persistence, quiet, quiet))
+        found = search_and_pick(
+            Job(settings, snapshot, prepared, persistence, quiet, quiet), lambda: Connected(may_grow=False)
+        )
         trials = [(trial.params, trial.values, trial.state) for trial in study_of(directory).trials]
         results.append((trials, found.picked.number, [point.number for point in found.front]))
     assert results[0] == results[1]

@@ -217,6 +217,7 @@ def test_a_job_that_0_1_0_left_is_finished_with_the_trials_that_0_1_0_would_have
     jobs.run_job(
         TuneOptions(
             source="snapshot",
+            likelihood="mse",
             space="small",
             num_samples=6,
             max_concurrent=1,

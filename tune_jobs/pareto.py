@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -23,7 +22,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end_at_once)
 
-from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
+from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, leave, run
 from forecast.config import parse_settings
 from tune_jobs.options import TuneOptions
 
@@ -61,4 +60,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_sigint)
-    sys.exit(run(main))
+    leave(run(main))

@@ -203,6 +203,19 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         return 1
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with the exit code of ``run``.
+
+    Where C code called Python code that was interrupted, Python ends the process by the signal, although the interrupt
+    was handled.
+    """
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 @contextmanager
 def _no_interrupt_lost() -> Iterator[None]:
     """Interrupt again when an interrupt came within a callback, as imports have, whose exceptions are ignored."""
