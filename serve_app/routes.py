@@ -151,7 +151,7 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
         volatility=checkpoint.config.volatility,
         members=len(checkpoint.members),
         widest_level=model.predictor.widest_level,
-        many_steps=not model.predictor.columns_not_forecast,
+        many_steps=not checkpoint.columns_not_forecast,
         trained_on=checkpoint.provenance,
         trained_until=checkpoint.trained_until,
         model_age=model.predictor.dating.age(),

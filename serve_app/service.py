@@ -17,7 +17,6 @@ from forecast.config import AgeOptions, parse_settings
 from forecast.errors import AgeError, LevelError, UsageError, WindowError
 from forecast.inference.prediction import describe_intervals
 from forecast.inference.predictor import Predictor
-from forecast.model.windows import plain_window
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import ModelNotFound, Models, ServedModel
@@ -285,7 +284,7 @@ class ForecastService:
             while (left := horizon - len(prices[0])) > 0:
                 # Each piece continues from the forecasts of the previous one.
                 past = [
-                    _continued(model.predictor, window, done)
+                    model.predictor.continued(window, done)
                     for window, done in zip(chunk, prices, strict=True)
                 ]
                 steps = min(left, max(1, at_a_time // len(chunk)))
@@ -352,16 +351,6 @@ class BadWindow(WindowError):
     def __init__(self, index: int, error: WindowError) -> None:
         super().__init__(str(error))
         self.index = index
-
-
-def _continued(predictor: Predictor, window: Window, prices: list[float]) -> Window:
-    """A window with the bars of forecasts (k,) after it; parts of these bars are at their training mean."""
-    normalization = predictor.checkpoint.normalization
-    bars = np.zeros((len(prices), len(predictor.columns)))
-    bars[:, 0] = normalization.feature.normalize(prices)
-    bars = normalization.denormalize(bars)
-    bars[:, 0] = prices  # exactly
-    return [*window, *plain_window(bars)]
 
 
 def _forecast_piece(

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+from hourly import crypto
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast import Predictor, TrainConfig, evaluate, save_checkpoint, train
+from forecast import Predictor, TrainConfig, evaluate, load_series, save_checkpoint, train
 from forecast.errors import DataError, LevelError
 from forecast.model.forecaster import HORIZONS, Forecaster, look_ahead, paths
 from forecast.model.split import split_rows
-from forecast.model.volatility import CONSTANT, HISTORY, Recursion, ewma, fit
+from forecast.model.volatility import CONSTANT, HISTORY, Recursion, ewma, fit_recursion
 from forecast.model.windows import prepare, range_variances
 from forecast.scores.distribution import interval_probabilities
 
@@ -71,7 +72,7 @@ def test_the_fit_is_as_likely_as_that_of_arch():
     changes = simulate(GJR, 4000, 1)
     model = ZeroMean(changes, volatility=GARCH(p=1, o=1, q=1), distribution=StudentsT(), rescale=False)
     theirs = model.fit(disp="off", show_warning=False)
-    ours = fit(changes)
+    ours = fit_recursion(changes)
     history = changes[np.newaxis]
     recursion = Recursion(**{**ours.__dict__, "history": len(changes)})
     variances = recursion.variances(history, None, len(changes))[0, :-1]
@@ -250,7 +251,7 @@ def test_a_price_that_stood_still_will_move_again(snapshot):
     assert GJR.variances(changes, None, 0)[0, 0] >= 0.01
     assert ewma().variances(changes, None, 0)[0, 0] == 0.01
     mostly_zero = np.where(np.random.default_rng(0).random(900) < 0.08, simulate(GJR, 900, 0), 0.0)
-    fitted = fit(mostly_zero / mostly_zero.std())
+    fitted = fit_recursion(mostly_zero / mostly_zero.std())
     assert fitted.alpha + fitted.gamma / 2 <= 0.4
     assert fitted.omega / (1 - fitted.persistence) == pytest.approx(1, rel=0.01)
 
@@ -266,6 +267,30 @@ def test_rows_that_a_model_was_trained_on_are_not_scored_as_new_ones(snapshot, t
         evaluate(tiny_result.checkpoint, earlier)
     split = split_rows(len(earlier), 0.85, 0.15)
     assert str(earlier.dates[split.validation_end]) < tiny_result.checkpoint.validated_until
+
+
+def test_an_hourly_model_is_scored_on_the_rows_that_begin_within_the_day_of_its_last_validation_row(tmp_path):
+    source = tmp_path / "hours.csv"
+    crypto(rows=900).to_csv(source, index=False)
+    series = load_series("BTC-USD", source=str(source), interval="1h")
+    config = TrainConfig(source=str(source), interval="1h", sequence_length=20, hidden_size=4, max_epochs=1)
+    result = train(series, config)
+    split = split_rows(len(series), 0.85, 0.15)
+    last, first = series.timeline.text(series.dates[split.validation_end - 1 :][:2])
+    assert last[:10] == first[:10]
+    assert evaluate(result.checkpoint, series) == result.test
+
+
+def test_prices_that_stand_still_in_the_validation_rows_do_not_break_the_calibration(snapshot):
+    changes = simulate(GJR, 500, 3)
+    changes[300:] = 0
+    series = series_of(snapshot, changes)
+    for likelihood in ("mse", "student_t"):
+        config = TrainConfig(
+            source="x", likelihood=likelihood, sequence_length=20, hidden_size=4, max_epochs=1, members=1
+        )
+        stretches = train(series, config).checkpoint.horizon_stretches
+        assert all(np.isfinite(factor) and factor > 0 for factor in stretches.values())
 
 
 def test_the_window_alone_is_the_volatility_of_earlier_versions():

@@ -26,7 +26,7 @@ from tune_jobs.trial import in_one_line
 
 INTERRUPTED = "interrupted; continue with --resume"
 """The problem of a pick whose training a signal ended."""
-FROM_TRIAL = ("trial_number", "trial_params", "searched_rows", "versions")
+FROM_TRIAL = ("trial_number", "trial_params", "searched_rows")
 """What the checkpoint of the scored model takes over from that of the pick's trial."""
 
 
@@ -86,7 +86,8 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     trained = _train_members(tasks, config, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
-    members = [Trained(first, trial.val_loss_best, trial.best_epoch or 0, "cpu"), *trained[: len(further)]]
+    own = Trained(first, trial.val_loss_best, trial.best_epoch or 0, _device(trial))
+    members = [own, *trained[: len(further)]]
     provenance = job.series.provenance
     origin = {name: getattr(trial, name) for name in FROM_TRIAL}
     scored = assemble(known, members, provenance).checkpoint.model_copy(update=origin)
@@ -100,9 +101,14 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
 
 def _gpu_share(job: Job, trial: Checkpoint) -> float:
     """The GPU share of a training: the trials' if the pick's trial ran on a GPU and the cluster still has one."""
-    on_gpu = (trial.versions or {}).get("device") == "cuda" and ray.cluster_resources().get("GPU", 0) > 0
+    on_gpu = _device(trial) == "cuda" and ray.cluster_resources().get("GPU", 0) > 0
     share = job.options.gpus_per_trial
     return (DEFAULT_GPU_SHARE if share is None else share) if on_gpu else 0.0
+
+
+def _device(trial: Checkpoint) -> str:
+    """The kind of device that a trial ran on."""
+    return (trial.versions or {}).get("device", "cpu")
 
 
 def _train_members(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from forecast.config import ExperimentConfig, VolatilityName
-from forecast.model.normalization import bar_part
+from forecast.model.normalization import sees_range
 
 if TYPE_CHECKING:  # a worker never samples: it starts faster without Optuna
     import optuna
@@ -51,9 +51,10 @@ class SearchSpace:
         """The space of an experiment: with the volatilities that its models can correct, where that changes them."""
         if experiment.likelihood != "student_t":
             return self
-        parts = {bar_part(name, experiment.feature) for name in experiment.input_columns}
-        ranges: tuple[VolatilityName, ...] = ("range",) if {"high", "low"} <= parts else ()
-        return replace(self, volatility=("ewma", "gjr", *ranges))
+        volatility: tuple[VolatilityName, ...] = ("ewma", "gjr")
+        if sees_range(experiment.input_columns, experiment.feature):
+            volatility = (*volatility, "range")
+        return replace(self, volatility=volatility)
 
     @property
     def longest_window(self) -> int:

@@ -21,7 +21,7 @@ from forecast.backtest.settings import BacktestSettings, Baseline
 from forecast.config import TrainConfig
 from forecast.errors import UsageError
 from forecast.model.forecaster import PATH_SEED, SCORED_AT_A_TIME, SCORED_PATHS, paths
-from forecast.model.normalization import bar_part
+from forecast.model.normalization import sees_range
 from forecast.model.volatility import CONSTANT, RISKMETRICS_DECAY, Recursion
 from forecast.model.windows import PreparedSeries, range_variances
 from forecast.scores.distribution import PROBABILITIES
@@ -140,7 +140,7 @@ def chosen_baselines(settings: BacktestSettings, config: TrainConfig) -> tuple[B
     """Names of a backtest's baselines beside persistence; unless they are named, all that the columns allow."""
     if settings.baselines is not None:
         return settings.baselines
-    has_range = {"high", "low"} <= {bar_part(name, config.feature) for name in config.input_columns}
+    has_range = sees_range(config.input_columns, config.feature)
     return tuple(name for name in get_args(Baseline) if name != "HAR" or has_range)
 
 

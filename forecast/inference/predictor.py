@@ -132,8 +132,14 @@ class Predictor:
         """
         self.require_horizon(horizon)
         with np.errstate(all="ignore"):
-            points = self._forecaster.points(self._normalized(windows), horizon)
-            return require_finite(self._encoding.normalization.feature.denormalize(points))
+            return require_finite(self._forecaster.prices(self._normalized(windows), horizon))
+
+    def continued(self, window: Sequence[Any], prices: Sequence[float]) -> list[Any]:
+        """A window with the bars of forecast prices (k,) after it, as ``predict_steps`` takes them itself."""
+        normalization = self._encoding.normalization
+        bars = normalization.denormalize(normalization.following_bars(np.asarray(prices, dtype=np.float64)))
+        bars[:, 0] = prices  # exactly: normalization and its inverse change the last digits
+        return [*window, *plain_window(bars)]
 
     def predict_intervals(
         self,
@@ -172,23 +178,17 @@ class Predictor:
             bounds = require_finite(feature.denormalize(np.concatenate(quantiles)))
         return np.concatenate([first, np.stack(np.split(bounds, 2, axis=2), axis=-1)], axis=1)
 
-    @property
-    def columns_not_forecast(self) -> list[str]:
-        """Columns that a forecast of many steps would need forecasts of; parts of the bar need none."""
-        scalings = self._encoding.normalization.scalings
-        named = zip(self.columns[1:], scalings[1:], strict=True)
-        return [name for name, scaling in named if scaling.part is None]
-
     def require_horizon(self, horizon: int) -> None:
         """Check that the model can forecast this many steps.
 
         Raises:
             WindowError: when it would need forecasts of its input columns; parts of the bar need none.
         """
-        if horizon > 1 and self.columns_not_forecast:
+        needed = self.checkpoint.columns_not_forecast
+        if horizon > 1 and needed:
             raise WindowError(
-                f"a horizon of {horizon} would need forecasts of {', '.join(self.columns_not_forecast)} too, which "
-                "this model does not make; ask for one step"
+                f"a horizon of {horizon} would need forecasts of {', '.join(needed)} too, which this model does not "
+                "make; ask for one step"
             )
 
     def short_history(self, windows: Sequence[Sized]) -> str | None:

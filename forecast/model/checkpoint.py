@@ -37,7 +37,7 @@ SCHEMA_VERSION = 4
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
 ORIGINAL_DEFAULTS = {"learning_rate": 1e-3, "patience": 15}
-"""Options of the original system whose values its files may leave out."""
+"""Options that files of the original system may leave out, with the values that version 0.1 showed for them."""
 ADDED_LATER = frozenset(
     {
         "calibration_scores",
@@ -138,13 +138,13 @@ class Checkpoint(BaseModel):
     )
     recursions: tuple[Recursion, ...] | None = Field(
         default=None,
-        description="recursions of the volatility, fitted on the training rows, that which the network corrects first; "
-        "none in files older than version 0.2, which correct that of the window",
+        description="recursions of the volatility, fitted on the training rows; the network corrects the first; none "
+        "in files of version 0.1, whose volatility is that of the window",
     )
     dynamics: Recursion = Field(
         default=CONSTANT,
         description="recursion that carries the variance of errors from one step to the next, fitted on those of the "
-        "training rows, for a trial on the changes; a constant variance in files older than version 0.2",
+        "training rows, or for a trial on the changes; a constant variance in files of version 0.1",
     )
     horizon_stretches: dict[int, float] = Field(
         default={},
@@ -304,6 +304,13 @@ class Checkpoint(BaseModel):
             best_epoch=self.best_epoch,
         )
         return (first, *self.further_members)
+
+    @property
+    def columns_not_forecast(self) -> list[str]:
+        """Input columns that a forecast of many steps would need forecasts of; parts of the bar need none."""
+        scalings = self.normalization.scalings[1:]
+        named = zip(self.config.input_columns, scalings, strict=True)
+        return [name for name, scaling in named if scaling.part is None]
 
     @property
     def weights(self) -> int:

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -96,27 +97,27 @@ class Forecaster:
         """The first member's encoding; all have the same outputs."""
         return self.encodings[0]
 
+    @cached_property
+    def _views(self) -> tuple[list[Encoding], list[int]]:
+        return views(self.encodings)
+
     def outputs(self, normalized: Array) -> tuple[Outputs, NDArray[np.float32]]:
         """Outputs (n, members, outputs), and the volatility that each member corrects, (n, members)."""
-        distinct, numbers = views(self.encodings)
+        distinct, numbers = self._views
         encoded = [encoding.encode(normalized) for encoding in distinct]
         outputs = self.run([inputs for inputs, _ in encoded])
         return outputs, np.stack([encoded[number][1] for number in numbers], axis=1)
 
-    def points(self, normalized: Array, horizon: int) -> Array:
-        """Point forecasts (n, horizon), normalized."""
-        feature, rows = self.encoding.normalization.feature, normalized
-        points = np.empty((len(rows), horizon))
+    def prices(self, normalized: Array, horizon: int) -> Array:
+        """Point forecasts (n, horizon), in price units."""
+        rows, prices = normalized, np.empty((len(normalized), horizon))
         for step in range(horizon):
             if step:
-                # Parts of the bar stay at their training mean, at zero. The others' forecasts are not made here.
-                following = np.zeros((len(rows), 1, rows.shape[2]))
-                following[:, 0, 0] = points[:, step - 1]
-                rows = np.concatenate([rows, following], axis=1)[:, -self.rows :]
+                bars = self.encoding.normalization.following_bars(prices[:, step - 1])
+                rows = np.concatenate([rows, bars[:, np.newaxis]], axis=1)[:, -self.rows :]
             outputs, _ = self.outputs(rows)
-            prices = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
-            points[:, step] = feature.normalize(prices)
-        return points
+            prices[:, step] = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
+        return prices
 
     def distribution(self, normalized: Array) -> Distribution | None:
         """The distributions of the next output; None where the model has none."""
@@ -155,8 +156,9 @@ class Forecaster:
         """The factor on the width of intervals at a number of steps; between calibrated ones, interpolated."""
         if self.stretches:
             return float(np.interp(horizon, list(self.stretches), list(self.stretches.values())))
-        learned = self.encoding.config.likelihood == "student_t" and self.scores is not None
-        return stretch(self.scores) if learned and self.scores is not None else 1.0
+        if self.scores is None or self.encoding.config.likelihood == "mse":
+            return 1.0
+        return stretch(self.scores)
 
 
 @dataclass(frozen=True)
@@ -196,13 +198,14 @@ def look_ahead(
     """
     horizons = tuple(sorted(horizons))
     rows = prepared.target_rows(part, forecaster.encoding.config.sequence_length)
-    histories = prepared.histories(forecaster.rows)
+    histories, feature = prepared.histories(forecaster.rows), forecaster.encoding.normalization.feature
     values = np.concatenate([prepared.normalized[: rows[-1] + 1, 0], np.full(horizons[-1], np.nan)])
     rows = rows[::every]
     points, quantiles = [], []
     for start in range(0, len(rows), SCORED_AT_A_TIME):
         history = histories[rows[start : start + SCORED_AT_A_TIME]]
-        each, first = forecaster.points(history, horizons[-1]), forecaster.distribution(history)
+        each = feature.normalize(forecaster.prices(history, horizons[-1]))
+        first = forecaster.distribution(history)
         points.append(each[:, np.array(horizons) - 1])
         if first is not None:
             quantiles.append(forecaster.quantiles(first, each, probabilities, horizons, SCORED_PATHS))
@@ -220,7 +223,7 @@ def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[
     Each is the split conformal quantile of the errors at one of ``HORIZONS``, as ``likelihood.stretch``, as far as it
     can be told from one. Empty for models that cannot forecast many steps.
     """
-    if not all(scaling.part for scaling in checkpoint.normalization.scalings[1:]):
+    if checkpoint.columns_not_forecast:
         return {}
     forecaster = Forecaster.of(checkpoint.model_copy(update={"horizon_stretches": {1: 1.0}}))
     count = len(prepared.target_rows("validation", checkpoint.config.sequence_length))
@@ -245,9 +248,11 @@ def _trusted(factor: float, spans: float) -> float:
     Errors of overlapping spans of rows say little more than those of the ``spans`` that do not overlap. Intervals are
     narrowed only where one is three times as far away as noise takes it.
     """
+    if factor in (0.0, 1.0):  # errors of zero, of prices that stand still, say nothing of later ones
+        return 1.0
     size = math.log(factor)
     noise = QUANTILE_NOISE / spans * (1 if size > 0 else 9)
-    return math.exp(size * max(0.0, 1 - noise / size**2)) if size else 1.0
+    return math.exp(size * max(0.0, 1 - noise / size**2))
 
 
 def views(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:

@@ -152,8 +152,19 @@ class Normalization:
             prices.append(scaling.denormalize(values))
         return np.stack(prices, axis=-1)
 
+    def following_bars(self, prices: Array) -> Array:
+        """Normalized rows (n, columns) of forecast prices (n,); the parts of these bars are at their training mean."""
+        rows = np.zeros((len(prices), len(self.scalings)))
+        rows[:, 0] = self.feature.normalize(prices)
+        return rows
+
     def _unscaled_feature(self, prices: Array) -> Array:
         return np.log(prices) if self.feature.log else prices
+
+
+def sees_range(columns: Sequence[str], feature: str) -> bool:
+    """Whether columns hold the range of the feature's bars: the high and the low."""
+    return {"high", "low"} <= {bar_part(column, feature) for column in columns}
 
 
 def bar_part(column: str, feature: str) -> BarPart | None:

@@ -22,7 +22,7 @@ from forecast.config import SEEDS, TrainConfig
 from forecast.errors import DataError, TrainingError
 from forecast.model.checkpoint import Checkpoint, Member
 from forecast.model.device import choose_device, threads
-from forecast.model.forecaster import horizon_stretches
+from forecast.model.forecaster import horizon_stretches, networks, views
 from forecast.model.likelihood import (
     OUTPUTS,
     Outputs,
@@ -33,7 +33,7 @@ from forecast.model.likelihood import (
 )
 from forecast.model.network import build_network, forward_in_batches
 from forecast.model.split import Part, Split, require_rows, split_rows
-from forecast.model.volatility import fit as fit_recursion
+from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
@@ -255,15 +255,12 @@ class Seen:
     @classmethod
     def by(cls, checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Seen:
         """The outputs of a checkpoint's members for one part of a prepared series."""
-        every = [prepared.windows(part, encoding) for encoding in checkpoint.encodings]
+        distinct, numbers = views(checkpoint.encodings)
+        seen = [prepared.windows(part, encoding) for encoding in distinct]
         with threads(checkpoint.config.threads):
-            outputs = [
-                forward_in_batches(member.trained_network(), torch.from_numpy(windows.inputs)).numpy()
-                for member, windows in zip(checkpoint.members, every, strict=True)
-            ]
-        volatility = np.stack([windows.volatility for windows in every], axis=1)
-        first = every[0]
-        return cls(np.stack(outputs, axis=1), volatility, first.targets, first.last, checkpoint.encodings[0])
+            outputs = networks(checkpoint)([windows.inputs for windows in seen])
+        volatility = np.stack([seen[number].volatility for number in numbers], axis=1)
+        return cls(outputs, volatility, seen[0].targets, seen[0].last, distinct[0])
 
     def errors(self) -> Array:
         """Actual minus forecast, shape (n,), in units of the training changes."""
@@ -398,7 +395,7 @@ def train_member(
     until_epoch: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> Trained:
-    """Train member ``number`` of a model, whose seed is so much larger than the first's.
+    """Train member ``number`` of a model; its seed is that of the first, which is member 0, plus the number.
 
     Raises:
         TrainingError: when training diverges.
@@ -498,9 +495,10 @@ def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part
         )
 
 
-def _moment(text: str) -> dt.date:
-    """The day of a date or time of ISO 8601."""
-    return dt.datetime.fromisoformat(text).date()
+def _moment(text: str) -> dt.datetime:
+    """A date or time of ISO 8601; a date, and a time without a zone, are those of UTC."""
+    moment = dt.datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 def _listed(names: tuple[str, ...]) -> str:

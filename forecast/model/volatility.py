@@ -36,11 +36,11 @@ class Recursion:
         v[t + 1] = omega + (alpha + gamma (r[t] < 0)) r[t]^2 + delta g[t] + beta v[t]
 
     It is that of Glosten, Jagannathan & Runkle (1993), here with ``g``, the variance that the bar's own range shows,
-    over ``range_mean``. With ``omega`` and ``gamma`` zero and ``beta`` one less ``alpha``, it is an exponentially
-    weighted mean.
+    over ``range_mean``. With ``omega`` and ``gamma`` zero and ``beta`` equal to one minus ``alpha``, it is an
+    exponentially weighted mean.
 
     Attributes:
-        history: number of changes that it is started before.
+        history: number of the latest changes over which it runs.
         range_mean: mean range variance of the training rows, which makes ``g`` one in the mean.
         starts_at_training: start from the training variance, whatever the changes are; otherwise from the mean of the
             changes' squares and the training variance, and never go below ``LEAST_VARIANCE``.
@@ -56,10 +56,9 @@ class Recursion:
     starts_at_training: bool = False
 
     def after(self, variances: Array, changes: Array) -> Array:
-        """The variances after drawn changes, of the same shape; the range is taken to be as large as is expected."""
-        squares = np.square(changes)
-        shocks = (self.alpha + self.gamma * (changes < 0)) * squares
-        following: Array = self.omega + shocks + (self.delta + self.beta) * variances
+        """The variances after drawn changes, which have no range, of the same shape."""
+        shocks = (self.alpha + self.gamma * (changes < 0)) * np.square(changes)
+        following: Array = self.omega + shocks + self.beta * variances
         return following
 
     @property
@@ -119,7 +118,7 @@ CONSTANT = Recursion(omega=0.0, alpha=0.0, gamma=0.0, beta=1.0, history=1)
 """A variance that stays as it is, so that intervals grow with the square root of the number of steps."""
 
 
-def fit(changes: Array, ranges: Array | None = None) -> Recursion:
+def fit_recursion(changes: Array, ranges: Array | None = None) -> Recursion:
     """Fit a recursion to training changes by the likelihood of Student-t changes around zero (Bollerslev 1987).
 
     Its long-run variance is that of the changes (variance targeting; Francq et al. 2011).

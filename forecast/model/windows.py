@@ -18,7 +18,7 @@ from forecast.config import DataConfig, TrainConfig, VolatilityName
 from forecast.errors import DataError
 from forecast.model.normalization import Normalization
 from forecast.model.split import Part, Split, split_rows
-from forecast.model.volatility import Recursion, ewma, fit
+from forecast.model.volatility import Recursion, ewma, fit_recursion
 from forecast.prices.series import Series
 from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import PRICE_FLOOR, Rows
@@ -33,8 +33,6 @@ EXACT_DIGITS = 12
 """Significant digits of a price that survive normalization and its inverse, unless it is far below the others."""
 ENCODED_AT_A_TIME = 4096
 """Windows encoded at a time: few enough to bound memory, since a window's history may be long."""
-
-
 RECURSIONS: dict[VolatilityName, tuple[VolatilityName, ...]] = {
     "ewma": ("ewma", "gjr"),
     "gjr": ("gjr", "ewma"),
@@ -45,7 +43,7 @@ RECURSIONS: dict[VolatilityName, tuple[VolatilityName, ...]] = {
 
 
 def sees_volatility(config: TrainConfig) -> bool:
-    """Whether volatilities are inputs of the network: ``window`` is that of models that knew of none."""
+    """Whether volatilities are inputs of the network; those of version 0.1, with ``window``, saw none."""
     return config.likelihood == "student_t" and config.volatility != "window"
 
 
@@ -195,19 +193,24 @@ class PreparedSeries:
 
     def encoding(self, config: TrainConfig) -> Encoding:
         """The encoding for the models of a configuration, with recursions fitted on the training rows."""
-        recursions = {
-            "ewma": lambda: ewma(),
-            "gjr": lambda: self.recursion,
-            "range": lambda: self.range_recursion,
-            "window": lambda: window_recursion(config),
-        }
-        names = RECURSIONS[config.volatility]
-        return Encoding(self.normalization, config, tuple(recursions[name]() for name in names))
+        recursions = tuple(self._recursion(name, config) for name in RECURSIONS[config.volatility])
+        return Encoding(self.normalization, config, recursions)
+
+    def _recursion(self, name: VolatilityName, config: TrainConfig) -> Recursion:
+        match name:
+            case "ewma":
+                return ewma()
+            case "gjr":
+                return self.recursion
+            case "range":
+                return self.range_recursion
+            case "window":
+                return window_recursion(config)
 
     @cached_property
     def recursion(self) -> Recursion:
         """The recursion of the variance that is fitted on the training rows."""
-        return fit(self._train_changes)
+        return fit_recursion(self._train_changes)
 
     @cached_property
     def range_recursion(self) -> Recursion:
@@ -223,7 +226,7 @@ class PreparedSeries:
                 "`volatility=range` needs the bar's range; add High and Low (and Open) to `input_columns` beside the "
                 "feature Close, or use another `volatility`"
             )
-        return fit(self._train_changes, ranges[0])
+        return fit_recursion(self._train_changes, ranges[0])
 
     @property
     def _train_changes(self) -> Array:

@@ -179,8 +179,8 @@ class Conformal:
 
     def draws(self, generator: np.random.Generator, shape: tuple[int, int]) -> Array:
         """Draws of that shape (n, paths) from the errors around their mean, over their standard deviation."""
-        centered = self.errors - self.errors.mean()
-        draws: Array = generator.choice(centered / np.std(self.errors), shape)
+        deviation = float(np.std(self.errors)) or 1.0  # the draws of errors that are all equal are zeros
+        draws: Array = generator.choice((self.errors - self.errors.mean()) / deviation, shape)
         return draws
 
     def split(self) -> list[Conformal]:
