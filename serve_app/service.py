@@ -352,9 +352,7 @@ class BadWindow(WindowError):
         self.index = index
 
 
-def _path_piece(
-    predictor: Predictor, windows: Sequence[Window], steps: int, first: int
-) -> list[list[float]]:
+def _path_piece(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> list[list[float]]:
     """Paths (n, steps) of a request's windows, the first of which has index ``first``; runs in a thread.
 
     Raises:

@@ -197,7 +197,15 @@ def test_infer_prints_what_it_printed(same, name, tmp_path):
 def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
     recorded = ANSWERS["backtest"]
     summary = json.loads(printed(*recorded["arguments"], "--output-dir", str(tmp_path)))
-    same(recorded_part(summary, recorded["summary"]), recorded["summary"])
+    found = recorded_part(summary, recorded["summary"])
+    comparisons = zip(found.pop("comparisons"), recorded["summary"]["comparisons"], strict=True)
+    same(found, {key: value for key, value in recorded["summary"].items() if key != "comparisons"})
+    for now, then in comparisons:
+        assert now.keys() == then.keys()
+        assert now["ratio"] == pytest.approx(then["ratio"], rel=1e-3)
+        # The optimizers that fit EWMA and GARCH stop at slightly other places on other processors.
+        tolerance = 0.1 if now["baseline"] in ("EWMA", "GARCH") else 1e-3
+        assert now["statistic"] == pytest.approx(then["statistic"], rel=tolerance)
 
 
 @pytest.mark.slow

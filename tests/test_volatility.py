@@ -1,5 +1,7 @@
 """Volatility: its recursions, their fit, and the intervals of many steps that they carry."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hourly import crypto
@@ -40,17 +42,20 @@ def series_of(snapshot, changes, **columns):
     return replace(snapshot, matrix=matrix, dates=dates, columns=("Close", *columns))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 10), st.floats(0, 1))
-def test_variances_are_those_of_the_recursion_step_by_step(seed, count, unknown, share):
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 10), st.floats(0, 1), st.integers(1, 50))
+def test_variances_are_those_of_the_recursion_step_by_step(seed, count, unknown, share, history_length):
     changes = np.random.default_rng(seed).standard_t(4, count)
-    steps = int(share * count)
-    variance = (1 + np.sum(changes**2)) / (1 + count)
-    expected = [variance]
-    for change in changes:
-        variance = GJR.omega + (GJR.alpha + GJR.gamma * (change < 0)) * change**2 + GJR.beta * variance
+    steps = max(1, int(share * count))
+    expected = []
+    for end in range(1, count + 1):
+        history = changes[max(0, end - history_length) : end]
+        variance = (1 + np.sum(history**2)) / (1 + len(history))
+        for change in history:
+            variance = GJR.omega + (GJR.alpha + GJR.gamma * (change < 0)) * change**2 + GJR.beta * variance
         expected.append(variance)
     padded = np.concatenate([np.full(unknown, np.nan), changes])[np.newaxis]
-    assert GJR.variances(padded, None, steps)[0] == pytest.approx(expected[count - steps :])
+    recursion = dataclasses.replace(GJR, history=history_length)
+    assert recursion.variances(padded, None, steps)[0] == pytest.approx(expected[count - steps :])
 
 
 def test_the_volatility_does_not_depend_on_the_length_of_the_window(snapshot):
@@ -73,9 +78,8 @@ def test_the_fit_is_as_likely_as_that_of_arch():
     model = ZeroMean(changes, volatility=GARCH(p=1, o=1, q=1), distribution=StudentsT(), rescale=False)
     theirs = model.fit(disp="off", show_warning=False)
     ours = fit_recursion(changes)
-    history = changes[np.newaxis]
-    recursion = Recursion(**{**ours.__dict__, "history": len(changes)})
-    variances = recursion.variances(history, None, len(changes))[0, :-1]
+    recursion = dataclasses.replace(ours, history=len(changes))
+    variances = np.append(1.0, recursion.variances(changes[np.newaxis], None, len(changes))[0, :-1])
 
     def likelihood(variances, df):
         squares = changes**2 / variances / (df - 2)
@@ -266,8 +270,8 @@ def test_the_path_beyond_one_step_is_kept_where_validation_rows_confirm_it(snaps
 
 def test_a_price_that_stood_still_will_move_again(snapshot):
     changes = np.zeros((1, HISTORY))
-    assert GJR.variances(changes, None, 0)[0, 0] >= 0.01
-    assert ewma().variances(changes, None, 0)[0, 0] == 0.01
+    assert GJR.variances(changes, None, 1)[0, 0] >= 0.01
+    assert ewma().variances(changes, None, 1)[0, 0] == 0.01
     mostly_zero = np.where(np.random.default_rng(0).random(900) < 0.08, simulate(GJR, 900, 0), 0.0)
     fitted = fit_recursion(mostly_zero / mostly_zero.std())
     assert fitted.alpha + fitted.gamma / 2 <= 0.4
@@ -315,4 +319,4 @@ def test_the_window_alone_is_the_volatility_of_earlier_versions():
     changes = np.random.default_rng(0).normal(size=(3, 19))
     weights = 0.06 * 0.94 ** np.arange(18, -1, -1)
     expected = changes**2 @ weights + 0.94**19
-    assert ewma(19, starts_at_training=True).variances(changes, None, 0)[:, 0] == pytest.approx(expected)
+    assert ewma(19, starts_at_training=True).variances(changes, None, 1)[:, 0] == pytest.approx(expected)

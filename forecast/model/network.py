@@ -6,7 +6,8 @@ group ``forecast.networks``, a process with ``ARCHITECTURES.add``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,15 @@ def onnx_graph(config: TrainConfig, state: dict[str, Tensor]) -> onnx.ModelProto
     return ARCHITECTURES.find(config.network).onnx_graph(config, state)
 
 
-def forward_in_batches(network: nn.Module, inputs: Tensor) -> Tensor:
+class Splittable(Protocol):
+    """Model inputs (n, length, channels): a tensor, or what makes one for some windows at a time."""
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """The inputs of so many windows at a time."""
+        ...
+
+
+def forward_in_batches(network: nn.Module, inputs: Splittable) -> Tensor:
     """Outputs (n, outputs) for inputs (n, length, channels) without gradients or dropout.
 
     ``network`` is left in eval mode.

@@ -45,6 +45,33 @@ STAGES_PER_SEED = 1_000_003
 """Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
 
 
+class WindowTensors:
+    """Windows on a device, copied out batch by batch."""
+
+    def __init__(self, windows: Windows, device: torch.device) -> None:
+        arrays = windows.steps, windows.ends, windows.volatility, windows.targets
+        self._steps, self._ends, self.volatility, self.targets = (
+            torch.from_numpy(array).to(device) for array in arrays
+        )
+        self._ages = torch.arange(-windows.length, 0, device=device)
+        self._unknown_first = windows.unknown_first
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def inputs(self, batch: Tensor | slice) -> Tensor:
+        """Model inputs (n, length, channels) of the windows of a batch."""
+        inputs = self._steps[self._ends[batch][:, None] + self._ages]
+        if self._unknown_first is not None:
+            inputs[:, 0, self._unknown_first] = 0.0
+        return inputs
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Model inputs, so many windows at a time."""
+        for first in range(0, len(self), size):
+            yield self.inputs(slice(first, first + size))
+
+
 class Trainer:
     """Trains one model on a prepared series.
 
@@ -63,8 +90,8 @@ class Trainer:
         self._prepared = prepared
         self._encoding = prepared.encoding(config)
         self._validation = prepared.windows("validation", self._encoding)
-        self._validation_tensors = self._tensors(self._validation)
-        self._train_tensors = self._tensors(prepared.windows("train", self._encoding))
+        self._validation_tensors = WindowTensors(self._validation, self.device)
+        self._train_tensors = WindowTensors(prepared.windows("train", self._encoding), self.device)
 
         with self._seeded(0):
             self.network = build_network(config).to(self.device)
@@ -86,7 +113,7 @@ class Trainer:
             TrainingError: when it does not.
         """
         if self.config.target == "residual":
-            first = forward_in_batches(self.network, self._validation_tensors[0][:1])
+            first = forward_in_batches(self.network, self._validation_tensors.inputs(slice(1)))
             if bool(first.any()):
                 raise TrainingError(
                     f"the untrained network {self.config.network} gives outputs other than zero, which is not "
@@ -117,28 +144,26 @@ class Trainer:
                 self.epoch += 1
                 self._validate()
 
-    def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
-        arrays = (windows.inputs, windows.volatility, windows.targets)
-        inputs, volatility, targets = (torch.from_numpy(array).to(self.device) for array in arrays)
-        return inputs, volatility, targets
-
     def _train_epoch(self) -> None:
         self.network.train()
         # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
-        order = torch.randperm(len(self._train_tensors[0])).to(self.device)
-        shuffled = (values[order].split(self.config.batch_size) for values in self._train_tensors)
+        windows = self._train_tensors
+        order = torch.randperm(len(windows)).to(self.device)
         parameters = list(self.network.parameters())
-        for inputs, volatility, targets in zip(*shuffled, strict=True):
-            batch_loss = loss(self.config.likelihood, self.network(inputs), volatility, targets)
+        for batch in order.split(self.config.batch_size):
+            outputs = self.network(windows.inputs(batch))
+            batch_loss = loss(
+                self.config.likelihood, outputs, windows.volatility[batch], windows.targets[batch]
+            )
             self._optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
             self._optimizer.step()
 
     def _validate(self) -> None:
-        inputs, volatility, targets = self._validation_tensors
-        outputs = forward_in_batches(self.network, inputs)
-        validation_loss = float(loss(self.config.likelihood, outputs, volatility, targets))
+        windows = self._validation_tensors
+        outputs = forward_in_batches(self.network, windows)
+        validation_loss = float(loss(self.config.likelihood, outputs, windows.volatility, windows.targets))
         if not math.isfinite(validation_loss):
             raise TrainingError(
                 f"validation loss is {validation_loss} after epoch {self.epoch}: training diverged; "
@@ -157,7 +182,7 @@ class Trainer:
             best = build_network(self.config).to(self.device)
             best.load_state_dict(self._best_state)
             with threads(self.config.threads):
-                outputs = forward_in_batches(best, torch.from_numpy(windows.inputs).to(self.device)).cpu()
+                outputs = forward_in_batches(best, WindowTensors(windows, self.device)).cpu()
             seen = Seen.by_one(outputs.numpy(), windows, self._encoding)
             return evaluate_forecasts(rows, seen.forecasts(self.calibration_scores()))
         if self._scored is None or self._scored[0] != self.best_epoch:

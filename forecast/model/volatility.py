@@ -67,38 +67,45 @@ class Recursion:
         return self.alpha + self.gamma / 2 + self.delta + self.beta
 
     def variances(self, changes: Array, ranges: Array | None, steps: int) -> Array:
-        """Variances before and after each of the last ``steps`` changes, shape (n, steps + 1).
+        """Variances after each of the last ``steps`` changes, shape (n, steps), each from ``history`` changes.
 
         Args:
             changes: one-step changes, shape (n, k), k >= steps; NaN where not known, before all known ones.
             ranges: range variances of the same bars, shape (n, k); None without a range term.
             steps: number of changes.
         """
-        changes = changes[:, -max(self.history, steps) :]
+        changes = changes[:, 1 - self.history - steps :]
         count = changes.shape[1]
         known = np.isfinite(changes)
         squares = np.where(known, np.square(changes), 0.0)
-        numbers = known.sum(axis=1)
-        start = np.ones(len(changes))
+        numbers = self._over_history(known, steps)
+        start = np.ones(numbers.shape)
         if not self.starts_at_training:
-            start = (1 + squares.sum(axis=1)) / (1 + numbers)
+            start = (1 + self._over_history(squares, steps)) / (1 + numbers)
         shocks = self.omega * known + (self.alpha + self.gamma * (changes < 0)) * squares
         if self.delta and ranges is not None:
             shocks += self.delta / self.range_mean * np.where(known, ranges[:, -count:], 0.0)
-        since_start = np.maximum(0, np.arange(-steps, 1) + numbers[:, np.newaxis])
-        variances: Array = shocks @ _weights(self.beta, count, steps)
-        variances += start[:, np.newaxis] * self.beta**since_start
+        variances: Array = shocks @ _weights(self.beta, count, steps, self.history)
+        variances += start * self.beta**numbers
         return variances if self.starts_at_training else np.maximum(variances, LEAST_VARIANCE)
+
+    def _over_history(self, values: Array | NDArray[np.bool_], steps: int) -> Array:
+        """Sums of the values (n, k) of the history that ends with each of the last ``steps``, shape (n, steps)."""
+        sums = np.cumsum(values, axis=1, dtype=np.float64)
+        before = max(0, values.shape[1] - self.history)
+        over: Array = sums[:, -steps:].copy()
+        over[:, steps - before :] -= sums[:, :before]
+        return over
 
 
 @lru_cache(maxsize=64)
-def _weights(beta: float, count: int, steps: int) -> Array:
-    """The weight of each of ``count`` shocks in the variances before and after the last ``steps`` of them.
+def _weights(beta: float, count: int, steps: int, history: int) -> Array:
+    """The weight of each of ``count`` shocks in the variances after each of the last ``steps``, (count, steps).
 
-    The shape is (count, steps + 1). It is kept, since its powers take longer than all else that a forecast needs.
+    It is kept, since its powers take longer than all else that a forecast needs.
     """
-    ages = np.arange(count - steps, count + 1) - 1 - np.arange(count)[:, np.newaxis]
-    weights: Array = np.where(ages >= 0, beta ** np.maximum(ages, 0.0), 0.0)
+    ages = np.arange(count - steps, count) - np.arange(count)[:, np.newaxis]
+    weights: Array = np.where((ages >= 0) & (ages < history), beta ** np.maximum(ages, 0.0), 0.0)
     return weights
 
 

@@ -31,8 +31,8 @@ LOG_SCALE = 0.3
 """Factor on logarithms of volatilities as inputs: they matter less than changes, and vary about as much."""
 EXACT_DIGITS = 12
 """Significant digits of a price that survive normalization and its inverse, unless it is far below the others."""
-ENCODED_AT_A_TIME = 4096
-"""Windows encoded at a time: few enough to bound memory, since a window's history may be long."""
+ENCODED_AT_A_TIME = 128
+"""Rows encoded at a time: with more, most weights of the histories that they share would be zero."""
 RECURSIONS: dict[VolatilityName, tuple[VolatilityName, ...]] = {
     "ewma": ("ewma", "gjr"),
     "gjr": ("gjr", "ewma"),
@@ -75,10 +75,20 @@ class Encoding:
     recursions: tuple[Recursion, ...]
 
     @property
+    def length(self) -> int:
+        """Number of steps that the network sees."""
+        return self.config.sequence_length - (self.config.target == "residual")
+
+    @property
+    def history(self) -> int:
+        """Number of changes that the volatility of a step comes from."""
+        return max(recursion.history for recursion in self.recursions)
+
+    @property
     def rows(self) -> int:
-        """Number of rows that a forecast uses: those of the window, and of the volatility's history."""
-        history = max(recursion.history for recursion in self.recursions)
-        return max(self.config.sequence_length, history + 1)
+        """Number of rows that a forecast uses: those of the window, and of the history of the volatilities it sees."""
+        seen = self.length if sees_volatility(self.config) else 1
+        return max(self.config.sequence_length, self.history + seen)
 
     def encode(self, normalized: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Model inputs, and the expected standard deviation of the next output, of normalized rows.
@@ -88,30 +98,52 @@ class Encoding:
                 ``sequence_length``; NaN in rows before the window that are not known.
 
         Returns:
-            Inputs (n, length, channels), and volatilities (n,). For ``residual``, length is one less than
-            ``sequence_length``.
+            Inputs (n, length, channels), and volatilities (n,).
         """
-        window = normalized[:, -self.config.sequence_length :]
-        seen = [window]
+        steps, volatility = self.steps(normalized, self.length)
+        if self.unknown_first is not None:
+            steps[:, 0, self.unknown_first] = 0.0
+        return steps, volatility[:, -1]
+
+    @property
+    def unknown_first(self) -> int | None:
+        """The channel that is zero at a window's first step, since it needs the row before it; None without one."""
+        level = self.config.target == "level" and self.config.likelihood == "student_t"
+        return 1 + len(self.config.input_columns) if level else None
+
+    def steps(self, normalized: Array, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What networks see at each of the last ``count`` rows, and the expected standard deviation after each.
+
+        Args:
+            normalized: shape (n, rows, columns), oldest first; NaN in rows that are not known.
+            count: number of rows.
+
+        Returns:
+            Steps (n, count, channels), and volatilities (n, count).
+        """
+        needed = count + self.history
+        if normalized.shape[1] < needed:
+            unknown = np.full((len(normalized), needed - normalized.shape[1], normalized.shape[2]), np.nan)
+            normalized = np.concatenate([unknown, normalized], axis=1)
+        rows = normalized[:, -needed:]
+        changes, recent = self._changes(rows), rows[:, -count:]
+        seen = [recent]
         if self.config.target == "residual":
             # Without the bound, a few violent days would dominate training, and forecasts would scale with the changes
             # of a calmer or wilder market than that of the training rows.
-            seen = [BOUND * np.tanh(self._moves(window) / BOUND)]
-        steps = seen[0].shape[1]
-        logs = self._log_volatilities(normalized, window.shape[1] - 1)
+            seen = [BOUND * np.tanh(self._moves(changes[:, -count:], recent) / BOUND)]
+        logs = self._log_volatilities(rows, changes[..., 0], count)
         if self.config.likelihood == "student_t":
-            sizes = np.sqrt(np.abs(self._changes(window)[..., :1]))
-            seen.append(np.concatenate([np.zeros_like(sizes[:, : steps - sizes.shape[1]]), sizes], axis=1))
+            seen.append(np.sqrt(np.abs(np.nan_to_num(changes[:, -count:, :1]))))
         if sees_volatility(self.config):
-            seen.append(LOG_SCALE * logs[:, -steps:])
-        inputs = np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
-        return inputs, (np.exp(logs[:, -1, 0]) * self.output_scale).astype(np.float32)
+            seen.append(LOG_SCALE * logs)
+        steps = np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
+        return steps, (np.exp(logs[..., 0]) * self.output_scale).astype(np.float32)
 
-    def _log_volatilities(self, normalized: Array, steps: int) -> Array:
-        """Logarithms of volatilities before and after each of the last ``steps`` changes, (n, steps + 1, recursions)"""
-        rows = normalized[:, -self.rows :]
-        changes, ranges = self._changes(rows[..., :1])[..., 0], range_variances(rows, self.normalization)
-        variances = [recursion.variances(changes, ranges, steps) for recursion in self.recursions]
+    def _log_volatilities(self, rows: Array, changes: Array, count: int) -> Array:
+        """Logarithms of the volatilities after each of the last ``count`` changes, shape (n, count, recursions)."""
+        ranges = range_variances(rows, self.normalization)
+        variances = [recursion.variances(changes, ranges, count) for recursion in self.recursions]
         logs: Array = np.log(np.stack(variances, axis=-1)) / 2
         return logs
 
@@ -121,11 +153,11 @@ class Encoding:
         changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds[:columns]
         return changes
 
-    def _moves(self, window: Array) -> Array:
-        """The inputs of each column at each step after the first: its change, or for a part of the bar its value."""
-        moves = self._changes(window)
+    def _moves(self, changes: Array, rows: Array) -> Array:
+        """The inputs of each column at each step: its change, or for a part of the bar its value."""
+        moves = changes.copy()
         for column in self.normalization.parts.values():
-            moves[..., column] = window[:, 1:, column]
+            moves[..., column] = rows[..., column]
         return moves
 
     @property
@@ -154,19 +186,33 @@ class Windows:
     """The windows of one part of a series, one per target row.
 
     Attributes:
-        inputs: model inputs, shape (n, length, channels), float32.
+        steps: what networks see at each row, shape (rows, channels), float32.
+        ends: for each window, the number of the row after its last one, shape (n,).
+        length: number of steps of a window.
+        unknown_first: as ``Encoding.unknown_first``.
         volatility: expected standard deviation of each output, shape (n,), float32.
         targets: exact outputs, shape (n,), float32.
         last: the feature's normalized value before each target row, shape (n,).
     """
 
-    inputs: NDArray[np.float32]
+    steps: NDArray[np.float32]
+    ends: NDArray[np.intp]
+    length: int
+    unknown_first: int | None
     volatility: NDArray[np.float32]
     targets: NDArray[np.float32]
     last: Array
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def inputs(self) -> NDArray[np.float32]:
+        """Model inputs, shape (n, length, channels), all copied out."""
+        inputs: NDArray[np.float32] = self.steps[self.ends[:, np.newaxis] + np.arange(-self.length, 0)]
+        if self.unknown_first is not None:
+            inputs[:, 0, self.unknown_first] = 0.0
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -257,14 +303,21 @@ class PreparedSeries:
             IndexError: for test windows of a series ``without_test``.
         """
         rows = self.target_rows(part, encoding.config.sequence_length)
-        histories = self.histories(encoding.rows)
-        pieces = [rows[first : first + ENCODED_AT_A_TIME] for first in range(0, len(rows), ENCODED_AT_A_TIME)]
-        encoded = [encoding.encode(histories[piece]) for piece in pieces or [rows]]
-        last, following = self.normalized[rows - 1, 0], self.normalized[rows, 0]
+        first = rows[0] - encoding.length
+        pieces = []
+        for start in range(first, rows[-1], ENCODED_AT_A_TIME):
+            stop = min(start + ENCODED_AT_A_TIME, rows[-1])
+            known = self.normalized[np.newaxis, max(0, start - encoding.history) : stop]
+            pieces.append(encoding.steps(known, stop - start))
+        steps, volatility = (np.concatenate(arrays, axis=1)[0] for arrays in zip(*pieces, strict=True))
+        last = self.normalized[rows - 1, 0]
         return Windows(
-            inputs=np.concatenate([inputs for inputs, _ in encoded]),
-            volatility=np.concatenate([volatility for _, volatility in encoded]),
-            targets=encoding.targets(last, following),
+            steps=steps,
+            ends=rows - first,
+            length=encoding.length,
+            unknown_first=encoding.unknown_first,
+            volatility=volatility[rows - first - 1],
+            targets=encoding.targets(last, self.normalized[rows, 0]),
             last=last,
         )
 
