@@ -280,18 +280,19 @@ class ForecastService:
                 forecasts += piece
                 bounds.append(their_bounds)
                 continue
-            paths: list[list[float]] = [[] for _ in chunk]
-            while (left := model.predictor.path_steps(horizon) - len(paths[0])) > 0:
-                # Each piece continues from the previous one.
+            prices: list[list[float]] = [[] for _ in chunk]
+            while (left := horizon - len(prices[0])) > 0:
+                # Each piece continues from the forecasts of the previous one.
                 past = [
-                    model.predictor.continued(window, done) for window, done in zip(chunk, paths, strict=True)
+                    model.predictor.continued(window, done)
+                    for window, done in zip(chunk, prices, strict=True)
                 ]
                 steps = min(left, max(1, at_a_time // len(chunk)))
                 piece = await loop.run_in_executor(
-                    self.models.threads, _path_piece, model.predictor, past, steps, first
+                    self.models.threads, _forecast_piece, model.predictor, past, steps, first
                 )
-                paths = [[*done, *more] for done, more in zip(paths, piece, strict=True)]
-            forecasts += model.predictor.points(paths, horizon).tolist()
+                prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
+            forecasts += prices
         if levels and horizon > 1:
             for index, (window, ahead) in enumerate(zip(windows, forecasts, strict=True)):
                 bounds.append(
@@ -352,15 +353,17 @@ class BadWindow(WindowError):
         self.index = index
 
 
-def _path_piece(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> list[list[float]]:
-    """Paths (n, steps) of a request's windows, the first of which has index ``first``; runs in a thread.
+def _forecast_piece(
+    predictor: Predictor, windows: Sequence[Window], steps: int, first: int
+) -> list[list[float]]:
+    """Forecast (n, steps) a request's windows, the first of which has index ``first``; runs in a thread.
 
     Raises:
         BadWindow: when a window does not fit the model.
     """
     try:
-        paths: list[list[float]] = predictor.predict_path(windows, steps).tolist()
-        return paths
+        forecasts: list[list[float]] = predictor.predict_steps(windows, steps).tolist()
+        return forecasts
     except WindowError:
         _name_bad_window(predictor, windows, steps, first)
         raise
@@ -399,7 +402,7 @@ def _intervals_ahead(
 def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> None:
     """Raise BadWindow for the first window that does not fit the model."""
     # The first check is cheap, because it computes no forecast, and finds most misfits.
-    for look in (predictor.check, lambda window: predictor.predict_path(window, steps)):
+    for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
         for index, window in enumerate(windows, first):
             try:
                 look([window])

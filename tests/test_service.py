@@ -55,26 +55,15 @@ def predictions(client, **body):
     return answer.json()
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4, 0.0])
-def test_a_horizon_follows_the_path_of_steps_after_steps_as_far_as_it_is_kept(share, tiny_result, tmp_path):
-    path = tmp_path / "model.pt"
-    save_checkpoint(tiny_result.checkpoint.model_copy(update={"path_share": share}), path)
+def test_a_horizon_is_forecast_step_by_step_from_the_steps_before(client, predictor):
     window, expected = list(GOOD), []
     for _ in range(4):
-        expected.append(Predictor(path, "cpu").predict_next(window))
+        expected.append(predictor.predict_next(window))
         window = [*window[1:], expected[-1]]
-    logs = np.log(expected)
-    assert np.ptp(logs) > 1e-4
-    kept = np.exp(logs[0] + share * (logs - logs[0]))
-    with serving(path) as client:
-        answer = predictions(client, values=GOOD, horizon=4)
-        assert answer["predictions"] == pytest.approx(kept, rel=1e-6)
-        assert answer["prediction"] == answer["predictions"][0]
-        assert "predictions" not in predictions(client, values=GOOD)
-        for horizon in (100, 365):  # in more than one piece
-            steps = predictions(client, values=GOOD, horizon=horizon)["predictions"]
-            assert len(steps) == horizon
-            assert steps == pytest.approx(Predictor(path, "cpu").predict_steps([GOOD], horizon)[0], rel=1e-5)
+    answer = predictions(client, values=GOOD, horizon=4)
+    assert answer["predictions"] == pytest.approx(expected, rel=1e-6)
+    assert answer["prediction"] == answer["predictions"][0]
+    assert "predictions" not in predictions(client, values=GOOD)
 
 
 @pytest.mark.parametrize("horizon", [0, -1, 366, 1.5, "3", True, [1]])
@@ -337,7 +326,7 @@ def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_ti
         released.wait(10)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("serve_app.service._path_piece", slow_forecast)
+    monkeypatch.setattr("serve_app.service._forecast_piece", slow_forecast)
 
     async def wait_for_both():
         stalled, slow = Connection(web), Connection(web, "/predict/batch")

@@ -250,24 +250,6 @@ def test_intervals_of_many_steps_fit_changes_that_the_model_forecasts(snapshot, 
     assert growth[-1] / growth[0] < 10
 
 
-@pytest.mark.parametrize(
-    ("changes", "low", "high"), [(changes_of_season(3), 0.9, 1), (simulate(GJR, 900, 4), 0, 0)]
-)
-def test_the_path_beyond_one_step_is_kept_where_validation_rows_confirm_it(snapshot, changes, low, high):
-    series = series_of(snapshot, changes)
-    config = TrainConfig(
-        source="x", sequence_length=20, hidden_size=16, max_epochs=20, learning_rate=5e-3, members=1
-    )
-    checkpoint = train(series, config).checkpoint
-    assert low <= checkpoint.path_share <= high
-    prepared, forecaster = prepare(series, config), Forecaster.of(checkpoint)
-    histories = prepared.histories(forecaster.rows)[-200:-20]
-    assert np.ptp(forecaster.path(histories, 2), axis=1).min() > 0  # the network itself does move on
-    points = prepared.normalization.feature.normalize(forecaster.prices(histories, 20))
-    came = prepared.normalized[-181:-1, 0]
-    assert np.abs(points[:, -1] - came).mean() < 1.1 * np.abs(prepared.normalized[-201:-21, 0] - came).mean()
-
-
 def test_a_price_that_stood_still_will_move_again(snapshot):
     changes = np.zeros((1, HISTORY))
     assert GJR.variances(changes, None, 1)[0, 0] >= 0.01

@@ -123,35 +123,19 @@ class Predictor:
     def predict_steps(self, windows: ArrayLike, horizon: int) -> Array:
         """The next ``horizon`` prices, shape (n, horizon).
 
-        They follow a path on which each step takes the steps before it as prices (the recursive strategy; Ben Taieb et
-        al. 2012), as far as the validation rows confirm it.
+        Each step takes the forecasts before it as prices (the recursive strategy; Ben Taieb et al. 2012), so errors
+        accumulate.
 
         Raises:
             WindowError: as ``predict``; also when a step's forecast overflows, or for more than one step of a model
                 with input columns that it does not forecast.
         """
-        return self.points(self.predict_path(windows, self.path_steps(horizon)), horizon)
-
-    def path_steps(self, horizon: int) -> int:
-        """Number of a path's steps that ``horizon`` point forecasts need.
-
-        Raises:
-            WindowError: as ``require_horizon``.
-        """
         self.require_horizon(horizon)
-        return self._forecaster.path_steps(horizon)
-
-    def predict_path(self, windows: ArrayLike, steps: int) -> Array:
-        """The recursive path of so many steps, shape (n, steps); windows and errors as in ``predict_steps``."""
         with np.errstate(all="ignore"):
-            return require_finite(self._forecaster.path(self._normalized(windows), steps))
-
-    def points(self, path: ArrayLike, horizon: int) -> Array:
-        """Point forecasts (n, horizon) from a path (n, ``path_steps(horizon)``)."""
-        return self._forecaster.points(np.asarray(path, dtype=np.float64), horizon)
+            return require_finite(self._forecaster.prices(self._normalized(windows), horizon))
 
     def continued(self, window: Sequence[Any], prices: Sequence[float]) -> list[Any]:
-        """A window with the bars of a path's prices (k,) after it, as ``predict_path`` takes them itself."""
+        """A window with the bars of forecast prices (k,) after it, as ``predict_steps`` takes them itself."""
         normalization = self._encoding.normalization
         bars = normalization.denormalize(normalization.following_bars(np.asarray(prices, dtype=np.float64)))
         bars[:, 0] = prices  # exactly: normalization and its inverse change the last digits

@@ -50,7 +50,6 @@ ADDED_LATER = frozenset(
         "validated_until",
         "recursions",
         "dynamics",
-        "path_share",
         "horizon_stretches",
         "further_members",
         "search_p_value",
@@ -146,11 +145,6 @@ class Checkpoint(BaseModel):
         default=CONSTANT,
         description="recursion that carries the variance of errors from one step to the next, fitted on those of the "
         "training rows, or for a trial on the changes; a constant variance in files of version 0.1",
-    )
-    path_share: float = Field(
-        default=1.0,
-        description="share of the recursive path's moves after its first step that point forecasts keep, from the "
-        "validation rows; all of them for trials and in files of version 0.1",
     )
     horizon_stretches: dict[int, float] = Field(
         default={},

@@ -1,10 +1,9 @@
 """The forecaster: a model of one or more members, its forecasts of the next step and of many.
 
-The members' forecasts are averaged, quantile by quantile. Beyond one step, the point forecasts follow a recursive path:
-each step takes the forecasts before it as prices. A small drift of the first step adds up on the way, so only the share
-of the path's further moves is kept that the validation rows confirm. Intervals come from simulated paths: the model's
-own distribution of the first step, whose variance a recursion then carries from step to step. The network does not see
-the drawn paths: it has not learned to, and its errors would feed on themselves.
+The members' forecasts are averaged, quantile by quantile. Beyond one step, the point forecasts are recursive: each
+step takes the forecasts before it as prices. Intervals come from simulated paths: the model's own distribution of the
+first step, whose variance a recursion then carries from step to step. The network does not see the drawn paths: it
+has not learned to, and its errors would feed on themselves.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ HORIZONS = (1, 5, 10, 20)
 """Numbers of steps whose intervals are calibrated."""
 QUANTILE_NOISE = 0.8
 """Variance of the logarithm of the 90 % quantile of n absolute normal errors, times n: 0.09 / (q f(q))^2."""
-DOUBTED = 9
-"""Factor on the variance of noise where a wrong correction costs more than none: three standard deviations count."""
 CALIBRATED_ROWS = 500
 """Most validation rows from which intervals of many steps are calibrated."""
 PATHS = 4000
@@ -68,7 +65,6 @@ class Forecaster:
         run: computes outputs (n, members, outputs) from the inputs of each of the ``views``.
         scores: the model's calibration scores; None leaves a learned distribution as it is.
         dynamics: recursion that carries the variance from one step to the next.
-        path_share: share of a path's moves after its first step that the point forecasts keep.
         stretches: factor on the width of intervals by number of steps; without them, that of one step.
     """
 
@@ -76,7 +72,6 @@ class Forecaster:
     run: Callable[[Sequence[Inputs]], Outputs]
     scores: Scores | None
     dynamics: Recursion
-    path_share: float = 1.0
     stretches: dict[int, float] = field(default_factory=dict)
 
     @classmethod
@@ -89,7 +84,6 @@ class Forecaster:
             run or networks(checkpoint),
             checkpoint.calibration_scores,
             checkpoint.dynamics,
-            checkpoint.path_share,
             checkpoint.horizon_stretches,
         )
 
@@ -114,35 +108,16 @@ class Forecaster:
         outputs = self.run([inputs for inputs, _ in encoded])
         return outputs, np.stack([encoded[number][1] for number in numbers], axis=1)
 
-    def path(self, normalized: Array, steps: int) -> Array:
-        """The recursive path, shape (n, steps), in price units; each step takes those before it as prices."""
-        rows, prices = normalized, np.empty((len(normalized), steps))
-        for step in range(steps):
+    def prices(self, normalized: Array, horizon: int) -> Array:
+        """Point forecasts (n, horizon), in price units."""
+        rows, prices = normalized, np.empty((len(normalized), horizon))
+        for step in range(horizon):
             if step:
                 bars = self.encoding.normalization.following_bars(prices[:, step - 1])
                 rows = np.concatenate([rows, bars[:, np.newaxis]], axis=1)[:, -self.rows :]
             outputs, _ = self.outputs(rows)
             prices[:, step] = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
         return prices
-
-    def path_steps(self, horizon: int) -> int:
-        """Number of a path's steps that ``horizon`` point forecasts need: one where no further moves are kept."""
-        return horizon if self.path_share else 1
-
-    def points(self, path: Array, horizon: int) -> Array:
-        """Point forecasts (n, horizon) from a path of ``path_steps``; the first is the path's own."""
-        if self.path_share == 1:
-            return path
-        feature = self.encoding.normalization.feature
-        first, moves = path[:, :1], feature.normalize(path[:, 1:]) - feature.normalize(path[:, :1])
-        if not self.path_share:
-            return np.repeat(first, horizon, axis=1)
-        later = feature.denormalize(feature.normalize(first) + self.path_share * moves)
-        return np.concatenate([first, later], axis=1)
-
-    def prices(self, normalized: Array, horizon: int) -> Array:
-        """Point forecasts (n, horizon), in price units."""
-        return self.points(self.path(normalized, self.path_steps(horizon)), horizon)
 
     def distribution(self, normalized: Array) -> Distribution | None:
         """The distributions of the next output; None where the model has none."""
@@ -242,51 +217,29 @@ def look_ahead(
     )
 
 
-def calibrate_many_steps(checkpoint: Checkpoint, prepared: PreparedSeries) -> Checkpoint:
-    """The same checkpoint with what the validation rows say of its forecasts of several steps.
+def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[int, float]:
+    """The factors by which intervals are too narrow on the validation rows, by number of steps.
 
-    ``path_share`` is the share of the path's moves that they confirm. ``horizon_stretches`` are the factors by which
-    intervals are too narrow: each is the split conformal quantile of the errors at one of ``HORIZONS``, as
-    ``likelihood.stretch``, as far as it can be told from one. Models that cannot forecast many steps stay as they are.
+    Each is the split conformal quantile of the errors at one of ``HORIZONS``, as ``likelihood.stretch``, as far as it
+    can be told from one. Empty for models that cannot forecast many steps.
     """
     if checkpoint.columns_not_forecast:
-        return checkpoint
+        return {}
     forecaster = Forecaster.of(checkpoint.model_copy(update={"horizon_stretches": {1: 1.0}}))
     count = len(prepared.target_rows("validation", checkpoint.config.sequence_length))
     bounds_and_middle = np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
     every = math.ceil(count / CALIBRATED_ROWS)
     ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every)
     if ahead.quantiles is None:
-        return checkpoint
-    share = _confirmed_share(ahead, every)
-    kept = ahead.points[:, :1] + share * (ahead.points - ahead.points[:, :1])
+        return {}
     lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)
-    scores = np.abs(ahead.targets - kept - (middle - ahead.points)) / ((upper - lower) / 2)
-    stretches = {}
+    scores = np.abs(ahead.targets - middle) / ((upper - lower) / 2)
+    found = {}
     for horizon, column in zip(HORIZONS, scores.T, strict=True):
         known = np.sort(column[~np.isnan(column)])
         if len(known):
-            stretches[horizon] = _trusted(conformal_quantile(known), count / horizon)
-    return checkpoint.model_copy(update={"path_share": share, "horizon_stretches": stretches})
-
-
-def _confirmed_share(ahead: Ahead, every: int) -> float:
-    """The slope of what came on the path's moves after its first step, between zero and one, shrunk towards zero.
-
-    Moves of h steps are weighed by 1 / h, the precision of a random walk's. The slope is that of least squares, shrunk
-    as ``_trusted`` does: it counts only where it is three times as far from zero as noise takes it.
-    """
-    moves, came = (values[:, 1:] - ahead.points[:, :1] for values in (ahead.points, ahead.targets))
-    weights = np.where(np.isnan(came), 0.0, 1 / np.array(ahead.horizons[1:]))
-    came = np.nan_to_num(came)
-    size = float((weights * moves**2).sum())
-    if not size:
-        return 0.0
-    slope = float((weights * moves * came).sum()) / size
-    errors = (weights * moves * (came - slope * moves)).sum(axis=1)
-    overlap = max(1.0, ahead.horizons[-1] / every)
-    noise = overlap * float(np.square(errors).sum()) / size**2
-    return min(1.0, slope * max(0.0, 1 - DOUBTED * noise / slope**2)) if slope > 0 else 0.0
+            found[horizon] = _trusted(conformal_quantile(known), count / horizon)
+    return found
 
 
 def _trusted(factor: float, spans: float) -> float:
@@ -298,7 +251,7 @@ def _trusted(factor: float, spans: float) -> float:
     if factor in (0.0, 1.0):  # errors of zero, of prices that stand still, say nothing of later ones
         return 1.0
     size = math.log(factor)
-    noise = QUANTILE_NOISE / spans * (1 if size > 0 else DOUBTED)
+    noise = QUANTILE_NOISE / spans * (1 if size > 0 else 9)
     return math.exp(size * max(0.0, 1 - noise / size**2))
 
 

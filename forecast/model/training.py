@@ -22,7 +22,7 @@ from forecast.config import SEEDS, TrainConfig
 from forecast.errors import DataError, TrainingError
 from forecast.model.checkpoint import Checkpoint, Member
 from forecast.model.device import choose_device, threads
-from forecast.model.forecaster import calibrate_many_steps, networks, views
+from forecast.model.forecaster import horizon_stretches, networks, views
 from forecast.model.likelihood import (
     OUTPUTS,
     Outputs,
@@ -452,7 +452,8 @@ def assemble(prepared: PreparedSeries, trained: Sequence[Trained], provenance: P
     dynamics = fit_recursion(Seen.by(checkpoint, prepared, "train").errors())
     calibrated = checkpoint.calibrated(seen.scores(), validation).model_copy(update={"dynamics": dynamics})
     with threads(checkpoint.config.threads):
-        finished = calibrate_many_steps(calibrated, prepared)
+        stretches = horizon_stretches(calibrated, prepared)
+    finished = calibrated.model_copy(update={"horizon_stretches": stretches})
     return Fitted(finished, validation, tuple(each.epochs for each in trained))
 
 
