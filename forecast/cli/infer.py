@@ -35,7 +35,7 @@ examples:
   python -m forecast infer --checkpoint artifacts/best_pareto_lstm.pt
   python -m forecast infer --checkpoint model.pt --values 101.5 102 101.8 ...
   python -m forecast infer --checkpoint model.pt --horizon 10 --levels 0.5 0.9
-  tail -n 251 closes.txt | python -m forecast infer --checkpoint model.pt --file - --json
+  tail -n 400 closes.txt | python -m forecast infer --checkpoint model.pt --file - --json
 """
 
 
