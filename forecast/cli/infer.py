@@ -247,11 +247,11 @@ def _of_table(
     options: InferOptions, predictor: Predictor, content: bytes, name: str, told: Dates | None
 ) -> Window:
     """The window at the end of a table of prices."""
-    from forecast.prices.files import read_content
+    from forecast.prices.files import open_sheet
     from forecast.prices.source import say_on_stderr, series_of_table
 
     reading = _reading(predictor, options)
-    table = read_content(content, name, reading.symbol, reading)
+    table = open_sheet(content, name, reading).table(reading.symbol, reading)
     series = series_of_table(table, reading, notify=say_on_stderr)
     if told is not None and told[-1] != series.dates[-1]:
         raise UsageError(

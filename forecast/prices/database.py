@@ -27,10 +27,9 @@ from sqlalchemy.engine import URL, Connection, make_url
 from forecast.config import FileConfig
 from forecast.errors import DataError, SourceUnavailable, UsageError
 from forecast.names import plain_name
-from forecast.prices.files import read_frame
+from forecast.prices.files import Sheet, sheet_of_frame
 from forecast.prices.locations import within_time, without_values
 from forecast.prices.symbols import COLUMN_NAMES, find_column, rows_of_symbol
-from forecast.prices.table import Table
 
 DIALECTS = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 """Databases that SQLAlchemy knows by itself."""
@@ -50,22 +49,22 @@ def is_database(address: str) -> bool:
     return True
 
 
-def read_database(source: str, address: str, symbol: str, reading: FileConfig) -> Table:
-    """Read the prices of ``symbol`` from the table or the query that an address names, in a read-only transaction.
+def open_database(source: str, address: str, symbol: str | None, reading: FileConfig) -> Sheet:
+    """The rows of the table or the query that an address names, read in a read-only transaction.
 
-    Of a table with a column of symbols, only the symbol's rows are fetched. Times with a zone are read as UTC, so that
-    the zone of the session does not matter.
+    Of a table with a column of symbols, only the rows of ``symbol`` are fetched, if one is given. Times with a zone are
+    read as UTC, so that the zone of the session does not matter.
 
     Args:
         source: the address as it was given, for messages.
         address: the address with the values of its variables.
-        symbol: the symbol whose prices are read.
+        symbol: the symbol whose prices are read; None for all.
         reading: how the columns are read.
 
     Raises:
         UsageError: when the address is wrong, names no table, or needs a driver that is not installed.
         SourceUnavailable: when the database does not answer, or refuses the user.
-        DataError: when the rows cannot be read; see ``read_frame``.
+        DataError: when the rows cannot be read; see ``Sheet.table``.
     """
     source = " ".join(source.split())  # a query may have lines; a message is one line
     url, table, query = _parsed(source, address)
@@ -105,7 +104,7 @@ def read_database(source: str, address: str, symbol: str, reading: FileConfig) -
         ) from None
     if frame.empty:
         raise DataError(f"{source} has no rows; choose another table or query")
-    return replace(read_frame(frame, source, symbol, reading), retrieved=dt.datetime.now(dt.UTC).date())
+    return replace(sheet_of_frame(frame, source), retrieved=dt.datetime.now(dt.UTC).date())
 
 
 def _parsed(source: str, address: str) -> tuple[URL, str | None, str | None]:
@@ -135,10 +134,12 @@ def _parsed(source: str, address: str) -> tuple[URL, str | None, str | None]:
 
 
 def _rows(
-    connection: Connection, given: str | None, source: str, symbol: str, reading: FileConfig
+    connection: Connection, given: str | None, source: str, symbol: str | None, reading: FileConfig
 ) -> pd.DataFrame:
     """The rows of ``symbol`` where a column of symbols tells them, else all rows of the table."""
     table, texts = _table(connection, given, source)
+    if symbol is None:
+        return _frame(connection.execute(sa.select(table)))
     for column in _symbol_columns(table, source, reading):
         if column.name not in texts:
             continue

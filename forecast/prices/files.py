@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -29,7 +31,14 @@ from forecast.prices.dates import (
     weekday,
 )
 from forecast.prices.layout import MOST_HEADERS, read_layout, unpacked
-from forecast.prices.symbols import columns_of_symbol, find_column, rows_of_symbol
+from forecast.prices.symbols import (
+    columns_of_symbol,
+    find_column,
+    rows_of_symbol,
+    symbol_place,
+    symbols_of_levels,
+    symbols_of_names,
+)
 from forecast.prices.table import Table
 
 READABLE = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
@@ -41,8 +50,102 @@ DATE_NAMES = (
     "dtyyyymmdd",
 )  # fmt: skip
 """Names of columns of dates in ``plain_name``'s form and without brackets, the likeliest first."""
+PRICE_NAMES = ("open", "high", "low", "close", "adjclose", "last", "price", "volume", "y")
+"""Names of columns of a bar in ``plain_name``'s form: a file that has one has no column for each symbol."""
 TIME_NAMES = ("time", "hour", "hora", "uhrzeit", "zeit", "heure", "timeutc")
 """Names of columns of times of day, beside a column of dates."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The cells of a file, before the columns and the rows of a symbol are chosen.
+
+    Attributes:
+        frame: the rows; its columns are numbered.
+        header: the lines of the header, each with one name per column.
+        labels: the name of each line of the header, such as ``Ticker``; empty where it has none.
+        name: the file's name, for messages.
+        outside: lines of the file that are not rows of the table.
+        retrieved: the day the file was taken from its origin; None when it is not known.
+    """
+
+    frame: pd.DataFrame
+    header: Sequence[Sequence[str]]
+    labels: Sequence[str]
+    name: str
+    outside: tuple[str, ...] = ()
+    retrieved: dt.date | None = None
+
+    def table(self, symbol: str, reading: FileConfig) -> Table:
+        """The prices of ``symbol``.
+
+        Raises:
+            DataError: when it has none, or can be read in more than one way.
+        """
+        name = self.name
+        places, names, other = columns_of_symbol(self.header, self.labels, symbol, name)
+        if not len(self.frame):
+            raise DataError(f"{name} has a header but no rows; give a file with prices")
+        whole_frame = self.frame.iloc[:, places].set_axis(names, axis=1)
+        frame, another = rows_of_symbol(
+            whole_frame,
+            symbol,
+            reading.symbol_column,
+            name,
+            dates=lambda: text_of(whole_frame.iloc[:, _date_place(whole_frame, names, name, reading)]),
+        )
+        stamps, columns = _split_dates(frame, name, reading)
+        whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
+        return Table(
+            dates=stamps.days if whole else stamps.local,
+            columns=columns.reset_index(drop=True),
+            as_of=dt.datetime.now(dt.UTC),
+            origin=name,
+            offsets=None if whole else stamps.offsets,
+            notes=tuple(note for note in (other, another) if note),
+            retrieved=self.retrieved,
+            outside=self.outside,
+            decimal=reading.decimal,
+        )
+
+    def of_each_symbol(self, feature: str, reading: FileConfig) -> dict[str, Sheet]:
+        """The sheet of each symbol in the order of the file, with ``feature`` as the name of its column of prices.
+
+        Raises:
+            DataError: when the file does not name the symbols of its rows or of its columns.
+        """
+        if len(self.header) > 1:
+            found = symbols_of_levels(self.header, self.labels, feature)
+            return dict.fromkeys(found, self) if found else self._nameless()
+        names = list(self.header[0])
+        frame = self.frame.copy(deep=False)
+        frame.columns = pd.Index(names)
+        if (place := symbol_place(frame, reading.symbol_column, self.name)) is not None:
+            codes, symbols = pd.factorize(pd.Series(text_of(frame.iloc[:, place]), dtype=object))
+            order = np.argsort(codes, kind="stable")
+            ends = np.searchsorted(codes[order], np.arange(len(symbols) + 1))
+            rows = [order[start:end] for start, end in itertools.pairwise(ends)]
+            return {
+                str(symbol): replace(self, frame=self.frame.iloc[of_symbol])
+                for symbol, of_symbol in zip(symbols.tolist(), rows, strict=True)
+            }
+        if found := symbols_of_names(names, feature):
+            return dict.fromkeys(found, self)
+        if any(plain_name(text) in PRICE_NAMES or plain_name(text) == plain_name(feature) for text in names):
+            return self._nameless()
+        # A column for each symbol, which has its name.
+        date_place = _date_place(frame, names, self.name, reading)
+        return {
+            symbol: replace(self, header=[[feature if text == symbol else text for text in names]])
+            for at, symbol in enumerate(names)
+            if symbol and at != date_place
+        }
+
+    def _nameless(self) -> NoReturn:
+        raise DataError(
+            f"{self.name} does not name the symbols of its prices; give one with `symbol`, or name the column of "
+            "symbols with `symbol_column`"
+        )
 
 
 def read_file(path: Path, symbol: str, reading: FileConfig | None = None) -> Table:
@@ -51,6 +154,12 @@ def read_file(path: Path, symbol: str, reading: FileConfig | None = None) -> Tab
     Raises:
         DataError: when the file is missing, empty, of another kind, damaged, or can be read in more than one way.
     """
+    reading = reading or parse_settings(FileConfig, {})
+    return open_file(path, reading).table(symbol, reading)
+
+
+def open_file(path: Path, reading: FileConfig) -> Sheet:
+    """The cells of a file; errors as ``read_file``."""
     if not path.exists():
         raise DataError(f"no file at {path}; check the path given as `source`")
     if not path.is_file():
@@ -59,20 +168,19 @@ def read_file(path: Path, symbol: str, reading: FileConfig | None = None) -> Tab
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    return read_content(content, str(path), symbol, reading)
+    return open_sheet(content, str(path), reading)
 
 
-def read_content(content: bytes, name: str, symbol: str, reading: FileConfig | None = None) -> Table:
-    """Read the prices of ``symbol`` from the content of a file called ``name``; errors as ``read_file``."""
-    reading = reading or parse_settings(FileConfig, {})
+def open_sheet(content: bytes, name: str, reading: FileConfig) -> Sheet:
+    """The cells of the content of a file called ``name``; errors as ``read_file``."""
     if not content:
         raise DataError(f"{name} is empty; give a file with a date column and prices")
     if name.lower().endswith(".xlsx") or (content.startswith(b"PK\x03\x04") and b"xl/" in content):
         frame, header = _read_excel(content, name)
-        return _table(frame, header, [line[0] for line in header], name, symbol, reading, ())
+        return Sheet(frame, header, [line[0] for line in header], name)
     content = unpacked(content, name)
     if content.startswith(b"PAR1") or name.lower().endswith(".parquet"):
-        return read_frame(_read_parquet(content, name), name, symbol, reading)
+        return sheet_of_frame(_read_parquet(content, name), name)
     layout = read_layout(
         content,
         name,
@@ -81,11 +189,11 @@ def read_content(content: bytes, name: str, symbol: str, reading: FileConfig | N
         any_dates=reading.date_format is not None,
     )
     labels = [line[0] for line in layout.header]
-    return _table(layout.frame, layout.header, labels, name, symbol, reading, tuple(layout.others))
+    return Sheet(layout.frame, layout.header, labels, name, tuple(layout.others))
 
 
-def read_frame(frame: pd.DataFrame, name: str, symbol: str, reading: FileConfig) -> Table:
-    """Read the prices of ``symbol`` from a frame whose columns have types; its index may hold dates and symbols."""
+def sheet_of_frame(frame: pd.DataFrame, name: str) -> Sheet:
+    """The cells of a frame whose columns have types; its index may hold dates and symbols."""
     if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex):
         dated = isinstance(frame.index, pd.DatetimeIndex | pd.PeriodIndex)
         if dated and frame.index.name is None:
@@ -94,8 +202,7 @@ def read_frame(frame: pd.DataFrame, name: str, symbol: str, reading: FileConfig)
     levels = frame.columns.nlevels
     header = [[str(cell) for cell in frame.columns.get_level_values(at).fillna("")] for at in range(levels)]
     labels = [str(label or "") for label in frame.columns.names]
-    frame = frame.set_axis(range(frame.shape[1]), axis=1)
-    return _table(frame, header, labels, name, symbol, reading, ())
+    return Sheet(frame.set_axis(range(frame.shape[1]), axis=1), header, labels, name)
 
 
 def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
@@ -141,41 +248,6 @@ def _is_excel_data(row: list[Any]) -> bool:
     """Whether a row has a date, as a date or as text, and so belongs to the body."""
     filled = [cell for cell in row if cell is not None]
     return len(filled) > 1 and any(isinstance(cell, dt.date) or is_date_text(str(cell)) for cell in filled)
-
-
-def _table(
-    frame: pd.DataFrame,
-    header: Sequence[Sequence[str]],
-    labels: Sequence[str],
-    name: str,
-    symbol: str,
-    reading: FileConfig,
-    outside: tuple[str, ...],
-) -> Table:
-    places, names, other = columns_of_symbol(header, labels, symbol, name)
-    if not len(frame):
-        raise DataError(f"{name} has a header but no rows; give a file with prices")
-    frame = frame.iloc[:, places].set_axis(names, axis=1)
-    whole_frame = frame
-    frame, another = rows_of_symbol(
-        frame,
-        symbol,
-        reading.symbol_column,
-        name,
-        dates=lambda: text_of(whole_frame.iloc[:, _date_place(whole_frame, names, name, reading)]),
-    )
-    stamps, columns = _split_dates(frame, name, reading)
-    whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
-    return Table(
-        dates=stamps.days if whole else stamps.local,
-        columns=columns.reset_index(drop=True),
-        as_of=dt.datetime.now(dt.UTC),
-        origin=name,
-        offsets=None if whole else stamps.offsets,
-        notes=tuple(note for note in (other, another) if note),
-        outside=outside,
-        decimal=reading.decimal,
-    )
 
 
 def _split_dates(frame: pd.DataFrame, name: str, reading: FileConfig) -> tuple[Stamps, pd.DataFrame]:

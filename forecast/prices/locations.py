@@ -20,8 +20,7 @@ from urllib.parse import quote
 
 from forecast.config import FileConfig
 from forecast.errors import DataError, SourceUnavailable, UsageError
-from forecast.prices.files import PACKED, READABLE, read_content
-from forecast.prices.table import Table
+from forecast.prices.files import PACKED, READABLE, Sheet, open_sheet
 
 Result = TypeVar("Result")
 
@@ -129,8 +128,8 @@ def within_time(work: Callable[[], Result], name: str) -> Result:
     return done[0]
 
 
-def read_address(source: str, address: str, symbol: str, reading: FileConfig) -> Table:
-    """Read the prices of ``symbol`` from a file at an address of any protocol that fsspec knows.
+def open_address(source: str, address: str, reading: FileConfig) -> Sheet:
+    """The cells of a file at an address of any protocol that fsspec knows.
 
     The file is read whole, in one request. The environment has the credentials, as each protocol's driver expects
     them, and fsspec's own settings, for example ``FSSPEC_S3='{"anon": true}'``.
@@ -138,13 +137,12 @@ def read_address(source: str, address: str, symbol: str, reading: FileConfig) ->
     Args:
         source: the address as it was given, for messages; see ``resolve``.
         address: the address with the values of its variables.
-        symbol: the symbol whose prices are read.
         reading: how the file is read.
 
     Raises:
         UsageError: when the protocol is unknown or its driver is not installed.
         SourceUnavailable: when no file arrives: no network, no such file, no permission, no answer in time.
-        DataError: when the file cannot be read; see ``read_content``.
+        DataError: when the file cannot be read; see ``open_sheet``.
     """
     import fsspec
 
@@ -171,7 +169,7 @@ def read_address(source: str, address: str, symbol: str, reading: FileConfig) ->
             f"{source} cannot be read ({reason}); check `source`, the network and your credentials"
         ) from None
     today = dt.datetime.now(dt.UTC).date()
-    return replace(read_content(content, source, symbol, reading), retrieved=today)
+    return replace(open_sheet(content, source, reading), retrieved=today)
 
 
 def _fetch(address: str, protocol: str) -> bytes:
@@ -214,11 +212,7 @@ def file_of_symbol(folder: Path, symbol: str) -> Path:
     Raises:
         DataError: when no file or more than one has that name.
     """
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
-    stems = {name: stem for name in names if (stem := _stem(name)) is not None}
+    stems = _stems(folder)
     found = [name for name, stem in stems.items() if stem.casefold() == symbol.casefold()]
     found = found or [name for name, stem in stems.items() if _stands_for(stem.casefold(), symbol.casefold())]
     if len(found) == 1:
@@ -233,6 +227,20 @@ def file_of_symbol(folder: Path, symbol: str) -> Path:
         f"{folder} has no file of {symbol}, such as {symbol.replace('/', '-')}.csv; it has {listed}{more}; "
         "choose another `symbol` or `source`"
     )
+
+
+def symbols_of_files(folder: Path) -> list[str]:
+    """The symbols that the files in ``folder`` are named after, in alphabetical order."""
+    return list(dict.fromkeys(_stems(folder).values()))
+
+
+def _stems(folder: Path) -> dict[str, str]:
+    """The files of prices in ``folder``, by name, and their names without endings."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
+    return {name: stem for name in names if (stem := _stem(name)) is not None}
 
 
 def _stem(name: str) -> str | None:

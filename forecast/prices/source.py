@@ -15,7 +15,7 @@ from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, UsageError
 from forecast.prices import cache, locations, snapshot, yahoo
 from forecast.prices.bars import arrange
-from forecast.prices.files import PACKED, READABLE, read_file
+from forecast.prices.files import PACKED, READABLE, Sheet, open_file, read_file
 from forecast.prices.integrity import RuleResult, check_integrity
 from forecast.prices.series import Provenance, Series, hash_rows
 from forecast.prices.table import Table
@@ -236,18 +236,37 @@ def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Seri
 def _read(config: DataConfig, notify: Notify) -> Table:
     if config.source in SOURCES:
         return SOURCES[config.source](Request(config.symbol, notify, config.interval))
-    source = locations.resolve(config.source)
-    if locations.is_address(source):
-        from forecast.prices import database
+    path = source_path(config.source)
+    if path is not None and path.is_dir():
+        return read_file(locations.file_of_symbol(path, config.symbol), config.symbol, config)
+    return open_source(config, config.symbol).table(config.symbol, config)
 
-        read = database.read_database if database.is_database(source) else locations.read_address
-        return read(config.source, source, config.symbol, config)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = locations.file_of_symbol(path, config.symbol)
-    elif not path.exists() and not {ending.lower() for ending in path.suffixes} & {*READABLE, *PACKED}:
+
+def source_path(source: str) -> Path | None:
+    """The path of a file or a directory; None where the source is an address.
+
+    Raises:
+        UsageError: when it is neither an address, nor the path of something, nor that of a file that could be read.
+    """
+    resolved = locations.resolve(source)
+    if locations.is_address(resolved):
+        return None
+    path = Path(resolved).expanduser()
+    if not path.exists() and not {ending.lower() for ending in path.suffixes} & {*READABLE, *PACKED}:
         raise UsageError(
-            f"`source` {config.source}: give {', '.join(SOURCES)}, the path of a file such as prices.csv or of a "
-            "directory, or the address of a file or a database"
+            f"`source` {source}: give {', '.join(SOURCES)}, the path of a file such as prices.csv or of a directory, "
+            "or the address of a file or a database"
         )
-    return read_file(path, config.symbol, config)
+    return path
+
+
+def open_source(config: DataConfig, symbol: str | None) -> Sheet:
+    """The cells of a file or a database; of a database only those of ``symbol``, if one is given."""
+    if (path := source_path(config.source)) is not None:
+        return open_file(path, config)
+    from forecast.prices import database
+
+    address = locations.resolve(config.source)
+    if database.is_database(address):
+        return database.open_database(config.source, address, symbol, config)
+    return locations.open_address(config.source, address, config)

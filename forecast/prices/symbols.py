@@ -192,6 +192,59 @@ def _in_blocks(cells: Cells, distinct: int) -> bool:
     return len(starts) == distinct and bool((lengths > 1).all())
 
 
+def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> int | None:
+    """The place of the column that names each row's symbol, ``symbol_column`` or one that has such a name; else None.
+
+    Raises:
+        DataError: when there is no ``symbol_column``, or several columns disagree.
+    """
+    if symbol_column is not None:
+        return find_column([str(column) for column in frame.columns], symbol_column, name, "symbol_column")
+    texts = _texts(frame)
+    places = [
+        place
+        for place, cells in texts.items()
+        if _is_of_symbols(frame, place)
+        and not is_date_like(frame.iloc[:, place])
+        and len(pc.unique(cells)) < max(2, len(frame))  # as many as rows are numbers of rows
+    ]
+    # A company's name beside its ticker splits the rows alike.
+    counts = {place: len(pc.unique(texts[place])) for place in places}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(str(frame.columns[place]) for place in places)
+        raise DataError(f"{name} has several columns of symbols ({listed}); choose one as `symbol_column`")
+    return min(places, key=lambda place: COLUMN_NAMES.index(_bare(frame, place)), default=None)
+
+
+def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], feature: str) -> list[str]:
+    """The symbols of a header of several lines: the line with such a label, else the only one without ``feature``."""
+    level = next((at for at, label in enumerate(labels) if plain_name(label) in LABELS), None)
+    if level is None:
+        without = [at for at, line in enumerate(header) if plain_name(feature) not in map(plain_name, line)]
+        if len(without) != len(header) - 1:
+            return []
+        level = without[0]
+    return [text for text in dict.fromkeys(header[level]) if text and text != labels[level]]
+
+
+def symbols_of_names(names: Sequence[str], feature: str) -> list[str]:
+    """The symbols that names of columns hold beside ``feature``, as in ``Close_AAPL`` or ``('Close', 'AAPL')``."""
+    found = []
+    for text in names:
+        pair = PAIR.match(text)
+        if pair:
+            first, second = pair.groups()
+            found += [second] * (plain_name(first) == plain_name(feature))
+            found += [first] * (plain_name(second) == plain_name(feature))
+            continue
+        lower, length = text.lower(), len(feature)
+        if lower.startswith(feature.lower()) and text[length : length + 1] in SEPARATORS:
+            found.append(text[length + 1 :])
+        elif lower.endswith(feature.lower()) and text[-length - 1 : -length] in SEPARATORS:
+            found.append(text[: -length - 1])
+    return [symbol for symbol in dict.fromkeys(found) if symbol]
+
+
 def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) -> int:
     """The place of a column; case, spaces and underscores do not matter where no name is exactly ``wanted``.
 
@@ -232,7 +285,11 @@ def _texts(frame: pd.DataFrame) -> dict[int, Any]:
 
 def _is_of_symbols(frame: pd.DataFrame, column: int) -> bool:
     """Whether a column's name is one of symbols."""
-    return plain_name(str(frame.columns[column])).strip("<>") in COLUMN_NAMES
+    return _bare(frame, column) in COLUMN_NAMES
+
+
+def _bare(frame: pd.DataFrame, column: int) -> str:
+    return plain_name(str(frame.columns[column])).strip("<>")
 
 
 def _is_text_without_numbers(column: pd.Series[Any]) -> bool:

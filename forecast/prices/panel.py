@@ -1,0 +1,136 @@
+"""Panels: the clean series of many symbols, from every kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from forecast.config import DataConfig
+from forecast.errors import DataError, SourceUnavailable, UsageError
+from forecast.prices import locations
+from forecast.prices.files import read_file
+from forecast.prices.series import Series
+from forecast.prices.source import (
+    SOURCES,
+    Notify,
+    open_source,
+    say_on_stderr,
+    series_from_config,
+    series_of_table,
+    source_path,
+)
+from forecast.prices.table import Table
+
+ALL = "all"
+"""The name that stands for every symbol of a file, a directory or a database."""
+LISTED = "@"
+"""What a name starts with that is the path of a file of names, separated by spaces or lines."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series of one feature.
+
+    Attributes:
+        series: by symbol, in the order they were asked for.
+        left_out: why each of the other symbols cannot be used, in one line.
+    """
+
+    series: Mapping[str, Series]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+
+def load_panel(symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Panel:
+    """Load the prices of many symbols, each cleaned on its own.
+
+    A symbol without usable prices costs only itself: it is left out, with the reason.
+
+    Args:
+        symbols: their names; ``all`` for every symbol of the source; ``@names.txt`` for those that a file lists.
+        config: describes the source and the columns; its symbol is not used.
+        notify: called with a line for a person; None for no notice.
+
+    Raises:
+        UsageError: when no name is given, or ``all`` for a source that cannot list its symbols.
+        DataError: when the source cannot be read, or no symbol has usable prices.
+    """
+    say = notify or (lambda line: None)
+    names = named_symbols(symbols)
+    if not names:
+        raise UsageError("`symbols`: no name is given; give names, all, or @ and the path of a file of names")
+    series, left_out = {}, {}
+    for symbol, load in _loaders(names, config, say).items():
+        try:
+            series[symbol] = load()
+        except SourceUnavailable as error:
+            if not series and config.source in SOURCES:
+                raise  # nothing will answer for the other symbols either
+            left_out[symbol] = str(error)
+        except DataError as error:
+            left_out[symbol] = str(error)
+    if not series:
+        first, reason = next(iter(left_out.items()))
+        raise DataError(f"none of the {len(left_out)} symbols has usable prices; {first}: {reason}")
+    return Panel(series, left_out)
+
+
+def named_symbols(symbols: Sequence[str]) -> list[str]:
+    """The names, with those that files list, each once.
+
+    Raises:
+        UsageError: when a file of names cannot be read.
+    """
+    names: list[str] = []
+    for name in symbols:
+        if not name.startswith(LISTED):
+            names.append(name)
+            continue
+        try:
+            names += Path(name[len(LISTED) :]).expanduser().read_text().split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"`symbols` {name}: the file of names cannot be read ({error}); give a file of text"
+            ) from None
+    return list(dict.fromkeys(names))
+
+
+def _loaders(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[str, Callable[[], Series]]:
+    """What loads the series of each symbol; a file is read once for all."""
+    if config.source in SOURCES:
+        if ALL in names:
+            raise UsageError(
+                f"`symbols` all: the source {config.source} cannot list its symbols; name them, or give a file"
+            )
+        configs = {name: config.model_copy(update={"symbol": name}) for name in names}
+        return {name: partial(series_from_config, each, notify=notify) for name, each in configs.items()}
+
+    def load(symbol: str, read: Callable[[str], Table]) -> Series:
+        return series_of_table(read(symbol), config.model_copy(update={"symbol": symbol}), notify=notify)
+
+    return {name: partial(load, name, read) for name, read in _readers(names, config).items()}
+
+
+def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[str], Table]]:
+    """What reads the table of each symbol of a file, a directory or a database."""
+    path = source_path(config.source)
+    if path is not None and path.is_dir():
+        folder = path
+        chosen = locations.symbols_of_files(folder) if ALL in names else names
+
+        def read(symbol: str) -> Table:
+            return read_file(locations.file_of_symbol(folder, symbol), symbol, config)
+
+        return dict.fromkeys(chosen, read)
+    whole = open_source(config, None)
+    sheets = whole.of_each_symbol(config.feature, config)
+
+    def choose(symbol: str) -> Table:
+        # The whole file says what it has instead of a symbol that it does not have.
+        return sheets.get(symbol, whole).table(symbol, config)
+
+    return dict.fromkeys(sheets if ALL in names else names, choose)
