@@ -15,7 +15,7 @@ from forecast.backtest.significance import clark_west, diebold_mariano, long_run
 from forecast.model.likelihood import calibration_scores, distribution, loss, stretch
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import split_rows
-from forecast.model.training import Seen
+from forecast.model.training import Seen, cross_calibrated
 from forecast.model.volatility import RISKMETRICS_DECAY, ewma
 from forecast.model.windows import LOG_SCALE, Encoding, PreparedSeries, window_recursion
 from forecast.scores.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
@@ -270,9 +270,9 @@ def test_validation_intervals_are_not_made_from_the_errors_they_are_scored_on():
     encoding = prepared.encoding(TrainConfig(sequence_length=10, likelihood="mse"))
     windows = prepared.windows("validation", encoding)
     outputs = np.zeros((len(windows), 1), np.float32)
-    before = Seen.by_one(outputs, windows, encoding).cross_calibrated()
+    (before,) = cross_calibrated(Seen.by_one(outputs, [windows], [encoding]))
     windows.targets[0] = 1e3
-    after = Seen.by_one(outputs, windows, encoding).cross_calibrated()
+    (after,) = cross_calibrated(Seen.by_one(outputs, [windows], [encoding]))
     middle = len(windows) // 2
     assert np.array_equal(before.quantiles[:middle], after.quantiles[:middle])
     assert not np.array_equal(before.quantiles[middle:], after.quantiles[middle:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forecast.errors import WindowError
+from forecast.errors import DataError, WindowError
 from forecast.inference.dating import Dating
 from forecast.inference.engines import Engine, EngineName, build_engine
 from forecast.inference.prediction import Prediction, require_finite, require_levels
-from forecast.model.checkpoint import load_checkpoint
+from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.device import choose_device
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
 from forecast.model.likelihood import distribution, point_forecasts, widest_level
+from forecast.model.normalization import Normalization
 from forecast.model.windows import plain_window
 from forecast.scores.distribution import interval_probabilities
 
@@ -33,16 +35,24 @@ class Predictor:
     with ``input_columns``; they may have different lengths. A forecast needs ``sequence_length`` values, and uses
     ``rows_used`` where there are as many: the volatility is computed from more than the window.
 
+    Of a model of many symbols, a predictor forecasts one; ``of_symbol`` and ``of_window`` make predictors of others,
+    which share its networks.
+
     Attributes:
         path: the checkpoint's path, as given.
-        checkpoint: its content.
+        whole: its content.
+        checkpoint: the same; of a model of many symbols, as that of the predictor's symbol.
         dating: dates its forecasts.
         engine: runs its networks; ``engine.name`` and ``engine.device`` say how and where.
         rows_used: number of values, the latest, that a forecast uses.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], device: str = "auto", engine: EngineName = "torch"
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        engine: EngineName = "torch",
+        symbol: str | None = None,
     ) -> None:
         """Load ``path`` and put its network on a device.
 
@@ -50,18 +60,55 @@ class Predictor:
             path: the checkpoint's file.
             device: ``auto``, ``cpu`` or ``cuda``.
             engine: ``torch``, ``onnx``, or ``auto`` for the faster one that works here.
+            symbol: the symbol that is forecast, for a model of many; the first one unless given.
 
         Raises:
             CheckpointError: when the file is missing or not a usable checkpoint.
-            UsageError: when the device or the engine cannot be used.
+            UsageError: when the device or the engine cannot be used, or the model has no such symbol.
         """
         self.path = os.fspath(path)
-        self.checkpoint = load_checkpoint(path)
-        self.engine: Engine = build_engine(self.checkpoint, choose_device(device), engine)
-        self.dating = Dating(self.checkpoint)
-        self.rows_used = self.checkpoint.rows_used
-        self._forecaster = Forecaster.of(self.checkpoint, self.engine)
+        self.whole = load_checkpoint(path)
+        self.engine: Engine = build_engine(self.whole, choose_device(device), engine)
+        if symbol is None and self.whole.symbols:
+            symbol = next(iter(self.whole.symbols))
+        self._bind(self.whole if symbol is None else self.whole.of_symbol(symbol))
+
+    def _bind(self, checkpoint: Checkpoint) -> Predictor:
+        self.checkpoint = checkpoint
+        self.dating = Dating(checkpoint)
+        self.rows_used = checkpoint.rows_used
+        self._forecaster = Forecaster.of(checkpoint, self.engine)
         self._encoding = self._forecaster.encoding
+        return self
+
+    def of_symbol(self, symbol: str) -> Predictor:
+        """A predictor of another symbol of the same model.
+
+        Raises:
+            UsageError: when the model has no such symbol.
+        """
+        return copy.copy(self)._bind(self.whole.of_symbol(symbol))
+
+    def of_window(self, window: ArrayLike, symbol: str) -> Predictor:
+        """A predictor of a symbol that the model has never seen, in the units of one window of it.
+
+        The window's own mean and standard deviations take the place of those of training rows, so a long window, of
+        ``rows_used`` values or more, gives a better forecast than a short one.
+
+        Args:
+            window: values as ``predict`` takes those of one window, shape (length,) or (length, columns).
+            symbol: its name.
+
+        Raises:
+            WindowError: as ``predict``; also when the values do not vary.
+        """
+        (rows,) = self.check([window])
+        names = [self.whole.config.feature, *self.whole.config.input_columns]
+        try:
+            normalization = Normalization.fit(rows, names, log=self.whole.config.log_prices)
+        except DataError as error:
+            raise WindowError(str(error)) from None
+        return copy.copy(self)._bind(self.whole.of_window(normalization, symbol))
 
     @property
     def sequence_length(self) -> int:

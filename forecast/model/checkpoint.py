@@ -14,6 +14,7 @@ import os
 import pickle
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,8 @@ from forecast.model.windows import Encoding, PreparedSeries, window_recursion
 from forecast.scores.metrics import Evaluation
 
 SCHEMA_VERSION = 4
+NAMED_SYMBOLS = 10
+"""Largest number of symbols that an error lists."""
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
 ORIGINAL_DEFAULTS = {"learning_rate": 1e-3, "patience": 15}
@@ -54,6 +57,8 @@ ADDED_LATER = frozenset(
         "further_members",
         "search_p_value",
         "scored_model",
+        "symbols",
+        "left_out",
     }
 )
 """Fields that files of earlier schemas may lack."""
@@ -88,6 +93,24 @@ class Member(BaseModel):
         network = build_network(self.config)
         network.load_state_dict(self.model_state)
         return network.eval()
+
+
+class SymbolPart(BaseModel):
+    """What a model of many symbols holds of one of them; the fields are those of ``Checkpoint``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    normalization: Normalization
+    provenance: dict[str, Any]
+    split: dict[str, Any]
+    train_range: tuple[float, float]
+    trained_until: str | None
+    validated_until: str | None
+    latest_window: list[Any] | None = None
+    metrics_validation: dict[str, float]
+    metrics_test: dict[str, float] | None = None
+    persistence: dict[str, dict[str, float]]
+    intervals: dict[str, list[dict[str, float]]]
 
 
 class Checkpoint(BaseModel):
@@ -192,6 +215,14 @@ class Checkpoint(BaseModel):
         description="last values of the series it was scored on, in price units, as `POST /predict` takes them, as "
         "many as a forecast uses; none until it is scored on the test rows",
     )
+    symbols: dict[str, SymbolPart] = Field(
+        default={},
+        description="of a model of many symbols, what belongs to each; the other fields are then those of the first, or "
+        "means over all",
+    )
+    left_out: dict[str, str] = Field(
+        default={}, description="symbols that a model of many could not use, with the reason"
+    )
     schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
     sha256: str | None = Field(
         default=None,
@@ -267,6 +298,47 @@ class Checkpoint(BaseModel):
             }
         )
 
+    def with_symbols(
+        self,
+        parts: Mapping[str, PreparedSeries],
+        provenances: Mapping[str, Any],
+        validations: Mapping[str, Evaluation],
+    ) -> Checkpoint:
+        """The same model as one of many symbols, each with its scores on validation rows."""
+        symbols = {
+            symbol: SymbolPart(
+                normalization=part.normalization,
+                provenance=dataclasses.asdict(provenances[symbol]),
+                split=dataclasses.asdict(part.split),
+                train_range=part.train_range,
+                trained_until=part.trained_until,
+                validated_until=part.validated_until,
+                metrics_validation=validations[symbol].model,
+                persistence={"validation": validations[symbol].persistence},
+                intervals={"validation": _described(validations[symbol])},
+            )
+            for symbol, part in parts.items()
+        }
+        return self.model_copy(update={"symbols": symbols})
+
+    def with_tests(
+        self, test: Evaluation, tests: Mapping[str, Evaluation], parts: Mapping[str, PreparedSeries]
+    ) -> Checkpoint:
+        """The same model of many symbols with the scores of all and of each on the test rows of its series."""
+        symbols = {
+            symbol: part.model_copy(
+                update={
+                    "metrics_test": tests[symbol].model,
+                    "persistence": {**part.persistence, "test": tests[symbol].persistence},
+                    "intervals": {**part.intervals, "test": _described(tests[symbol])},
+                    "latest_window": parts[symbol].latest_window(self.rows_used),
+                }
+            )
+            for symbol, part in self.symbols.items()
+        }
+        first = next(iter(parts.values()))
+        return self.with_test(test, first).model_copy(update={"symbols": symbols})
+
     def with_scores_of(self, scored: Checkpoint, prepared: PreparedSeries) -> Checkpoint:
         """The same model, trained for service on the rows of ``prepared``, with the scores of one on the honest split.
 
@@ -293,6 +365,32 @@ class Checkpoint(BaseModel):
                 "latest_window": prepared.latest_window(self.rows_used),
             }
         )
+
+    def of_symbol(self, symbol: str) -> Checkpoint:
+        """The model as that of one of its symbols.
+
+        Raises:
+            UsageError: when it has no such symbol.
+        """
+        if not self.symbols and symbol == self.config.symbol:
+            return self
+        part = self.symbols.get(symbol)
+        if part is None:
+            listed = ", ".join(list(self.symbols)[:NAMED_SYMBOLS])
+            more = (
+                f" and {len(self.symbols) - NAMED_SYMBOLS} more" if len(self.symbols) > NAMED_SYMBOLS else ""
+            )
+            raise UsageError(f"this model has no symbol {symbol!r}; it has {listed}{more}")
+        own = {name: getattr(part, name) for name in SymbolPart.model_fields}
+        config = self.config.model_copy(update={"symbol": symbol})
+        return self.model_copy(update={**own, "config": config, "symbols": {}, "left_out": {}})
+
+    def of_window(self, normalization: Normalization, symbol: str) -> Checkpoint:
+        """The model as that of a symbol that it has never seen, normalized by a window's own statistics."""
+        unknown = ("provenance", "train_range", "trained_until", "validated_until", "latest_window")
+        config = self.config.model_copy(update={"symbol": symbol})
+        changes = {"normalization": normalization, "config": config, "symbols": {}, "left_out": {}}
+        return self.model_copy(update={**dict.fromkeys(unknown), **changes})
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -217,28 +217,36 @@ def look_ahead(
     )
 
 
-def horizon_stretches(checkpoint: Checkpoint, prepared: PreparedSeries) -> dict[int, float]:
+def horizon_stretches(models: Sequence[tuple[Checkpoint, PreparedSeries]]) -> dict[int, float]:
     """The factors by which intervals are too narrow on the validation rows, by number of steps.
 
     Each is the split conformal quantile of the errors at one of ``HORIZONS``, as ``likelihood.stretch``, as far as it
     can be told from one. Empty for models that cannot forecast many steps.
+
+    Args:
+        models: the model in the units of each of its series, and the series.
     """
+    checkpoint, _ = models[0]
     if checkpoint.columns_not_forecast:
         return {}
-    forecaster = Forecaster.of(checkpoint.model_copy(update={"horizon_stretches": {1: 1.0}}))
-    count = len(prepared.target_rows("validation", checkpoint.config.sequence_length))
+    length = checkpoint.config.sequence_length
+    counts = [len(prepared.target_rows("validation", length)) for _, prepared in models]
+    every = math.ceil(sum(counts) / CALIBRATED_ROWS)
     bounds_and_middle = np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
-    every = math.ceil(count / CALIBRATED_ROWS)
-    ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every)
-    if ahead.quantiles is None:
-        return {}
-    lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)
-    scores = np.abs(ahead.targets - middle) / ((upper - lower) / 2)
+    scores = []
+    for each, prepared in models:
+        forecaster = Forecaster.of(each.model_copy(update={"horizon_stretches": {1: 1.0}}))
+        ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every)
+        if ahead.quantiles is None:
+            return {}
+        lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)
+        scores.append(np.abs(ahead.targets - middle) / ((upper - lower) / 2))
     found = {}
-    for horizon, column in zip(HORIZONS, scores.T, strict=True):
+    for horizon, column in zip(HORIZONS, np.concatenate(scores).T, strict=True):
         known = np.sort(column[~np.isnan(column)])
         if len(known):
-            found[horizon] = _trusted(conformal_quantile(known), count / horizon)
+            # Errors of several symbols on the same days are no independent evidence: the days count.
+            found[horizon] = _trusted(conformal_quantile(known), max(counts) / horizon)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,14 +32,19 @@ from forecast.model.likelihood import (
     point_forecasts,
 )
 from forecast.model.network import build_network, forward_in_batches
+from forecast.model.panel import FITTED_CHANGES, PreparedPanel, prepare_panel
 from forecast.model.split import Part, Split, require_rows, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
+from forecast.prices.panel import Panel
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
-from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
+from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts, mean_evaluation
 
 Array = NDArray[np.float64]
+Prepared = PreparedSeries | PreparedPanel
+Origin = Provenance | Mapping[str, Provenance]
+"""Where a series came from, or those of a panel by symbol."""
 
 STAGES_PER_SEED = 1_000_003
 """Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
@@ -73,7 +78,7 @@ class WindowTensors:
 
 
 class Trainer:
-    """Trains one model on a prepared series.
+    """Trains one model on a prepared series, or on all series of a panel at once.
 
     Attributes:
         epoch: epochs done.
@@ -82,16 +87,16 @@ class Trainer:
         stale_epochs: epochs since ``best_epoch``.
     """
 
-    def __init__(self, prepared: PreparedSeries, config: TrainConfig) -> None:
+    def __init__(self, prepared: Prepared, config: TrainConfig) -> None:
         self.config = config
         self.device = choose_device(config.device)
         # A metric that cannot be loaded ends the work before the training, not after it.
         dict(METRICS)
-        self._prepared = prepared
-        self._encoding = prepared.encoding(config)
-        self._validation = prepared.windows("validation", self._encoding)
-        self._validation_tensors = WindowTensors(self._validation, self.device)
-        self._train_tensors = WindowTensors(prepared.windows("train", self._encoding), self.device)
+        self._parts = prepared.parts
+        self._encodings = [part.encoding(config) for part in self._parts]
+        self._validation = self._windows("validation")
+        self._validation_tensors = WindowTensors(Windows.join(self._validation), self.device)
+        self._train_tensors = WindowTensors(Windows.join(self._windows("train")), self.device)
 
         with self._seeded(0):
             self.network = build_network(config).to(self.device)
@@ -102,9 +107,16 @@ class Trainer:
         self.best_loss = math.inf
         self._best_state: dict[str, Tensor] = _copy_state(self.network)
         self._best_outputs: Outputs = np.zeros(
-            (len(self._validation), OUTPUTS[config.likelihood]), np.float32
+            (len(self._validation_tensors), OUTPUTS[config.likelihood]), np.float32
         )
         self._scored: tuple[int, Evaluation] | None = None
+
+    def _windows(self, part: Part) -> list[Windows]:
+        """The windows of each series."""
+        return [
+            series.windows(part, encoding)
+            for series, encoding in zip(self._parts, self._encodings, strict=True)
+        ]
 
     def _require_persistence(self) -> None:
         """Make sure that a network for a residual target starts as persistence.
@@ -175,34 +187,42 @@ class Trainer:
             self._best_outputs = outputs.cpu().numpy()
 
     def evaluate(self, part: Part = "validation") -> Evaluation:
-        """Score the best state so far on the rows of ``part``."""
-        rows = self._prepared.rows(part, self.config.sequence_length)
+        """Score the best state so far on the rows of ``part``; of a panel, in the mean over its series."""
         if part != "validation":
-            windows = self._prepared.windows(part, self._encoding)
+            windows = self._windows(part)
             best = build_network(self.config).to(self.device)
             best.load_state_dict(self._best_state)
             with threads(self.config.threads):
-                outputs = forward_in_batches(best, WindowTensors(windows, self.device)).cpu()
-            seen = Seen.by_one(outputs.numpy(), windows, self._encoding)
-            return evaluate_forecasts(rows, seen.forecasts(self.calibration_scores()))
+                outputs = forward_in_batches(best, WindowTensors(Windows.join(windows), self.device)).cpu()
+            scores = self.calibration_scores()
+            seen = Seen.by_one(outputs.numpy(), windows, self._encodings)
+            return self._evaluation(part, [each.forecasts(scores) for each in seen])
         if self._scored is None or self._scored[0] != self.best_epoch:
-            self._scored = self.best_epoch, evaluate_forecasts(rows, self._seen.cross_calibrated())
+            self._scored = self.best_epoch, self._evaluation(part, cross_calibrated(self._seen))
         return self._scored[1]
 
+    def _evaluation(self, part: Part, forecasts: Sequence[Forecasts]) -> Evaluation:
+        return mean_evaluation(
+            [
+                evaluate_forecasts(series.rows(part, self.config.sequence_length), each)
+                for series, each in zip(self._parts, forecasts, strict=True)
+            ]
+        )
+
     @property
-    def _seen(self) -> Seen:
-        return Seen.by_one(self._best_outputs, self._validation, self._encoding)
+    def _seen(self) -> list[Seen]:
+        return Seen.by_one(self._best_outputs, self._validation, self._encodings)
 
     def calibration_scores(self) -> Array:
         """The best state's calibration scores on the validation rows."""
-        return self._seen.scores()
+        return joined_scores(self._seen)
 
     def best_member(self) -> Member:
         """The best state so far as a member of a model."""
         return Member(
             model_state=self.best_state(),
             config=self.config,
-            recursions=self._encoding.recursions,
+            recursions=self._encodings[0].recursions,
             best_epoch=self.best_epoch,
         )
 
@@ -271,11 +291,15 @@ class Seen:
     encoding: Encoding
 
     @classmethod
-    def by_one(cls, outputs: NDArray[np.float32], windows: Windows, encoding: Encoding) -> Seen:
-        """The outputs (n, outputs) of one network."""
-        return cls(
-            outputs[:, np.newaxis], windows.volatility[:, np.newaxis], windows.targets, windows.last, encoding
-        )
+    def by_one(
+        cls, outputs: NDArray[np.float32], windows: Sequence[Windows], encodings: Sequence[Encoding]
+    ) -> list[Seen]:
+        """The outputs (n, outputs) of one network for the windows of several series, one after the other."""
+        ends = np.cumsum([len(each) for each in windows])[:-1]
+        return [
+            cls(own[:, np.newaxis], each.volatility[:, np.newaxis], each.targets, each.last, encoding)
+            for own, each, encoding in zip(np.split(outputs, ends), windows, encodings, strict=True)
+        ]
 
     @classmethod
     def by(cls, checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Seen:
@@ -306,21 +330,29 @@ class Seen:
             quantiles=encoding.prices(found.quantiles(PROBABILITIES), self.last) if found else None,
         )
 
-    def cross_calibrated(self) -> Forecasts:
-        """Forecasts of validation rows, calibrated so that no row's interval comes from its own error.
-
-        Each half of the rows uses the calibration scores of the other.
-        """
-        middle = len(self.targets) // 2
-        halves = self._part(slice(middle)), self._part(slice(middle, None))
-        return Forecasts.join(
-            [halves[0].forecasts(halves[1].scores()), halves[1].forecasts(halves[0].scores())]
-        )
-
-    def _part(self, rows: slice) -> Seen:
+    def part(self, rows: slice) -> Seen:
+        """The outputs of some of the rows."""
         return Seen(
             self.outputs[rows], self.volatility[rows], self.targets[rows], self.last[rows], self.encoding
         )
+
+
+def joined_scores(seen: Sequence[Seen]) -> Array:
+    """One model's calibration scores on the rows of several series."""
+    return np.sort(np.concatenate([each.scores() for each in seen]))
+
+
+def cross_calibrated(seen: Sequence[Seen]) -> list[Forecasts]:
+    """Forecasts of validation rows, calibrated so that no row's interval comes from its own error.
+
+    Each half of the rows uses the calibration scores of the other; of a panel, those of all series.
+    """
+    halves = [
+        (each.part(slice(middle)), each.part(slice(middle, None)))
+        for each, middle in ((each, len(each.targets) // 2) for each in seen)
+    ]
+    first, second = (joined_scores(half) for half in zip(*halves, strict=True))
+    return [Forecasts.join([early.forecasts(second), late.forecasts(first)]) for early, late in halves]
 
 
 @dataclass(frozen=True)
@@ -335,16 +367,18 @@ class TrainResult:
 
 
 def train(
-    series: Series,
+    series: Series | Panel,
     config: TrainConfig,
     *,
     until_epochs: Sequence[int | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> TrainResult:
-    """Train one model on ``series``, score it on validation and test, and wrap it as a checkpoint.
+    """Train one model on a series or a panel, score it on validation and test, and wrap it as a checkpoint.
+
+    The scores of a panel are means over its symbols (``mean_evaluation``); the checkpoint holds each symbol's.
 
     Args:
-        series: clean prices; ``config.symbol`` and ``config.feature`` are taken from it.
+        series: clean prices; of one symbol, ``config.symbol`` and ``config.feature`` are taken from it.
         config: the options of the training.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
@@ -353,9 +387,21 @@ def train(
         DataError: when the series is too short for the window length or does not vary.
         TrainingError: when training diverges.
     """
+    started = time.perf_counter()
+    if isinstance(series, Panel):
+        panel = prepare_panel(series, config, config.sequence_length)
+        fitted = fit(panel, config, panel.provenances, until_epochs=until_epochs, on_epoch=on_epoch)
+        seconds = time.perf_counter() - started
+        tests = {
+            symbol: evaluate_part(fitted.checkpoint.of_symbol(symbol), part, "test")
+            for symbol, part in panel.series.items()
+        }
+        test = mean_evaluation(list(tests.values()))
+        checkpoint = fitted.checkpoint.with_tests(test, tests, panel.series)
+        checkpoint = checkpoint.model_copy(update={"left_out": dict(panel.left_out)})
+        return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds)
     config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
-    started = time.perf_counter()
     prepared = prepare(series, config)
     fitted = fit(prepared, config, series.provenance, until_epochs=until_epochs, on_epoch=on_epoch)
     seconds = time.perf_counter() - started
@@ -374,9 +420,9 @@ class Fitted:
 
 
 def fit(
-    prepared: PreparedSeries,
+    prepared: Prepared,
     config: TrainConfig,
-    provenance: Provenance,
+    provenance: Origin,
     *,
     until_epochs: Sequence[int | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
@@ -384,9 +430,9 @@ def fit(
     """Train the members of one model without the test rows, each to its best state, and calibrate it.
 
     Args:
-        prepared: the series.
+        prepared: the series, or the panel.
         config: the options of the training.
-        provenance: where the series came from.
+        provenance: where the series came from; of a panel, each by symbol.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
@@ -413,7 +459,7 @@ class Trained:
 
 
 def train_member(
-    prepared: PreparedSeries,
+    prepared: Prepared,
     config: TrainConfig,
     number: int,
     *,
@@ -433,28 +479,43 @@ def train_member(
     return Trained(trainer.best_member(), trainer.best_loss, trainer.epoch, trainer.device.type)
 
 
-def assemble(prepared: PreparedSeries, trained: Sequence[Trained], provenance: Provenance) -> Fitted:
-    """Make one model of trained members, and calibrate it on the validation rows."""
+def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Origin) -> Fitted:
+    """Make one model of trained members, and calibrate it on the validation rows, of a panel on all of them."""
     first, *further = [each.member for each in trained]
+    parts = prepared.parts
+    origin = provenance if isinstance(provenance, Provenance) else next(iter(provenance.values()))
     checkpoint = Checkpoint.create(
         model_state=first.model_state,
         config=first.config,
         further_members=tuple(further),
-        prepared=prepared,
+        prepared=parts[0],
         val_loss_best=float(np.mean([each.val_loss for each in trained])),
         best_epoch=first.best_epoch,
         device=trained[0].device,
-        provenance=asdict(provenance),
+        provenance=asdict(origin),
     )
-    seen = Seen.by(checkpoint, prepared, "validation")
-    rows = prepared.rows("validation", checkpoint.config.sequence_length)
-    validation = evaluate_forecasts(rows, seen.cross_calibrated())
-    dynamics = fit_recursion(Seen.by(checkpoint, prepared, "train").errors())
-    calibrated = checkpoint.calibrated(seen.scores(), validation).model_copy(update={"dynamics": dynamics})
+    of_parts = [(_in_units_of(checkpoint, part), part) for part in parts]
+    seen = [Seen.by(each, part, "validation") for each, part in of_parts]
+    validations = [
+        evaluate_forecasts(part.rows("validation", checkpoint.config.sequence_length), forecasts)
+        for part, forecasts in zip(parts, cross_calibrated(seen), strict=True)
+    ]
+    validation = mean_evaluation(validations)
+    share = -(-sum(part.split.train_end for part in parts) // FITTED_CHANGES)
+    errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[::share]]
+    calibrated = checkpoint.calibrated(joined_scores(seen), validation)
+    calibrated = calibrated.model_copy(update={"dynamics": fit_recursion(np.concatenate(errors))})
     with threads(checkpoint.config.threads):
-        stretches = horizon_stretches(calibrated, prepared)
+        stretches = horizon_stretches([(_in_units_of(calibrated, part), part) for part in parts])
     finished = calibrated.model_copy(update={"horizon_stretches": stretches})
+    if isinstance(prepared, PreparedPanel) and not isinstance(provenance, Provenance):
+        of_symbols = dict(zip(prepared.series, validations, strict=True))
+        finished = finished.with_symbols(prepared.series, provenance, of_symbols)
     return Fitted(finished, validation, tuple(each.epochs for each in trained))
+
+
+def _in_units_of(checkpoint: Checkpoint, part: PreparedSeries) -> Checkpoint:
+    return checkpoint.model_copy(update={"normalization": part.normalization})
 
 
 def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
@@ -469,7 +530,9 @@ def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) 
     Intervals are calibrated on the validation rows; of the validation rows themselves, each half on the other.
     """
     seen = Seen.by(checkpoint, prepared, part)
-    return seen.cross_calibrated() if part == "validation" else seen.forecasts(checkpoint.calibration_scores)
+    if part == "validation":
+        return cross_calibrated([seen])[0]
+    return seen.forecasts(checkpoint.calibration_scores)
 
 
 def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:

@@ -7,6 +7,7 @@ the same everywhere. The last axis of arrays of values is the columns: the featu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -206,6 +207,22 @@ class Windows:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @classmethod
+    def join(cls, windows: Sequence[Windows]) -> Windows:
+        """The windows of several series, one after the other; all have the same length."""
+        first, *further = windows
+        if not further:
+            return first
+        before = np.cumsum([0, *(len(each.steps) for each in windows[:-1])])
+        return replace(
+            first,
+            steps=np.concatenate([each.steps for each in windows]),
+            ends=np.concatenate([each.ends + rows for each, rows in zip(windows, before, strict=True)]),
+            volatility=np.concatenate([each.volatility for each in windows]),
+            targets=np.concatenate([each.targets for each in windows]),
+            last=np.concatenate([each.last for each in windows]),
+        )
+
     @property
     def inputs(self) -> NDArray[np.float32]:
         """Model inputs, shape (n, length, channels), all copied out."""
@@ -225,6 +242,7 @@ class PreparedSeries:
         split: the row boundaries of the parts.
         trained_until: date or time of the last training row, ISO 8601; None when it is not known.
         validated_until: date or time of the last validation row, ISO 8601; None when it is not known.
+        shared_recursion: the recursion of the variance that all series of a panel share; None for a series alone.
     """
 
     normalized: Array
@@ -232,6 +250,12 @@ class PreparedSeries:
     split: Split
     trained_until: str | None = None
     validated_until: str | None = None
+    shared_recursion: Recursion | None = None
+
+    @property
+    def parts(self) -> tuple[PreparedSeries, ...]:
+        """This series alone, as a panel's parts."""
+        return (self,)
 
     def without_test(self) -> PreparedSeries:
         """The same series without its test rows, for a search, which must not see them."""
@@ -255,8 +279,8 @@ class PreparedSeries:
 
     @cached_property
     def recursion(self) -> Recursion:
-        """The recursion of the variance that is fitted on the training rows."""
-        return fit_recursion(self._train_changes)
+        """The recursion of the variance that is fitted on the training rows: the shared one, or one of its own."""
+        return self.shared_recursion or fit_recursion(self.train_changes)
 
     @cached_property
     def range_recursion(self) -> Recursion:
@@ -272,10 +296,11 @@ class PreparedSeries:
                 "`volatility=range` needs the bar's range; add High and Low (and Open) to `input_columns` beside the "
                 "feature Close, or use another `volatility`"
             )
-        return fit_recursion(self._train_changes, ranges[0])
+        return fit_recursion(self.train_changes, ranges[0])
 
     @property
-    def _train_changes(self) -> Array:
+    def train_changes(self) -> Array:
+        """The feature's training changes, in units of their standard deviation, shape (n,)."""
         changes: Array = np.diff(self.normalized[: self.split.train_end, 0])
         return changes / self.normalization.feature.change_std
 
@@ -417,5 +442,9 @@ def prepare(series: Series, config: DataConfig, split: Split | None = None) -> P
     split = split or split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
     matrix = series.matrix[: split.rows]
     normalization = Normalization.fit(matrix[: split.train_end], series.columns, log=config.log_prices)
-    ends = series.dates[[split.train_end - 1, split.validation_end - 1]]
-    return PreparedSeries(normalization.normalize(matrix), normalization, split, *series.timeline.text(ends))
+    trained_until, validated_until = series.timeline.text(
+        series.dates[[split.train_end - 1, split.validation_end - 1]]
+    )
+    return PreparedSeries(
+        normalization.normalize(matrix), normalization, split, trained_until, validated_until
+    )

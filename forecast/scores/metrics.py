@@ -251,6 +251,42 @@ def evaluate_forecasts(rows: Rows, forecasts: Forecasts) -> Evaluation:
     )
 
 
+def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of a panel: that of each series relative to persistence's, in the mean over the series.
+
+    Every metric is the mean of the ratios to persistence's on the same rows, so that nothing adds prices in different
+    units; persistence's own are one. Widths of intervals are ratios too. A series whose price stands still in these
+    rows has no ratio and is left out of the mean. The evaluation of a single series stays as it is, in price units.
+    """
+    first, *further = evaluations
+    if not further:
+        return first
+
+    def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+        ratios = [one / other for one, other in zip(above, below, strict=True) if other > 0]
+        return float(np.mean(ratios)) if ratios else float("nan")
+
+    model = {
+        name: ratio(
+            [each.model[name] for each in evaluations], [each.persistence[name] for each in evaluations]
+        )
+        for name in first.model
+    }
+    intervals = []
+    for of_level in zip(*(each.intervals for each in evaluations), strict=True):
+        widths = ratio([each.width for each in of_level], [each.persistence_width for each in of_level])
+        covered = float(np.mean([each.coverage for each in of_level]))
+        naive = float(np.mean([each.persistence_coverage for each in of_level]))
+        intervals.append(Coverage(of_level[0].level, covered, widths, naive, 1.0))
+    return Evaluation(
+        model=model,
+        persistence=dict.fromkeys(model, 1.0),
+        skill={name: 1 - value for name, value in model.items()},
+        rows=sum(each.rows for each in evaluations),
+        intervals=tuple(intervals),
+    )
+
+
 def interval_bounds(quantiles: Array, level: float) -> tuple[Array, Array]:
     """Lower and upper bounds (n,) of central intervals from quantiles (n, 199) at ``PROBABILITIES``.
 
