@@ -66,7 +66,11 @@ def walks(count: int, samples: int) -> bool:
             luck = run_job(options).summary["luck"]
             claims += luck["skill"]
             p_values.append(luck["p_value"])
-            print(f"{len(p_values)} walks, {claims} claims, p {luck['p_value']:.2f}", file=sys.stderr, flush=True)
+            print(
+                f"{len(p_values)} walks, {claims} claims, p {luck['p_value']:.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
     shares = ", ".join(f"{np.mean(np.array(p_values) <= p):.3f} at {p}" for p in (0.01, 0.05, 0.1, 0.25, 0.5))
     print(
         f"{count} random walks, {samples} trials each: {claims} jobs claim skill ({100 * claims / count:.1f} %)"

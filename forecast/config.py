@@ -206,6 +206,16 @@ class TrainConfig(ExperimentConfig):
     )
 
 
+class PanelOptions(Config):
+    """Symbols that one model is trained on together."""
+
+    symbols: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+        (),
+        description="symbols that one model is trained on together: names; all, for those of a file, a directory or a "
+        "database; or @names.txt, for those that a file lists (default: `symbol` alone)",
+    )
+
+
 class AgeOptions(Config):
     """How old a model may be."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,12 @@ class InferOptions(AgeOptions, FileConfig):
     """The window and the model; without `values` or `file`, the latest window of the model's source is used."""
 
     checkpoint: Path = Field(DEFAULT_PICK, description="model to forecast with")
+    symbol: str | None = Field(
+        None,
+        min_length=1,
+        description="symbol to forecast with a model of many, also one that it was not trained on (default: the model's "
+        "first)",
+    )
     values: list[float] | None = Field(
         None,
         description="the window: past values, oldest first, at least as many as the model's window length",
@@ -107,7 +113,17 @@ def infer_command(options: InferOptions) -> int:
     from forecast.scores.distribution import MAIN_LEVEL
 
     predictor = Predictor(options.checkpoint, options.device)
-    window = _window(options, predictor)
+    symbol = options.symbol or predictor.checkpoint.config.symbol
+    if symbol in predictor.whole.symbols or not predictor.whole.symbols:
+        predictor = predictor.of_symbol(symbol)
+        window = _window(options, predictor)
+    else:
+        window = replace(_window(options, predictor), dates=None)  # its calendar is not known
+        predictor = predictor.of_window(window.values, symbol)
+        say_on_stderr(
+            f"warning: the model was not trained on {symbol}: its forecast is in the units of the window's "
+            f"{len(window.values)} values"
+        )
     dated = _dated(options, predictor.dating, window.dates)
     steps = predictor.predict_steps([window.values], options.horizon)[0].tolist()
     levels = options.levels
@@ -221,6 +237,7 @@ def _lines(
 
 
 def _window(options: InferOptions, predictor: Predictor) -> Window:
+    from forecast.prices.panel import panel_from_config
     from forecast.prices.source import say_on_stderr, series_from_config
     from forecast.prices.values import read_values
 
@@ -239,7 +256,11 @@ def _window(options: InferOptions, predictor: Predictor) -> Window:
         )
     if told is not None:
         raise UsageError("`last_date` is known from the source; give it with `values` or `file` only")
-    series = series_from_config(_reading(predictor, options), notify=say_on_stderr)
+    reading = _reading(predictor, options)
+    if predictor.whole.symbols:
+        series = panel_from_config([reading.symbol], reading, notify=say_on_stderr).series[reading.symbol]
+    else:
+        series = series_from_config(reading, notify=say_on_stderr)
     return _end_of(series, predictor, series.provenance.source)
 
 
@@ -282,7 +303,8 @@ def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
     }
     if timeline is not None:
         given |= {"interval": timeline.interval, "calendar": timeline.calendar_name}
-    return DataConfig(**{**given, "start": None, "end": None, "source": options.source or config.source})
+    asked = {"source": options.source or config.source, "symbol": options.symbol or config.symbol}
+    return DataConfig(**{**given, "start": None, "end": None, **asked})
 
 
 def _content(path: Path) -> tuple[bytes, str]:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from forecast.cli.backtest import require_only_from_trial
-from forecast.config import TrainConfig
+from forecast.config import PanelOptions, TrainConfig
 
 if TYPE_CHECKING:
+    from forecast.model.checkpoint import Checkpoint
     from forecast.model.training import Trainer
+    from forecast.prices.panel import Panel
+    from forecast.prices.series import Series
 
 EXAMPLES = """\
 examples:
   python -m forecast train
   python -m forecast train --source prices.csv --symbol ACME --sequence-length 30 --checkpoint acme.pt
+  python -m forecast train --source panel.parquet --symbols all --checkpoint pooled.pt
   python -m forecast train --from-trial artifacts/checkpoints/trial_00007.pt
 """
 
 
-class TrainOptions(TrainConfig):
+class TrainOptions(PanelOptions, TrainConfig):
     """Options of this command alone."""
 
     checkpoint: Path = Field(Path("model.pt"), description="checkpoint file to write")
@@ -53,7 +57,8 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.model.split import require_rows
     from forecast.model.training import train
-    from forecast.pages.describe import evaluations_table, series_lines
+    from forecast.pages.describe import evaluations_table, left_out_lines, panel_lines, series_lines
+    from forecast.prices.panel import Panel, panel_from_config
     from forecast.prices.source import say_on_stderr, series_from_config
 
     trial = None
@@ -67,16 +72,26 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             )
         changes = {"device": options.device} if "device" in given else {}
         config = trial.config.model_copy(update=changes)
-        series = series_of(trial, options.source if "source" in given else None, notify=say_on_stderr)
+        series: Series | Panel = series_of(
+            trial, options.source if "source" in given else None, notify=say_on_stderr
+        )
     else:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         ARCHITECTURES.find(config.network)
-        series = series_from_config(options, notify=say_on_stderr)
-    require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+        series = (
+            panel_from_config(options.symbols, options, notify=say_on_stderr)
+            if options.symbols
+            else series_from_config(options, notify=say_on_stderr)
+        )
+    if isinstance(series, Panel):
+        described = panel_lines(series, config)
+    else:
+        require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+        described = series_lines(series, config)
     require_writable(options.checkpoint.absolute().parent)
     silent = options.quiet or options.json_output
     if not silent:
-        print(*series_lines(series, config), sep="\n")
+        print(*described, sep="\n")
     # A trial's epochs after its best one were no better, or were never trained.
     until = [member.best_epoch for member in trial.members] if trial else [None] * config.members
     longest = sum(epochs or config.max_epochs for epochs in until)
@@ -106,8 +121,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
                     "trial_reproduced": same,
                     "val_loss_best": result.checkpoint.val_loss_best,
                     "seconds": result.seconds,
-                    "data": to_jsonable_python(series.provenance),
-                    "integrity": to_jsonable_python(series.integrity),
+                    **to_jsonable_python(_data_of(series, trained)),
                 }
             )
         )
@@ -115,13 +129,35 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         best = ", ".join(str(member.best_epoch) for member in result.checkpoint.members)
         epochs = " and ".join(map(str, result.epochs))
         print(f"{epochs} epochs in {result.seconds:.1f} s, best epoch {best}")
-        Console().print(evaluations_table({"validation": result.validation, "test": result.test}))
+        if left_out := trained.left_out:
+            print(*left_out_lines(left_out), sep="\n")
+        if trained.symbols:
+            print(f"Means over {len(trained.symbols)} symbols of each metric divided by persistence's:")
+        evaluations = {"validation": result.validation, "test": result.test}
+        Console().print(evaluations_table(evaluations, relative=bool(trained.symbols)))
         if trial:
             print(
                 f"The trial's validation metrics {'were reproduced exactly' if same else 'were not reproduced exactly'}"
             )
         print(f"Written to {options.checkpoint}")
     return 0
+
+
+def _data_of(series: Series | Panel, trained: Checkpoint) -> dict[str, Any]:
+    """The fields of the result that say what the model was trained on; of a panel, with each symbol's scores."""
+    from forecast.prices.series import Series
+
+    if isinstance(series, Series):
+        return {"data": series.provenance, "integrity": series.integrity}
+    scores = {
+        symbol: {
+            "validation": part.metrics_validation,
+            "test": part.metrics_test,
+            "persistence": part.persistence,
+        }
+        for symbol, part in trained.symbols.items()
+    }
+    return {"symbols": scores, "left_out": trained.left_out}
 
 
 def _progress_of(trainer: Trainer) -> str:

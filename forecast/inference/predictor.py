@@ -102,7 +102,7 @@ class Predictor:
         Raises:
             WindowError: as ``predict``; also when the values do not vary.
         """
-        (rows,) = self.check([window])
+        (rows,) = self.check(np.asarray(window, dtype=np.float64)[np.newaxis])
         names = [self.whole.config.feature, *self.whole.config.input_columns]
         try:
             normalization = Normalization.fit(rows, names, log=self.whole.config.log_prices)

@@ -217,8 +217,8 @@ class Checkpoint(BaseModel):
     )
     symbols: dict[str, SymbolPart] = Field(
         default={},
-        description="of a model of many symbols, what belongs to each; the other fields are then those of the first, or "
-        "means over all",
+        description="of a model of many symbols, what belongs to each; the other fields are then those of the first "
+        "symbol, or means over all",
     )
     left_out: dict[str, str] = Field(
         default={}, description="symbols that a model of many could not use, with the reason"
@@ -387,10 +387,10 @@ class Checkpoint(BaseModel):
 
     def of_window(self, normalization: Normalization, symbol: str) -> Checkpoint:
         """The model as that of a symbol that it has never seen, normalized by a window's own statistics."""
-        unknown = ("provenance", "train_range", "trained_until", "validated_until", "latest_window")
         config = self.config.model_copy(update={"symbol": symbol})
+        own = {name: type(self).model_fields[name].default for name in SymbolPart.model_fields}
         changes = {"normalization": normalization, "config": config, "symbols": {}, "left_out": {}}
-        return self.model_copy(update={**dict.fromkeys(unknown), **changes})
+        return self.model_copy(update=own | changes)
 
     @property
     def members(self) -> tuple[Member, ...]:

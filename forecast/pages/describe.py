@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich import box
@@ -10,8 +10,12 @@ from rich.table import Table
 
 from forecast.config import DataConfig
 from forecast.model.split import split_rows
+from forecast.prices.panel import Panel
 from forecast.prices.series import Series
 from forecast.scores.metrics import LEVELS, Evaluation, label
+
+NAMED_LEFT_OUT = 5
+"""Number of symbols whose reasons for being left out are printed."""
 
 
 def series_lines(series: Series, config: DataConfig) -> list[str]:
@@ -29,6 +33,26 @@ def series_lines(series: Series, config: DataConfig) -> list[str]:
         f"{split.validation_end - split.train_end} to {validation}, test "
         f"{split.rows - split.validation_end} to {test}",
     ]
+
+
+def panel_lines(panel: Panel, config: DataConfig) -> list[str]:
+    """Lines on the source and the sessions of the prices of many symbols."""
+    every = list(panel.series.values())
+    rows = sum(map(len, every))
+    first = min(series.provenance.first_date for series in every)
+    last = max(series.provenance.last_date for series in every)
+    return [
+        f"{len(every)} symbols' {config.feature} from {every[0].provenance.source}: {rows} rows, {first} to {last}"
+    ]
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """Lines on the symbols that were left out, the first few with their reasons."""
+    if not left_out:
+        return []
+    named = [f"  {symbol}: {reason}" for symbol, reason in list(left_out.items())[:NAMED_LEFT_OUT]]
+    more = len(left_out) - NAMED_LEFT_OUT
+    return [f"left out: {len(left_out)}", *named, *([f"  and {more} more"] if more > 0 else [])]
 
 
 def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -52,8 +76,13 @@ def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-def evaluations_table(evaluations: dict[str, Evaluation]) -> Table:
-    """Table of the scores of the model and of persistence, one block of rows per part."""
+def evaluations_table(evaluations: dict[str, Evaluation], *, relative: bool = False) -> Table:
+    """Table of the scores of the model and of persistence, one block of rows per part.
+
+    Args:
+        evaluations: by part.
+        relative: whether the metrics are those of a panel, which have no unit.
+    """
     table = Table()
     table.add_column("rows")
     table.add_column("metric")
@@ -64,7 +93,7 @@ def evaluations_table(evaluations: dict[str, Evaluation]) -> Table:
             skill = evaluation.skill[name]
             table.add_row(
                 f"{part} ({evaluation.rows})" if index == 0 else "",
-                label(name),
+                name if relative else label(name),
                 f"{value:,.6g}",
                 f"{evaluation.persistence[name]:,.6g}",
                 "" if skill is None else f"{100 * skill:+.2f} %",

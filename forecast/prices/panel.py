@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from forecast.config import DataConfig
+from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, SourceUnavailable, UsageError
 from forecast.prices import locations
 from forecast.prices.files import read_file
@@ -45,20 +46,29 @@ class Panel:
         return len(self.series)
 
 
-def load_panel(symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Panel:
+def load_panel(symbols: Sequence[str], *, notify: Notify | None = say_on_stderr, **reading: Any) -> Panel:
     """Load the prices of many symbols, each cleaned on its own.
 
     A symbol without usable prices costs only itself: it is left out, with the reason.
 
     Args:
-        symbols: their names; ``all`` for every symbol of the source; ``@names.txt`` for those that a file lists.
-        config: describes the source and the columns; its symbol is not used.
+        symbols: their names; ``all`` for every symbol of a file, a directory or a database; ``@names.txt`` for those
+            that a file lists.
         notify: called with a line for a person; None for no notice.
+        reading: the fields of ``DataConfig`` other than the symbol, such as ``source``; see ``load_series``.
 
     Raises:
-        UsageError: when no name is given, or ``all`` for a source that cannot list its symbols.
+        UsageError: when no name is given, an argument is invalid, or ``all`` is asked of a source that cannot list its
+            symbols.
         DataError: when the source cannot be read, or no symbol has usable prices.
     """
+    return panel_from_config(symbols, parse_settings(DataConfig, reading), notify=notify)
+
+
+def panel_from_config(
+    symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr
+) -> Panel:
+    """Load the prices that ``config`` describes of each symbol; see ``load_panel``."""
     say = notify or (lambda line: None)
     names = named_symbols(symbols)
     if not names:

@@ -1,0 +1,255 @@
+"""Panels: many symbols from one source, one model of all, and forecasts of symbols that it has never seen."""
+
+import json
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+import torch
+
+from forecast import Predictor, TrainConfig, save_checkpoint, train
+from forecast.__main__ import main
+from forecast.errors import DataError, UsageError, WindowError
+from forecast.model.panel import prepare_panel
+from forecast.prices.panel import Panel, load_panel
+from forecast.scores.metrics import mean_evaluation
+
+ROWS = 320
+SYMBOLS = ("ACME", "BETA", "CORP")
+SMALL = TrainConfig(
+    symbol="panel", source="x", sequence_length=20, hidden_size=8, max_epochs=2, batch_size=128, members=2
+)
+
+
+def closes(rows=ROWS, symbols=SYMBOLS):
+    """Closing prices of weekdays, one column a symbol, at very different levels."""
+    generator = np.random.default_rng(0)
+    changes = 0.01 * generator.standard_t(5, (rows, len(symbols))) + 0.005 * generator.normal(size=(rows, 1))
+    prices = np.exp(np.cumsum(changes, axis=0)) * 10.0 ** np.arange(len(symbols))
+    return pd.DataFrame(
+        prices.round(6), pd.bdate_range("2015-01-05", periods=rows, name="Date"), list(symbols)
+    )
+
+
+def long(frame):
+    return frame.stack().rename_axis(["Date", "Symbol"]).rename("Close").reset_index()
+
+
+def write_long(frame, path):
+    long(frame).to_csv(path / "long.csv", index=False)
+    return path / "long.csv"
+
+
+def write_nixtla(frame, path):
+    long(frame).set_axis(["ds", "unique_id", "Close"], axis=1).sort_values("unique_id").to_parquet(
+        path / "long.parquet"
+    )
+    return path / "long.parquet"
+
+
+def write_wide(frame, path):
+    frame.to_csv(path / "wide.csv")
+    return path / "wide.csv"
+
+
+def write_suffixed(frame, path):
+    volumes = (frame * 1000).add_prefix("Volume_")
+    frame.add_prefix("Close_").join(volumes).to_csv(path / "suffixed.csv")
+    return path / "suffixed.csv"
+
+
+def write_levels(frame, path):
+    levels = pd.concat({"Close": frame, "Open": frame * 1.01}, axis=1, names=["Price", "Ticker"])
+    levels.to_csv(path / "levels.csv")
+    return path / "levels.csv"
+
+
+def write_directory(frame, path):
+    for symbol in frame:
+        frame[symbol].rename("Close").to_csv(path / f"{symbol}.csv")
+    return path
+
+
+def write_database(frame, path):
+    address = f"sqlite:///{path / 'prices.db'}"
+    engine = sa.create_engine(address)
+    with closing(engine.raw_connection()):
+        long(frame).astype({"Date": str}).to_sql("prices", engine, index=False)
+    engine.dispose()
+    return f"{address}?table=prices"
+
+
+WRITERS = [
+    write_long,
+    write_nixtla,
+    write_wide,
+    write_suffixed,
+    write_levels,
+    write_directory,
+    write_database,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_symbol_of_a_source_is_read_with_its_own_prices(write, tmp_path):
+    frame = closes()
+    panel = load_panel(["all"], source=str(write(frame, tmp_path)))
+    assert set(panel.series) == set(SYMBOLS)
+    assert not panel.left_out
+    for symbol, series in panel.series.items():
+        assert series.symbol == symbol
+        assert series.feature == "Close"
+        assert series.values == pytest.approx(frame[symbol].to_numpy())
+        assert np.array_equal(series.dates, frame.index.to_numpy().astype("datetime64[D]"))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_symbol_that_cannot_be_used_costs_only_itself_and_says_why(write, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("CORP ACME\nNOPE\n")
+    source = tmp_path / "prices"
+    source.mkdir()
+    panel = load_panel([f"@{names}", "ACME"], source=str(write(closes(), source)))
+    assert list(panel.series) == ["CORP", "ACME"]
+    assert list(panel.left_out) == ["NOPE"]
+    assert "\n" not in panel.left_out["NOPE"]
+
+
+def test_a_source_that_cannot_list_its_symbols_and_files_without_names_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="the source snapshot cannot list its symbols; name them"):
+        load_panel(["all"], source="snapshot")
+    panel = load_panel(["BTC-USD", "ETH-USD"], source="snapshot")
+    assert list(panel.series) == ["BTC-USD"]
+    assert "no snapshot of 'ETH-USD'" in panel.left_out["ETH-USD"]
+    closes()["ACME"].rename("Close").to_csv(tmp_path / "one.csv")
+    with pytest.raises(DataError, match="does not name the symbols of its prices; give one with `symbol`"):
+        load_panel(["all"], source=str(tmp_path / "one.csv"))
+    with pytest.raises(DataError, match="none of the 1 symbols has usable prices; ETH-USD: "):
+        load_panel(["ETH-USD"], source="snapshot")
+    with pytest.raises(UsageError, match=r"`symbols` @.*nowhere.txt: the file of names cannot be read"):
+        load_panel([f"@{tmp_path / 'nowhere.txt'}"], source="snapshot")
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    """Three symbols, one of which begins later; one that is too short, and one that stands still."""
+    frame = closes(symbols=(*SYMBOLS, "LATE", "NEW", "FLAT"))
+    frame.loc[frame.index[:100], "LATE"] = np.nan
+    frame.loc[frame.index[:-30], "NEW"] = np.nan
+    frame["FLAT"] = 7.0
+    path = tmp_path_factory.mktemp("panel")
+    return load_panel(["all"], source=str(write_long(frame, path)))
+
+
+@pytest.fixture(scope="module")
+def pooled(panel, tmp_path_factory):
+    """A model of the panel, and its file."""
+    result = train(panel, SMALL)
+    path = tmp_path_factory.mktemp("pooled") / "pooled.pt"
+    save_checkpoint(result.checkpoint, path)
+    return result, path
+
+
+def test_all_symbols_are_split_at_the_same_dates_and_normalized_each_on_its_own(panel):
+    prepared = prepare_panel(panel, SMALL, 20)
+    assert list(prepared.series) == [*SYMBOLS, "LATE"]
+    assert "0 training rows" in prepared.left_out["NEW"]
+    assert "do not vary" in prepared.left_out["FLAT"]
+    for symbol, part in prepared.series.items():
+        dates = panel.series[symbol].dates
+        assert dates[part.split.train_end] == prepared.first_validated
+        assert dates[part.split.validation_end] == prepared.first_tested
+        training = part.normalized[: part.split.train_end, 0]
+        assert training.mean() == pytest.approx(0, abs=1e-9)
+        assert part.train_changes.std() == pytest.approx(1, rel=1e-6)
+    assert len({part.recursion for part in prepared.parts}) == 1
+
+
+def test_nothing_a_pooled_model_learns_comes_from_test_rows(panel, pooled):
+    from dataclasses import replace
+
+    first_tested = prepare_panel(panel, SMALL, 20).first_tested
+    changed = {}
+    for symbol, series in panel.series.items():
+        matrix = series.matrix.copy()
+        matrix[series.dates >= first_tested] *= 3
+        changed[symbol] = replace(series, matrix=matrix)
+    other = train(Panel(changed), SMALL).checkpoint
+    checkpoint = pooled[0].checkpoint
+    assert all(torch.equal(value, other.model_state[name]) for name, value in checkpoint.model_state.items())
+    assert other.horizon_stretches == checkpoint.horizon_stretches
+    assert np.array_equal(other.calibration_scores, checkpoint.calibration_scores)
+
+
+def test_the_scores_of_a_panel_are_means_of_ratios_and_those_of_a_symbol_are_in_its_units(panel, pooled):
+    result, _ = pooled
+    ratios = [
+        part.metrics_test["MAE"] / part.persistence["test"]["MAE"]
+        for part in result.checkpoint.symbols.values()
+    ]
+    assert result.test.model["MAE"] == pytest.approx(np.mean(ratios))
+    assert result.test.persistence["MAE"] == 1
+    maes = [result.checkpoint.symbols[symbol].metrics_test["MAE"] for symbol in SYMBOLS]
+    assert maes[1] / maes[0] > 3
+    assert maes[2] / maes[1] > 3
+    assert set(result.checkpoint.left_out) == {"NEW", "FLAT"}
+    assert mean_evaluation([result.test]) is result.test
+
+
+def test_one_symbol_of_a_pooled_model_forecasts_as_a_model_alone_in_its_own_units(panel, pooled):
+    _, path = pooled
+    predictor = Predictor(path, "cpu", "onnx")
+    for symbol in (*SYMBOLS, "LATE"):
+        own = predictor.of_symbol(symbol)
+        values = panel.series[symbol].values
+        window = own.checkpoint.latest_window
+        assert window == pytest.approx(values[-own.rows_used :])
+        (prediction,) = own.predict([window])
+        assert prediction == pytest.approx(values[-1], rel=0.02)
+        assert Predictor(path, "cpu", symbol=symbol).predict([window]) == pytest.approx(
+            [prediction], rel=1e-6
+        )
+        low, high = own.predict_intervals([window], [0.9])[0, 0, 0]
+        assert low < prediction < high
+    with pytest.raises(UsageError, match="no symbol 'NOPE'; it has ACME, BETA, CORP, LATE"):
+        predictor.of_symbol("NOPE")
+
+
+def test_a_symbol_never_seen_is_forecast_alike_whatever_its_prices_units(panel, pooled):
+    _, path = pooled
+    window = panel.series["CORP"].values
+    predictor = Predictor(path, "cpu")
+    small, large = (predictor.of_window(scale * window, "NEW") for scale in (1, 1000))
+    assert large.predict([1000 * window]) == pytest.approx(1000 * small.predict([window]), rel=1e-9)
+    own = predictor.of_symbol("CORP").predict_intervals([window], [0.9])[0, 0, 0]
+    assert small.predict_intervals([window], [0.9])[0, 0, 0] == pytest.approx(own, rel=0.01)
+    assert small.checkpoint.metrics_test is None
+    with pytest.raises(WindowError, match="do not vary"):
+        predictor.of_window([5.0] * 40, "FLAT")
+
+
+def test_the_commands_train_a_panel_and_forecast_a_symbol_of_it_or_another(tmp_path, capsys):
+    source = write_wide(closes(), tmp_path)
+    model = str(tmp_path / "model.pt")
+    options = ["--source", str(source), "--checkpoint", model]
+    small = ["--sequence-length", "20", "--hidden-size", "4", "--max-epochs", "1", "--members", "1"]
+    assert main(["train", *options, "--symbols", "ACME", "BETA,NOPE", *small, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer["symbols"]) == {"ACME", "BETA"}
+    assert set(answer["left_out"]) == {"NOPE"}
+    assert main(["infer", "--checkpoint", model, "--symbol", "BETA", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["symbol"] == "BETA"
+    assert known["last_value"] == pytest.approx(closes()["BETA"].iloc[-1])
+    assert known["forecast_dates"]
+    assert main(["infer", "--checkpoint", model, "--symbol", "CORP", "--json"]) == 0
+    printed = capsys.readouterr()
+    unknown = json.loads(printed.out)
+    assert unknown["last_value"] == pytest.approx(closes()["CORP"].iloc[-1])
+    assert "was not trained on CORP" in printed.err
+    assert main(["train", *options, "--symbols", "all", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "3 symbols' Close" in printed
+    assert "Means over 3 symbols of each metric divided by persistence's" in printed
