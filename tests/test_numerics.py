@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,8 +16,8 @@ from forecast.config import TrainConfig
 from forecast.errors import DataError
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import MIN_TARGETS, required_rows, split_rows
-from forecast.model.training import forecast_part
-from forecast.model.windows import BOUND, PreparedSeries, prepare
+from forecast.model.training import WindowTensors, forecast_part
+from forecast.model.windows import BOUND, PreparedSeries, Windows, prepare
 from forecast.scores.metrics import METRICS, Forecasts, Rows, evaluate_forecasts
 
 ratios = st.floats(0.05, 0.95)
@@ -118,6 +119,33 @@ def test_a_residual_model_sees_changes_in_training_deviations_and_never_more_tha
     crash = np.array([[[0.0], [-1e3], [1e3]]])
     bounded, _ = series.encoding(config(3)).encode(crash)
     assert bounded.tolist() == [[[-BOUND], [BOUND]]]
+
+
+@pytest.mark.parametrize("target", ["residual", "level"])
+@pytest.mark.parametrize(
+    ("likelihood", "volatility", "rows"),
+    [
+        ("student_t", "ewma", 279),
+        ("student_t", "gjr", 279),
+        ("student_t", "window", 30),
+        ("mse", "ewma", 251),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_serving_sees_a_window_as_training_does(walk, target, likelihood, volatility, rows, part):
+    series = prepared(walk)
+    encoding = series.encoding(
+        TrainConfig(sequence_length=30, target=target, likelihood=likelihood, volatility=volatility)
+    )
+    assert encoding.rows == rows + (target == "level" and rows == 279)
+    windows, targets = series.windows(part, encoding), series.target_rows(part, 30)
+    inputs, found = encoding.encode(series.histories(encoding.rows)[targets])
+    assert np.array_equal(inputs, windows.inputs)
+    assert np.array_equal(found, windows.volatility)
+    tensors = WindowTensors(windows, torch.device("cpu"))
+    assert np.array_equal(torch.cat(list(tensors.split(77))).numpy(), inputs)
+    both = Windows.join([windows, windows])
+    assert np.array_equal(both.inputs, np.concatenate([inputs, inputs]))
 
 
 def test_a_zero_residual_is_persistence(walk):

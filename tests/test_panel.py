@@ -159,8 +159,8 @@ def test_all_symbols_are_split_at_the_same_dates_and_normalized_each_on_its_own(
     assert "do not vary" in prepared.left_out["FLAT"]
     for symbol, part in prepared.series.items():
         dates = panel.series[symbol].dates
-        assert dates[part.split.train_end] == prepared.first_validated
-        assert dates[part.split.validation_end] == prepared.first_tested
+        assert dates[part.split.train_end] == prepared.dates[prepared.borders.train_end]
+        assert dates[part.split.validation_end] == prepared.dates[prepared.borders.validation_end]
         training = part.normalized[: part.split.train_end, 0]
         assert training.mean() == pytest.approx(0, abs=1e-9)
         assert part.train_changes.std() == pytest.approx(1, rel=1e-6)
@@ -170,7 +170,8 @@ def test_all_symbols_are_split_at_the_same_dates_and_normalized_each_on_its_own(
 def test_nothing_a_pooled_model_learns_comes_from_test_rows(panel, pooled):
     from dataclasses import replace
 
-    first_tested = prepare_panel(panel, SMALL, 20).first_tested
+    prepared = prepare_panel(panel, SMALL, 20)
+    first_tested = prepared.dates[prepared.borders.validation_end]
     changed = {}
     for symbol, series in panel.series.items():
         matrix = series.matrix.copy()

@@ -194,6 +194,11 @@ def test_infer_prints_what_it_printed(same, name, tmp_path):
     assert printed(*command) == ANSWERS[name]["infer_text"]
 
 
+FITTED = {"ratio": {"rel": 5e-3}, "statistic": {"rel": 0.1}, "p_value": {"abs": 0.02}}
+"""Tolerances for baselines fitted by an optimizer: where it stops depends on the threads and kernels of numpy."""
+OTHERS = {name: {"rel": 1e-3} for name in FITTED}
+
+
 def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
     recorded = ANSWERS["backtest"]
     summary = json.loads(printed(*recorded["arguments"], "--output-dir", str(tmp_path)))
@@ -201,11 +206,10 @@ def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
     comparisons = zip(found.pop("comparisons"), recorded["summary"]["comparisons"], strict=True)
     same(found, {key: value for key, value in recorded["summary"].items() if key != "comparisons"})
     for now, then in comparisons:
-        assert now.keys() == then.keys()
-        assert now["ratio"] == pytest.approx(then["ratio"], rel=1e-3)
-        # The optimizers that fit EWMA and GARCH stop at slightly other places on other processors.
-        tolerance = 0.1 if now["baseline"] in ("EWMA", "GARCH") else 1e-3
-        assert now["statistic"] == pytest.approx(then["statistic"], rel=tolerance)
+        tolerances = FITTED if then["baseline"] in ("EWMA", "GARCH") else OTHERS
+        assert {**now, **dict.fromkeys(tolerances)} == {**then, **dict.fromkeys(tolerances)}
+        for name, tolerance in tolerances.items():
+            assert now[name] == pytest.approx(then[name], **tolerance)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ class InferOptions(AgeOptions, FileConfig):
     symbol: str | None = Field(
         None,
         min_length=1,
-        description="symbol to forecast with a model of many, also one that it was not trained on (default: the model's "
+        description="symbol to forecast with a model of many, also one that it was not trained on (default: its "
         "first)",
     )
     values: list[float] | None = Field(

@@ -240,14 +240,14 @@ class Predictor:
 
     def short_history(self, windows: Sequence[Sized]) -> str | None:
         """Why the volatility of a request's windows is doubtful, in one line; None when all have enough values."""
-        short = [count for count in map(len, windows) if count < self.rows_used]
+        enough = max(encoding.values_of_volatility for encoding in self._forecaster.encodings)
+        short = [count for count in map(len, windows) if count < enough]
         if not short:
             return None
         counts = " to ".join(map(str, sorted({min(short), max(short)})))
         which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
         return (
-            f"{which} {counts} values: the volatility comes from fewer than the {self.rows_used} that this model uses; "
-            f"give {self.rows_used}"
+            f"{which} {counts} values, and this model computes its volatility from {enough}; give {self.rows_used}"
         )
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:

@@ -16,7 +16,7 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +30,11 @@ from forecast.errors import CheckpointError, UsageError
 from forecast.model.lstm import lstm_size
 from forecast.model.network import build_network
 from forecast.model.normalization import Normalization
+from forecast.model.panel import Prepared
+from forecast.model.split import Part
 from forecast.model.volatility import CONSTANT, Recursion
 from forecast.model.windows import Encoding, PreparedSeries, window_recursion
+from forecast.prices.series import Provenance
 from forecast.scores.metrics import Evaluation
 
 SCHEMA_VERSION = 4
@@ -107,10 +110,40 @@ class SymbolPart(BaseModel):
     trained_until: str | None
     validated_until: str | None
     latest_window: list[Any] | None = None
-    metrics_validation: dict[str, float]
+    metrics_validation: dict[str, float] | None = None
     metrics_test: dict[str, float] | None = None
-    persistence: dict[str, dict[str, float]]
-    intervals: dict[str, list[dict[str, float]]]
+    persistence: dict[str, dict[str, float]] = {}
+    intervals: dict[str, list[dict[str, float]]] = {}
+
+    @classmethod
+    def of(cls, prepared: PreparedSeries, provenance: Provenance) -> SymbolPart:
+        """The part of a newly trained model, not scored."""
+        return cls(
+            normalization=prepared.normalization,
+            provenance=dataclasses.asdict(provenance),
+            split=dataclasses.asdict(prepared.split),
+            train_range=prepared.train_range,
+            trained_until=prepared.trained_until,
+            validated_until=prepared.validated_until,
+        )
+
+
+Scored = TypeVar("Scored", SymbolPart, "Checkpoint")
+
+
+def _scored(model: Scored, part: Part, evaluation: Evaluation, **changes: Any) -> Scored:
+    """The same model, or the same part of one, with the scores on one part of the rows."""
+    return model.model_copy(
+        update={
+            f"metrics_{part}": evaluation.model,
+            "persistence": {**model.persistence, part: evaluation.persistence},
+            "intervals": {
+                **model.intervals,
+                part: [dataclasses.asdict(each) for each in evaluation.intervals],
+            },
+            **changes,
+        }
+    )
 
 
 class Checkpoint(BaseModel):
@@ -236,7 +269,7 @@ class Checkpoint(BaseModel):
         *,
         model_state: dict[str, Tensor],
         config: TrainConfig,
-        prepared: PreparedSeries,
+        prepared: Prepared,
         val_loss_best: float,
         best_epoch: int | None,
         device: str,
@@ -247,110 +280,93 @@ class Checkpoint(BaseModel):
         searched_rows: int | None = None,
     ) -> Checkpoint:
         """Create the checkpoint of a newly trained model, neither calibrated nor scored."""
+        first = prepared.parts[0]
         return cls(
             model_state=model_state,
             config=config,
-            normalization=prepared.normalization,
-            recursions=prepared.encoding(config).recursions,
-            dynamics=prepared.recursion,
+            normalization=first.normalization,
+            recursions=first.encoding(config).recursions,
+            dynamics=first.recursion,
             val_loss_best=val_loss_best,
             further_members=further_members,
             trial_number=trial_number,
             trial_params=trial_params or {},
             searched_rows=searched_rows,
-            split=dataclasses.asdict(prepared.split),
+            split=dataclasses.asdict(first.split),
             provenance=provenance,
             versions={**library_versions(), "device": device},
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             best_epoch=best_epoch,
-            train_range=prepared.train_range,
-            trained_until=prepared.trained_until,
-            validated_until=prepared.validated_until,
+            train_range=first.train_range,
+            trained_until=first.trained_until,
+            validated_until=first.validated_until,
+            **_of_panel(prepared),
         )
 
-    def calibrated(self, scores: NDArray[np.float64], validation: Evaluation) -> Checkpoint:
-        """The same checkpoint with calibration scores, and the model's and persistence's scores on validation rows."""
-        return self.model_copy(
-            update={
-                "calibration_scores": scores,
-                "metrics_validation": validation.model,
-                "persistence": {**self.persistence, "validation": validation.persistence},
-                "intervals": {**self.intervals, "validation": _described(validation)},
-            }
-        )
+    def calibrated(
+        self,
+        scores: NDArray[np.float64],
+        validation: Evaluation,
+        of_symbols: Mapping[str, Evaluation] | None = None,
+    ) -> Checkpoint:
+        """The same checkpoint with calibration scores, and the model's and persistence's scores on validation rows.
+
+        Args:
+            scores: the model's ``calibration_scores``.
+            validation: its scores.
+            of_symbols: the scores of each symbol of a panel, where they are known.
+        """
+        symbols = {
+            symbol: _scored(part, "validation", of_symbols[symbol]) if of_symbols else part
+            for symbol, part in self.symbols.items()
+        }
+        return _scored(self, "validation", validation, calibration_scores=scores, symbols=symbols)
 
     def with_test(
         self,
         test: Evaluation,
-        prepared: PreparedSeries,
+        prepared: Prepared,
+        of_symbols: Mapping[str, Evaluation],
         configurations_tried: int | None = None,
         search_p_value: float | None = None,
     ) -> Checkpoint:
-        """The same checkpoint with the model's and persistence's scores on the test rows of ``prepared``."""
-        return self.model_copy(
-            update={
-                "metrics_test": test.model,
-                "persistence": {**self.persistence, "test": test.persistence},
-                "intervals": {**self.intervals, "test": _described(test)},
-                "configurations_tried": configurations_tried,
-                "search_p_value": search_p_value,
-                "latest_window": prepared.latest_window(self.rows_used),
-            }
-        )
+        """The same checkpoint with the model's and persistence's scores on the test rows of ``prepared``.
 
-    def with_symbols(
-        self,
-        parts: Mapping[str, PreparedSeries],
-        provenances: Mapping[str, Any],
-        validations: Mapping[str, Evaluation],
-    ) -> Checkpoint:
-        """The same model as one of many symbols, each with its scores on validation rows."""
+        Args:
+            test: the scores.
+            prepared: the series, or the panel.
+            of_symbols: the scores of each symbol of a panel.
+            configurations_tried: number of configurations trained before this one was chosen.
+            search_p_value: how lucky the search may be.
+        """
+        windows = dict(zip(self.symbols, self._latest_windows(prepared), strict=False))
         symbols = {
-            symbol: SymbolPart(
-                normalization=part.normalization,
-                provenance=dataclasses.asdict(provenances[symbol]),
-                split=dataclasses.asdict(part.split),
-                train_range=part.train_range,
-                trained_until=part.trained_until,
-                validated_until=part.validated_until,
-                metrics_validation=validations[symbol].model,
-                persistence={"validation": validations[symbol].persistence},
-                intervals={"validation": _described(validations[symbol])},
-            )
-            for symbol, part in parts.items()
-        }
-        return self.model_copy(update={"symbols": symbols})
-
-    def with_tests(
-        self, test: Evaluation, tests: Mapping[str, Evaluation], parts: Mapping[str, PreparedSeries]
-    ) -> Checkpoint:
-        """The same model of many symbols with the scores of all and of each on the test rows of its series."""
-        symbols = {
-            symbol: part.model_copy(
-                update={
-                    "metrics_test": tests[symbol].model,
-                    "persistence": {**part.persistence, "test": tests[symbol].persistence},
-                    "intervals": {**part.intervals, "test": _described(tests[symbol])},
-                    "latest_window": parts[symbol].latest_window(self.rows_used),
-                }
-            )
+            symbol: _scored(part, "test", of_symbols[symbol], latest_window=windows[symbol])
             for symbol, part in self.symbols.items()
         }
-        first = next(iter(parts.values()))
-        return self.with_test(test, first).model_copy(update={"symbols": symbols})
+        return _scored(
+            self,
+            "test",
+            test,
+            configurations_tried=configurations_tried,
+            search_p_value=search_p_value,
+            latest_window=self._latest_windows(prepared)[0],
+            symbols=symbols,
+        )
 
-    def with_scores_of(self, scored: Checkpoint, prepared: PreparedSeries) -> Checkpoint:
+    def _latest_windows(self, prepared: Prepared) -> list[list[Any]]:
+        return [part.latest_window(self.rows_used) for part in prepared.parts]
+
+    def with_scores_of(self, scored: Checkpoint, prepared: Prepared) -> Checkpoint:
         """The same model, trained for service on the rows of ``prepared``, with the scores of one on the honest split.
 
         Args:
             scored: the model of the same configuration that is scored.
             prepared: the series that this model was trained on.
         """
+        scores = ("metrics_validation", "metrics_test", "persistence", "intervals")
         kept = (
-            "metrics_validation",
-            "metrics_test",
-            "persistence",
-            "intervals",
+            *scores,
             "trial_number",
             "trial_params",
             "configurations_tried",
@@ -358,11 +374,23 @@ class Checkpoint(BaseModel):
             "search_p_value",
         )
         described = ("split", "trained_until", "validated_until")
+        windows = dict(zip(self.symbols, self._latest_windows(prepared), strict=False))
+        symbols = {
+            # A symbol that became long enough with the later rows has no scores.
+            symbol: part.model_copy(
+                update={
+                    **{name: getattr(scored.symbols.get(symbol, part), name) for name in scores},
+                    "latest_window": windows[symbol],
+                }
+            )
+            for symbol, part in self.symbols.items()
+        }
         return self.model_copy(
             update={
                 **{name: getattr(scored, name) for name in kept},
                 "scored_model": {name: getattr(scored, name) for name in described},
-                "latest_window": prepared.latest_window(self.rows_used),
+                "latest_window": self._latest_windows(prepared)[0],
+                "symbols": symbols,
             }
         )
 
@@ -428,8 +456,14 @@ class Checkpoint(BaseModel):
         return max(encoding.rows for encoding in self.encodings)
 
 
-def _described(evaluation: Evaluation) -> list[dict[str, float]]:
-    return [dataclasses.asdict(interval) for interval in evaluation.intervals]
+def _of_panel(prepared: Prepared) -> dict[str, Any]:
+    """The fields of a model of many symbols that say which they are."""
+    if isinstance(prepared, PreparedSeries):
+        return {}
+    symbols = {
+        symbol: SymbolPart.of(part, prepared.provenances[symbol]) for symbol, part in prepared.series.items()
+    }
+    return {"symbols": symbols, "left_out": dict(prepared.left_out)}
 
 
 def library_versions() -> dict[str, str]:

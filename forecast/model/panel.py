@@ -6,10 +6,11 @@ training changes, every symbol's variance is one, and all of them together tell 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forecast.config import DataConfig
 from forecast.errors import DataError
@@ -17,7 +18,7 @@ from forecast.model.split import MIN_TARGETS, Part, Split, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel
-from forecast.prices.series import Provenance, Series
+from forecast.prices.series import Dates, Provenance
 
 FITTED_CHANGES = 100_000
 """Most changes, of as many symbols, that the shared recursion is fitted on: more take time and hardly change it."""
@@ -30,15 +31,18 @@ class PreparedPanel:
     Attributes:
         series: by symbol.
         provenances: the origin of each series.
+        sessions: for each series, the numbers of its rows' sessions in the whole panel, shape (n,).
         left_out: why each of the other symbols cannot be used, in one line.
-        first_validated, first_tested: the dates or times at which the validation and the test rows begin.
+        borders: the split of the panel's sessions.
+        dates: the dates or times of these sessions, shape (sessions,).
     """
 
     series: Mapping[str, PreparedSeries]
     provenances: Mapping[str, Provenance]
+    sessions: Mapping[str, NDArray[np.intp]]
     left_out: Mapping[str, str]
-    first_validated: np.datetime64
-    first_tested: np.datetime64
+    borders: Split
+    dates: Dates
 
     @property
     def parts(self) -> tuple[PreparedSeries, ...]:
@@ -50,7 +54,13 @@ class PreparedPanel:
         return replace(self, series={symbol: part.without_test() for symbol, part in self.series.items()})
 
 
-def prepare_panel(panel: Panel, config: DataConfig, longest_window: int) -> PreparedPanel:
+Prepared = PreparedSeries | PreparedPanel
+"""What one model is trained on."""
+
+
+def prepare_panel(
+    panel: Panel, config: DataConfig, longest_window: int, split: Callable[[int], Split] | None = None
+) -> PreparedPanel:
     """Split every series at the same dates, and normalize each on its own training rows.
 
     The dates part the panel's sessions, those on which any symbol has a row, by the ratios. A symbol that has too few
@@ -60,22 +70,24 @@ def prepare_panel(panel: Panel, config: DataConfig, longest_window: int) -> Prep
         panel: clean prices.
         config: ratios of the split, and whether to take the logarithm of prices.
         longest_window: the largest ``sequence_length`` that is trained.
+        split: splits a number of sessions otherwise than by the ratios.
 
     Raises:
         DataError: when no symbol is left.
     """
     sessions = np.unique(np.concatenate([series.dates for series in panel.series.values()]))
-    borders = split_rows(len(sessions), config.train_ratio, config.val_ratio_within_train)
-    if borders.validation_end >= len(sessions):
-        raise DataError(f"the panel has {len(sessions)} sessions, too few to split; give a longer history")
-    validated, tested = sessions[[borders.train_end, borders.validation_end]]
+    borders = (
+        split(len(sessions))
+        if split
+        else split_rows(len(sessions), config.train_ratio, config.val_ratio_within_train)
+    )
     prepared, left_out = {}, dict(panel.left_out)
     for symbol, series in panel.series.items():
-        split = _split(series, validated, tested)
-        problem = _too_few(split, longest_window)
+        own = _split_at(borders, np.searchsorted(sessions, series.dates))
+        problem = _too_few(own, longest_window, tested=borders.validation_end < borders.rows)
         if problem is None:
             try:
-                prepared[symbol] = prepare(series, config, split)
+                prepared[symbol] = prepare(series, config, own)
             except DataError as error:
                 problem = str(error)
         if problem is not None:
@@ -83,35 +95,35 @@ def prepare_panel(panel: Panel, config: DataConfig, longest_window: int) -> Prep
     if not prepared:
         first, reason = next(iter(left_out.items()))
         raise DataError(f"none of the {len(left_out)} symbols can be used; {first}: {reason}")
-    changes = np.concatenate([part.train_changes for part in prepared.values()])
-    share = -(-len(changes) // FITTED_CHANGES)
-    shared = fit_recursion(np.concatenate([part.train_changes for part in list(prepared.values())[::share]]))
+    every = list(prepared.values())
+    share = -(-sum(part.split.train_end for part in every) // FITTED_CHANGES)
+    shared = fit_recursion(np.concatenate([part.train_changes for part in every[::share]]))
     return PreparedPanel(
-        {symbol: replace(part, shared_recursion=shared) for symbol, part in prepared.items()},
-        {symbol: panel.series[symbol].provenance for symbol in prepared},
-        left_out,
-        validated,
-        tested,
+        series={symbol: replace(part, shared_recursion=shared) for symbol, part in prepared.items()},
+        provenances={symbol: panel.series[symbol].provenance for symbol in prepared},
+        sessions={symbol: np.searchsorted(sessions, panel.series[symbol].dates) for symbol in prepared},
+        left_out=left_out,
+        borders=borders,
+        dates=sessions,
     )
 
 
-def _split(series: Series, validated: np.datetime64, tested: np.datetime64) -> Split:
-    train_end, validation_end = np.searchsorted(series.dates, np.array([validated, tested]))
-    return Split(int(train_end), int(validation_end), len(series))
+def _split_at(borders: Split, sessions: NDArray[np.intp]) -> Split:
+    """The split of a series whose rows have these numbers of sessions, at the panel's borders."""
+    train_end, validation_end = np.searchsorted(sessions, [borders.train_end, borders.validation_end])
+    return Split(int(train_end), int(validation_end), len(sessions))
 
 
-def _too_few(split: Split, longest_window: int) -> str | None:
+def _too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
     """Why a symbol's rows are too few, in one line; None when they are enough."""
-    parts: dict[Part, str] = {
-        "train": "training",
-        "validation": "validation",
-        "test": "test",
-    }
+    parts: dict[Part, str] = {"train": "training", "validation": "validation"}
+    if tested:
+        parts["test"] = "test"
     for part, name in parts.items():
         count = len(split.targets(part, longest_window))
         if count < MIN_TARGETS:
             return (
-                f"{count} {name} rows can be forecast from windows of {longest_window}, at least {MIN_TARGETS} are "
-                "needed; it has too short a history"
+                f"{count} {name} rows can be forecast from windows of {longest_window}, and at least {MIN_TARGETS} "
+                "are needed: its history is too short"
             )
     return None

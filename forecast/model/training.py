@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from forecast.model.likelihood import (
     point_forecasts,
 )
 from forecast.model.network import build_network, forward_in_batches
-from forecast.model.panel import FITTED_CHANGES, PreparedPanel, prepare_panel
+from forecast.model.panel import FITTED_CHANGES, Prepared, prepare_panel
 from forecast.model.split import Part, Split, require_rows, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
@@ -42,9 +42,6 @@ from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts, mean_evaluation
 
 Array = NDArray[np.float64]
-Prepared = PreparedSeries | PreparedPanel
-Origin = Provenance | Mapping[str, Provenance]
-"""Where a series came from, or those of a panel by symbol."""
 
 STAGES_PER_SEED = 1_000_003
 """Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
@@ -388,26 +385,32 @@ def train(
         TrainingError: when training diverges.
     """
     started = time.perf_counter()
-    if isinstance(series, Panel):
-        panel = prepare_panel(series, config, config.sequence_length)
-        fitted = fit(panel, config, panel.provenances, until_epochs=until_epochs, on_epoch=on_epoch)
-        seconds = time.perf_counter() - started
-        tests = {
-            symbol: evaluate_part(fitted.checkpoint.of_symbol(symbol), part, "test")
-            for symbol, part in panel.series.items()
-        }
-        test = mean_evaluation(list(tests.values()))
-        checkpoint = fitted.checkpoint.with_tests(test, tests, panel.series)
-        checkpoint = checkpoint.model_copy(update={"left_out": dict(panel.left_out)})
-        return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds)
     config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
-    require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
-    prepared = prepare(series, config)
+    prepared: Prepared
+    if isinstance(series, Panel):
+        prepared = prepare_panel(series, config, config.sequence_length)
+    else:
+        require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
+        prepared = prepare(series, config)
     fitted = fit(prepared, config, series.provenance, until_epochs=until_epochs, on_epoch=on_epoch)
     seconds = time.perf_counter() - started
-    test = evaluate_part(fitted.checkpoint, prepared, "test")
-    checkpoint = fitted.checkpoint.with_test(test, prepared)
+    checkpoint, test = scored_on_test(fitted.checkpoint, prepared)
     return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds)
+
+
+def scored_on_test(
+    checkpoint: Checkpoint, prepared: Prepared, **search: Any
+) -> tuple[Checkpoint, Evaluation]:
+    """The checkpoint with its scores on the test rows, of a panel with those of each symbol too; and the scores.
+
+    Args:
+        checkpoint: the model.
+        prepared: the series, or the panel.
+        search: what ``Checkpoint.with_test`` takes of the search that chose the model.
+    """
+    evaluations = evaluate_each(checkpoint, prepared, "test")
+    test, of_symbols = mean_evaluation(evaluations), dict(zip(checkpoint.symbols, evaluations, strict=False))
+    return checkpoint.with_test(test, prepared, of_symbols, **search), test
 
 
 @dataclass(frozen=True)
@@ -422,7 +425,7 @@ class Fitted:
 def fit(
     prepared: Prepared,
     config: TrainConfig,
-    provenance: Origin,
+    provenance: Provenance,
     *,
     until_epochs: Sequence[int | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
@@ -432,7 +435,7 @@ def fit(
     Args:
         prepared: the series, or the panel.
         config: the options of the training.
-        provenance: where the series came from; of a panel, each by symbol.
+        provenance: where the series came from.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
@@ -479,20 +482,19 @@ def train_member(
     return Trained(trainer.best_member(), trainer.best_loss, trainer.epoch, trainer.device.type)
 
 
-def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Origin) -> Fitted:
+def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provenance) -> Fitted:
     """Make one model of trained members, and calibrate it on the validation rows, of a panel on all of them."""
     first, *further = [each.member for each in trained]
     parts = prepared.parts
-    origin = provenance if isinstance(provenance, Provenance) else next(iter(provenance.values()))
     checkpoint = Checkpoint.create(
         model_state=first.model_state,
         config=first.config,
         further_members=tuple(further),
-        prepared=parts[0],
+        prepared=prepared,
         val_loss_best=float(np.mean([each.val_loss for each in trained])),
         best_epoch=first.best_epoch,
         device=trained[0].device,
-        provenance=asdict(origin),
+        provenance=asdict(provenance),
     )
     of_parts = [(_in_units_of(checkpoint, part), part) for part in parts]
     seen = [Seen.by(each, part, "validation") for each, part in of_parts]
@@ -503,14 +505,12 @@ def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Origin)
     validation = mean_evaluation(validations)
     share = -(-sum(part.split.train_end for part in parts) // FITTED_CHANGES)
     errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[::share]]
-    calibrated = checkpoint.calibrated(joined_scores(seen), validation)
+    of_symbols = dict(zip(checkpoint.symbols, validations, strict=False))
+    calibrated = checkpoint.calibrated(joined_scores(seen), validation, of_symbols)
     calibrated = calibrated.model_copy(update={"dynamics": fit_recursion(np.concatenate(errors))})
     with threads(checkpoint.config.threads):
         stretches = horizon_stretches([(_in_units_of(calibrated, part), part) for part in parts])
     finished = calibrated.model_copy(update={"horizon_stretches": stretches})
-    if isinstance(prepared, PreparedPanel) and not isinstance(provenance, Provenance):
-        of_symbols = dict(zip(prepared.series, validations, strict=True))
-        finished = finished.with_symbols(prepared.series, provenance, of_symbols)
     return Fitted(finished, validation, tuple(each.epochs for each in trained))
 
 
@@ -518,21 +518,33 @@ def _in_units_of(checkpoint: Checkpoint, part: PreparedSeries) -> Checkpoint:
     return checkpoint.model_copy(update={"normalization": part.normalization})
 
 
-def evaluate_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Evaluation:
-    """Score a checkpoint and persistence on one part of a prepared series."""
-    rows = prepared.rows(part, checkpoint.config.sequence_length)
-    return evaluate_forecasts(rows, forecast_part(checkpoint, prepared, part))
+def evaluate_part(checkpoint: Checkpoint, prepared: Prepared, part: Part) -> Evaluation:
+    """Score a checkpoint and persistence on one part of a prepared series; of a panel, in the mean over its series."""
+    return mean_evaluation(evaluate_each(checkpoint, prepared, part))
+
+
+def evaluate_each(checkpoint: Checkpoint, prepared: Prepared, part: Part) -> list[Evaluation]:
+    """Score a checkpoint and persistence on one part of each series."""
+    return [
+        evaluate_forecasts(series.rows(part, checkpoint.config.sequence_length), forecasts)
+        for series, forecasts in zip(prepared.parts, forecast_each(checkpoint, prepared, part), strict=True)
+    ]
 
 
 def forecast_part(checkpoint: Checkpoint, prepared: PreparedSeries, part: Part) -> Forecasts:
-    """A checkpoint's forecasts of the target rows of one part of a prepared series.
+    """A checkpoint's forecasts of the target rows of one part of a prepared series; see ``forecast_each``."""
+    return forecast_each(checkpoint, prepared, part)[0]
+
+
+def forecast_each(checkpoint: Checkpoint, prepared: Prepared, part: Part) -> list[Forecasts]:
+    """A checkpoint's forecasts of the target rows of one part of each series.
 
     Intervals are calibrated on the validation rows; of the validation rows themselves, each half on the other.
     """
-    seen = Seen.by(checkpoint, prepared, part)
+    seen = [Seen.by(_in_units_of(checkpoint, series), series, part) for series in prepared.parts]
     if part == "validation":
-        return cross_calibrated([seen])[0]
-    return seen.forecasts(checkpoint.calibration_scores)
+        return cross_calibrated(seen)
+    return [each.forecasts(checkpoint.calibration_scores) for each in seen]
 
 
 def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Evaluation:
@@ -544,7 +556,8 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
         DataError: when the series lacks a column that the model sees, is too short, or is split at other dates than
             the model's, so that rows it was trained on would be scored as new ones.
     """
-    config = checkpoint.config
+    own = checkpoint.of_symbol(series.symbol) if checkpoint.symbols else checkpoint
+    config = own.config
     require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
     if series.input_columns != config.input_columns:
         raise DataError(
@@ -552,10 +565,15 @@ def evaluate(checkpoint: Checkpoint, series: Series, part: Part = "test") -> Eva
             f"{_listed(series.input_columns)}; load the series with the same `input_columns`"
         )
     split = split_rows(len(series), config.train_ratio, config.val_ratio_within_train)
-    _require_new_rows(checkpoint, series, split, part)
-    normalization = checkpoint.normalization
+    if checkpoint.symbols:
+        # The symbols of a panel are split at dates, which are those of its training.
+        ends = [series.timeline.parse(str(end)) for end in (own.trained_until, own.validated_until)]
+        train_end, validation_end = np.searchsorted(series.dates, np.array(ends), side="right")
+        split = Split(int(train_end), int(validation_end), len(series))
+    _require_new_rows(own, series, split, part)
+    normalization = own.normalization
     prepared = PreparedSeries(normalization.normalize(series.matrix), normalization, split)
-    return evaluate_part(checkpoint, prepared, part)
+    return evaluate_part(own, prepared, part)
 
 
 def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part: Part) -> None:

@@ -78,24 +78,17 @@ class Recursion:
         count = changes.shape[1]
         known = np.isfinite(changes)
         squares = np.where(known, np.square(changes), 0.0)
-        numbers = self._over_history(known, steps)
+        in_history = _weights(1.0, count, steps, self.history)
+        numbers = known @ in_history
         start = np.ones(numbers.shape)
         if not self.starts_at_training:
-            start = (1 + self._over_history(squares, steps)) / (1 + numbers)
+            start = (1 + squares @ in_history) / (1 + numbers)
         shocks = self.omega * known + (self.alpha + self.gamma * (changes < 0)) * squares
         if self.delta and ranges is not None:
             shocks += self.delta / self.range_mean * np.where(known, ranges[:, -count:], 0.0)
         variances: Array = shocks @ _weights(self.beta, count, steps, self.history)
         variances += start * self.beta**numbers
         return variances if self.starts_at_training else np.maximum(variances, LEAST_VARIANCE)
-
-    def _over_history(self, values: Array | NDArray[np.bool_], steps: int) -> Array:
-        """Sums of the values (n, k) of the history that ends with each of the last ``steps``, shape (n, steps)."""
-        sums = np.cumsum(values, axis=1, dtype=np.float64)
-        before = max(0, values.shape[1] - self.history)
-        over: Array = sums[:, -steps:].copy()
-        over[:, steps - before :] -= sums[:, :before]
-        return over
 
 
 @lru_cache(maxsize=64)

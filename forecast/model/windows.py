@@ -86,8 +86,13 @@ class Encoding:
         return max(recursion.history for recursion in self.recursions)
 
     @property
+    def values_of_volatility(self) -> int:
+        """Number of rows, the latest, that the volatility of the next output comes from, and at least the window's."""
+        return max(self.config.sequence_length, self.history + 1)
+
+    @property
     def rows(self) -> int:
-        """Number of rows that a forecast uses: those of the window, and of the history of the volatilities it sees."""
+        """Number of rows that a forecast uses: those of the window, and of the history of each volatility."""
         seen = self.length if sees_volatility(self.config) else 1
         return max(self.config.sequence_length, self.history + seen)
 
@@ -101,7 +106,7 @@ class Encoding:
         Returns:
             Inputs (n, length, channels), and volatilities (n,).
         """
-        steps, volatility = self.steps(normalized, self.length)
+        steps, volatility = self.steps(normalized, self.length, last_volatility=True)
         if self.unknown_first is not None:
             steps[:, 0, self.unknown_first] = 0.0
         return steps, volatility[:, -1]
@@ -112,15 +117,18 @@ class Encoding:
         level = self.config.target == "level" and self.config.likelihood == "student_t"
         return 1 + len(self.config.input_columns) if level else None
 
-    def steps(self, normalized: Array, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def steps(
+        self, normalized: Array, count: int, *, last_volatility: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What networks see at each of the last ``count`` rows, and the expected standard deviation after each.
 
         Args:
             normalized: shape (n, rows, columns), oldest first; NaN in rows that are not known.
             count: number of rows.
+            last_volatility: whether only the last volatility is needed, unless networks see all of them.
 
         Returns:
-            Steps (n, count, channels), and volatilities (n, count).
+            Steps (n, count, channels), and volatilities (n, count), or (n, 1).
         """
         needed = count + self.history
         if normalized.shape[1] < needed:
@@ -133,7 +141,8 @@ class Encoding:
             # Without the bound, a few violent days would dominate training, and forecasts would scale with the changes
             # of a calmer or wilder market than that of the training rows.
             seen = [BOUND * np.tanh(self._moves(changes[:, -count:], recent) / BOUND)]
-        logs = self._log_volatilities(rows, changes[..., 0], count)
+        needed_alone = last_volatility and not sees_volatility(self.config)
+        logs = self._log_volatilities(rows, changes[..., 0], 1 if needed_alone else count)
         if self.config.likelihood == "student_t":
             seen.append(np.sqrt(np.abs(np.nan_to_num(changes[:, -count:, :1]))))
         if sees_volatility(self.config):
@@ -332,9 +341,11 @@ class PreparedSeries:
         pieces = []
         for start in range(first, rows[-1], ENCODED_AT_A_TIME):
             stop = min(start + ENCODED_AT_A_TIME, rows[-1])
-            known = self.normalized[np.newaxis, max(0, start - encoding.history) : stop]
-            pieces.append(encoding.steps(known, stop - start))
-        steps, volatility = (np.concatenate(arrays, axis=1)[0] for arrays in zip(*pieces, strict=True))
+            # As many in every piece, also the last: weights are kept by this number.
+            known = self.normalized[np.newaxis, max(0, stop - ENCODED_AT_A_TIME - encoding.history) : stop]
+            found = encoding.steps(known, ENCODED_AT_A_TIME)
+            pieces.append([array[0, start - stop :] for array in found])
+        steps, volatility = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         last = self.normalized[rows - 1, 0]
         return Windows(
             steps=steps,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, SourceUnavailable, UsageError
 from forecast.prices import locations
 from forecast.prices.files import read_file
-from forecast.prices.series import Series
+from forecast.prices.integrity import IntegrityReport
+from forecast.prices.series import Provenance, Series
 from forecast.prices.source import (
     SOURCES,
     Notify,
@@ -26,6 +28,8 @@ from forecast.prices.table import Table
 
 ALL = "all"
 """The name that stands for every symbol of a file, a directory or a database."""
+UNNAMED = "panel"
+"""The name of a panel unless it has its own."""
 LISTED = "@"
 """What a name starts with that is the path of a file of names, separated by spaces or lines."""
 
@@ -37,13 +41,49 @@ class Panel:
     Attributes:
         series: by symbol, in the order they were asked for.
         left_out: why each of the other symbols cannot be used, in one line.
+        symbol: the panel's own name.
     """
 
     series: Mapping[str, Series]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    symbol: str = UNNAMED
+
     def __len__(self) -> int:
         return len(self.series)
+
+    @property
+    def feature(self) -> str:
+        """Name of the column that is forecast."""
+        return self._first.feature
+
+    @property
+    def provenance(self) -> Provenance:
+        """The origin of all series together."""
+        every = [series.provenance for series in self.series.values()]
+        hashed = " ".join(f"{symbol} {each.sha256}" for symbol, each in zip(self.series, every, strict=True))
+        return replace(
+            every[0],
+            first_date=min(each.first_date for each in every),
+            last_date=max(each.last_date for each in every),
+            rows=sum(each.rows for each in every),
+            sha256=hashlib.sha256(hashed.encode()).hexdigest(),
+        )
+
+    @property
+    def integrity(self) -> IntegrityReport:
+        """What the rules found in all series together."""
+        reports = [series.integrity for series in self.series.values()]
+        rules = [
+            replace(of_rule[0], found=sum(each.found for each in of_rule), detail="")
+            for of_rule in zip(*(report.rules for report in reports), strict=True)
+        ]
+        read, kept = (sum(getattr(report, name) for report in reports) for name in ("rows_in", "rows_out"))
+        return IntegrityReport(read, kept, tuple(rules))
+
+    @property
+    def _first(self) -> Series:
+        return next(iter(self.series.values()))
 
 
 def load_panel(symbols: Sequence[str], *, notify: Notify | None = say_on_stderr, **reading: Any) -> Panel:
@@ -86,7 +126,7 @@ def panel_from_config(
     if not series:
         first, reason = next(iter(left_out.items()))
         raise DataError(f"none of the {len(left_out)} symbols has usable prices; {first}: {reason}")
-    return Panel(series, left_out)
+    return Panel(series, left_out, config.symbol if "symbol" in config.model_fields_set else UNNAMED)
 
 
 def named_symbols(symbols: Sequence[str]) -> list[str]:
