@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecast.model.checkpoint import Checkpoint
+from forecast.model.panel import Prepared
 from forecast.model.split import Part
-from forecast.model.training import forecast_part
+from forecast.model.training import forecast_each
 from forecast.model.windows import PreparedSeries
-from forecast.scores.metrics import METRICS
+from forecast.scores.metrics import METRICS, Forecasts, Rows
 from tune_jobs.options import LEAST, WEIGHTED, metric_of
 
 Array = NDArray[np.float64]
@@ -60,19 +61,41 @@ class Preference:
         return functools.reduce(operator.add, terms)
 
 
-def row_losses(
-    checkpoint: Checkpoint, prepared: PreparedSeries, part: Part, names: Sequence[str]
-) -> RowLosses:
-    """Return the losses of a checkpoint's forecasts of the rows of ``part``, by the metrics of these names."""
-    forecasts = forecast_part(checkpoint, prepared, part)
-    rows = prepared.rows(part, checkpoint.config.sequence_length)
-    return {name: rows.losses(name, forecasts) for name in names}
+def row_losses(checkpoint: Checkpoint, prepared: Prepared, part: Part, names: Sequence[str]) -> RowLosses:
+    """Return the losses of a checkpoint's forecasts of the rows of ``part``, by the metrics of these names.
+
+    Of a panel, they are the losses of its sessions: relative to persistence's mean loss, in the mean over the symbols.
+    Symbols of one day move together, so that the days are the observations.
+    """
+    rows = [series.rows(part, checkpoint.config.sequence_length) for series in prepared.parts]
+    return _losses(prepared, part, rows, forecast_each(checkpoint, prepared, part), names)
 
 
-def persistence_losses(prepared: PreparedSeries, part: Part, names: Sequence[str]) -> RowLosses:
+def persistence_losses(prepared: Prepared, part: Part, names: Sequence[str]) -> RowLosses:
     """Return persistence's losses on the rows of ``part``, which are the same for every window length."""
-    rows = prepared.rows(part, 2)
-    return {name: rows.losses(name, rows.baseline) for name in names}
+    rows = [series.rows(part, 2) for series in prepared.parts]
+    return _losses(prepared, part, rows, [each.baseline for each in rows], names)
+
+
+def _losses(
+    prepared: Prepared, part: Part, rows: Sequence[Rows], forecasts: Sequence[Forecasts], names: Sequence[str]
+) -> RowLosses:
+    """Return the losses of forecasts of each series' rows, of a panel those of its sessions."""
+    if isinstance(prepared, PreparedSeries):
+        return {name: rows[0].losses(name, forecasts[0]) for name in names}
+    start, stop = prepared.session_range(part)
+    found = {name: np.zeros(stop - start) for name in names}
+    for (symbol, series), its_rows, its_forecasts in zip(
+        prepared.series.items(), rows, forecasts, strict=True
+    ):
+        sessions = prepared.sessions[symbol][series.target_rows(part, 2)][-len(its_rows.actual) :] - start
+        # A symbol counts as much as any other, however many of the sessions it has.
+        weight = (stop - start) / (len(prepared.series) * len(sessions))
+        for name in names:
+            naive = its_rows.losses(name, its_rows.baseline).mean()
+            if naive > 0:
+                found[name][sessions] += weight * its_rows.losses(name, its_forecasts) / naive
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import ray
 
@@ -15,9 +16,11 @@ from forecast.config import TrainConfig
 from forecast.errors import ForecastError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
+from forecast.model.panel import Prepared, prepare_panel
 from forecast.model.split import service_split
-from forecast.model.training import Trained, assemble, evaluate_part, train_member
-from forecast.model.windows import PreparedSeries, prepare
+from forecast.model.training import Trained, assemble, scored_on_test, train_member
+from forecast.model.windows import prepare
+from forecast.prices.panel import Panel
 from forecast.scores.metrics import Evaluation
 from tune_jobs.cluster import Connect
 from tune_jobs.prepare import Job, say
@@ -75,7 +78,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     config = trial.config.model_copy(update={"members": options.members})
     known, later = job.prepared.without_test(), None
     if options.retrain:
-        later = prepare(job.series, options, service_split(len(job.series), options.train_ratio))
+        later = _on_later_rows(job, config)
     further = [(known, number) for number in range(1, options.members)]
     again = [(later, number) for number in range(options.members)] if later else []
     tasks = [*further, *again]
@@ -88,15 +91,27 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     first = trial.members[0].model_copy(update={"config": config})
     own = Trained(first, trial.val_loss_best, trial.best_epoch or 0, _device(trial))
     members = [own, *trained[: len(further)]]
-    provenance = job.series.provenance
+    provenance = job.prices.provenance
     origin = {name: getattr(trial, name) for name in FROM_TRIAL}
     scored = assemble(known, members, provenance).checkpoint.model_copy(update=origin)
-    test = evaluate_part(scored, job.prepared, "test")
-    scored = scored.with_test(test, job.prepared, trial.configurations_tried, trial.search_p_value)
+    scored, test = scored_on_test(
+        scored,
+        job.prepared,
+        configurations_tried=trial.configurations_tried,
+        search_p_value=trial.search_p_value,
+    )
     if later is None:
         return FinalModels(scored, test, scored)
     served = assemble(later, trained[len(further) :], provenance).checkpoint
     return FinalModels(scored, test, served.with_scores_of(scored, later))
+
+
+def _on_later_rows(job: Job, config: TrainConfig) -> Prepared:
+    """The prices split for a model that is trained for service: up to the last row."""
+    split = partial(service_split, train_ratio=job.options.train_ratio)
+    if isinstance(job.prices, Panel):
+        return prepare_panel(job.prices, job.options, config.sequence_length, split)
+    return prepare(job.prices, job.options, split(len(job.prices)))
 
 
 def _gpu_share(job: Job, trial: Checkpoint) -> float:
@@ -111,16 +126,14 @@ def _device(trial: Checkpoint) -> str:
     return (trial.versions or {}).get("device", "cpu")
 
 
-def _train_members(
-    tasks: Sequence[tuple[PreparedSeries, int]], config: TrainConfig, gpus: float
-) -> list[Trained]:
+def _train_members(tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, gpus: float) -> list[Trained]:
     """Train members on the cluster, in parallel; the result has the order of the tasks, which give series and number.
 
     Raises:
         TrainingError: when training diverges.
     """
 
-    def on_worker(prepared: PreparedSeries, number: int) -> Trained:
+    def on_worker(prepared: Prepared, number: int) -> Trained:
         device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
         trained = train_member(prepared, config.model_copy(update={"device": device}), number)
         # The model may be trained again elsewhere.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from forecast.config import ExperimentConfig
+from forecast.config import ExperimentConfig, PanelOptions
 from forecast.names import split_names
 
 LEAST, WEIGHTED = "min_", "weighted"
@@ -39,7 +39,7 @@ def _known_objective(objective: str) -> str:
 Objective = Annotated[str, AfterValidator(_known_objective)]
 
 
-class TuneOptions(ExperimentConfig):
+class TuneOptions(PanelOptions, ExperimentConfig):
     """The tuning job."""
 
     num_samples: int = Field(
@@ -160,6 +160,14 @@ class TuneOptions(ExperimentConfig):
             raise ValueError(
                 f"`validation_folds` {self.validation_folds} needs `objectives_on=validation`: there is one part of "
                 "test rows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_split_of_a_panel(self) -> TuneOptions:
+        if self.symbols and self.validation_folds > 1:
+            raise ValueError(
+                f"`validation_folds` {self.validation_folds} needs a single symbol: a panel has one split; leave it out"
             )
         return self
 

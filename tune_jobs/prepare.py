@@ -13,12 +13,14 @@ from rich.console import Console
 from forecast.atomic import require_writable
 from forecast.errors import StudyError
 from forecast.model.network import ARCHITECTURES
+from forecast.model.panel import Prepared, prepare_panel
 from forecast.model.split import Part, require_rows
 from forecast.model.windows import PreparedSeries, prepare
-from forecast.pages.describe import series_lines
+from forecast.pages.describe import left_out_lines, panel_lines, series_lines, sessions_line
+from forecast.prices.panel import Panel, panel_from_config
 from forecast.prices.series import Series
 from forecast.prices.source import series_from_config
-from forecast.scores.metrics import evaluate_forecasts
+from forecast.scores.metrics import evaluate_forecasts, mean_evaluation
 from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
@@ -37,8 +39,9 @@ class Job:
 
     Attributes:
         options: the job's options.
-        series: the prices.
-        prepared: the series, normalized and split.
+        prices: the series, or the panel.
+        prepared: the same, normalized and split.
+        split: a line on the split.
         persistence: persistence's metrics by part, ``validation`` (the mean over the folds) and ``test``.
         console: for results.
         errors: for progress and warnings.
@@ -46,8 +49,9 @@ class Job:
     """
 
     options: TuneOptions
-    series: Series
-    prepared: PreparedSeries
+    prices: Series | Panel
+    prepared: Prepared
+    split: str
     persistence: dict[Part, dict[str, float]]
     console: Console
     errors: Console
@@ -68,26 +72,40 @@ def prepare_job(options: TuneOptions) -> Job:
     """
     console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     ARCHITECTURES.find(options.network)
-    series = series_from_config(options, notify=lambda line: say(errors, line, "yellow"))
     longest = SPACES[options.space].longest_window
-    require_rows(len(series), longest, options.train_ratio, options.val_ratio_within_train)
-    prepared = prepare(series, options)
-    earlier = prepare_earlier_folds(series, options.validation_folds, options, longest)
+    prices: Series | Panel
+    prepared: Prepared
+    earlier: tuple[PreparedSeries, ...] = ()
+    if options.symbols:
+        prices = panel_from_config(options.symbols, options, notify=lambda line: say(errors, line, "yellow"))
+        options = options.model_copy(update={"symbol": prices.symbol})
+        prepared = prepare_panel(prices, options, longest)
+        described = [
+            *panel_lines(prices),
+            *left_out_lines(prepared.left_out),
+            sessions_line(prices, prepared),
+        ]
+    else:
+        prices = series_from_config(options, notify=lambda line: say(errors, line, "yellow"))
+        require_rows(len(prices), longest, options.train_ratio, options.val_ratio_within_train)
+        prepared = prepare(prices, options)
+        earlier = prepare_earlier_folds(prices, options.validation_folds, options, longest)
+        described = series_lines(prices, options)
     folds = [persistence_metrics(fold, "validation") for fold in (*earlier, prepared)]
     persistence: dict[Part, dict[str, float]] = {
         "validation": mean_metrics(folds),
         "test": persistence_metrics(prepared, "test"),
     }
-    say(console, "\n".join(series_lines(series, options)))
+    say(console, "\n".join(described))
     if options.objectives_on == "test":
         say(errors, SEARCHED_ON_TEST, "yellow")
-    return Job(options, series, prepared, persistence, console, errors, earlier)
+    return Job(options, prices, prepared, described[-1], persistence, console, errors, earlier)
 
 
-def persistence_metrics(prepared: PreparedSeries, part: Part) -> dict[str, float]:
+def persistence_metrics(prepared: Prepared, part: Part) -> dict[str, float]:
     """Return persistence's metrics on the rows of ``part``, which are the same for every window length."""
-    rows = prepared.rows(part, 2)
-    return evaluate_forecasts(rows, rows.baseline).persistence
+    every = [series.rows(part, 2) for series in prepared.parts]
+    return mean_evaluation([evaluate_forecasts(rows, rows.baseline) for rows in every]).persistence
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from forecast.atomic import write_atomically, write_json
 from forecast.model.checkpoint import library_versions, save_checkpoint
+from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
 from tune_jobs.cluster import Connect
 from tune_jobs.final import FinalModels, train_final
@@ -27,6 +28,15 @@ from tune_jobs.search import Found
 from tune_jobs.selection import ScoredPoint, score_on_test
 from tune_jobs.stopping import TIME_BUDGET
 from tune_jobs.study import STUDY_FILE
+from tune_jobs.symbols import (
+    BASELINE,
+    METRIC,
+    SymbolScore,
+    compare,
+    score_symbols,
+    symbol_lines,
+    write_symbols,
+)
 from tune_jobs.tables import (
     PICK_FILE,
     REPORT_FILE,
@@ -42,11 +52,13 @@ from tune_jobs.tables import (
 
 FRONT_FILE = "pareto_trials.csv"
 SUMMARY_FILE = "summary.json"
+SYMBOLS_FILE = "symbols.csv"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
     "without a network",
     PICK_FILE: "the checkpoint of the pick, trained again for service",
     SCORED_FILE: "the checkpoint of the pick as it was scored on the test rows",
+    SYMBOLS_FILE: "of a panel, each symbol's test metrics beside persistence's and GARCH's, or why it was left out",
     FRONT_FILE: "the front: objectives, test metrics, persistence's metrics, hyperparameters",
     SUMMARY_FILE: "everything in the printed table, and more, for machines",
     STUDY_FILE: "the study: every trial, finished, or failed with its reason",
@@ -101,7 +113,11 @@ def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect)
         final = FinalModels(
             picked.checkpoint, picked.test, picked.checkpoint, f"stopped by {found.stopped_by}"
         )
-    return Findings(job, found.trials, front, picked, final, found.luck, ended)
+    symbols: Sequence[SymbolScore] = ()
+    if isinstance(job.prepared, PreparedPanel) and final.problem is None:
+        symbols = score_symbols(final.scored, job.prepared, connect)
+        write_symbols(symbols, job.prepared, job.options.output_dir / SYMBOLS_FILE)
+    return Findings(job, found.trials, front, picked, final, found.luck, ended, symbols)
 
 
 def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: float) -> dict[str, Any]:
@@ -117,12 +133,13 @@ def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: f
         "pick": describe_pick(findings) if findings else None,
         "pick_same_as_persistence": findings.luck.pick_same_as_persistence if findings else None,
         "luck": describe_luck(findings.luck) if findings else None,
+        "symbols": describe_symbols(findings) if findings and findings.symbols else None,
         "front": [describe_point(point) for point in findings.front] if findings else [],
         "persistence": job.persistence,
         "search": found.run,
         "total_seconds": total_seconds,
-        "data": asdict(job.series.provenance),
-        "integrity": asdict(job.series.integrity),
+        "data": asdict(job.prices.provenance),
+        "integrity": asdict(job.prices.integrity),
         "options": options.model_dump(mode="json"),
         "versions": {**library_versions(), **{name: version(name) for name in ("ray", "optuna")}},
     }
@@ -211,6 +228,17 @@ def describe_luck(luck: Luck) -> dict[str, Any]:
     }
 
 
+def describe_symbols(found: Findings) -> dict[str, Any]:
+    """Return how the pick scores on the symbols of a panel as plain values."""
+    compared = {to: compare(found.symbols, to) for to in ("persistence", BASELINE)}
+    return {
+        "used": len(found.symbols),
+        "left_out": found.final.scored.left_out,
+        "metric": METRIC,
+        **{to: asdict(each) if each else None for to, each in compared.items()},
+    }
+
+
 def _ended_early(found: Found) -> str:
     return (
         f"stopped by {found.stopped_by} with {found.states.get('COMPLETE', 0)} trials finished and kept; continue "
@@ -229,6 +257,7 @@ def _describe_result(findings: Findings, run: dict[str, Any]) -> None:
         *search_lines(run),
         f"Pick by {strategy_line(options)}: trial {picked.number}",
         *final_lines(findings.final, options),
+        *symbol_lines(findings.symbols, len(findings.final.scored.left_out)),
         *next_lines(options),
     ]
     say(console, "\n".join(lines))

@@ -15,11 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from forecast.cli.command import option_name
 from forecast.model.checkpoint import library_versions
+from forecast.model.panel import PreparedPanel
 from forecast.model.training import forecast_part
-from forecast.pages.describe import intervals_table, series_lines
+from forecast.model.windows import PreparedSeries
+from forecast.pages.describe import intervals_table
 from forecast.pages.page import Commands, Grid, Plot, Section, Text, grid_of, write_page
 from forecast.pages.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
-from forecast.scores.metrics import Rows, label
+from forecast.prices.panel import Panel
+from forecast.prices.series import Series
+from forecast.scores.metrics import label
 from tune_jobs.final import FinalModels
 from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
@@ -27,6 +31,7 @@ from tune_jobs.prepare import Job
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
+from tune_jobs.symbols import METRIC, SymbolScore, symbol_lines, symbols_grid
 from tune_jobs.tables import (
     WIDE,
     final_lines,
@@ -60,6 +65,7 @@ class Findings:
         final: the pick's models.
         luck: what luck can explain of the pick.
         ended: lines about how the job ended and how long it took.
+        symbols: the scores of each symbol of a panel.
     """
 
     job: Job
@@ -69,6 +75,7 @@ class Findings:
     final: FinalModels
     luck: Luck
     ended: Sequence[str]
+    symbols: Sequence[SymbolScore] = ()
 
 
 def write_report(found: Findings, path: Path) -> None:
@@ -77,14 +84,14 @@ def write_report(found: Findings, path: Path) -> None:
     Raises:
         OSError: when ``path`` cannot be written; an existing file there is unchanged.
     """
-    series, options = found.job.series, found.job.options
+    prices, options = found.job.prices, found.job.options
     complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
-    rows = found.job.prepared.rows("test", found.picked.checkpoint.config.sequence_length)
     introduction = [
         f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'} finished; the pick by "
         f"{strategy_line(options)}: trial {found.picked.number}.",
         *final_lines(found.final, options),
         *luck_lines(found.luck, options),
+        *symbol_lines(found.symbols, len(found.final.scored.left_out)),
     ]
     marked = next(i for i, point in enumerate(found.front) if point is found.picked)
     table = front_table(found.front, found.picked, found.job.to_beat, options.objectives_on, WIDE)
@@ -119,12 +126,12 @@ def write_report(found: Findings, path: Path) -> None:
                 *_failures(found.trials),
             ],
         ),
-        Section("The pick on test rows", _forecasts(found, rows)),
+        Section("The pick on test rows", _on_test(found)),
         Section("Data", _data(found)),
         Section("Next steps", [Commands(list(next_commands(options).values()))]),
         Section("Options and versions", [_settings(options)]),
     ]
-    write_page(path, f"{series.symbol} {series.feature}: tuning report", introduction, sections)
+    write_page(path, f"{prices.symbol} {prices.feature}: tuning report", introduction, sections)
 
 
 def _study(found: Findings, trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -309,13 +316,53 @@ def _failures(trials: Sequence[FrozenTrial]) -> list[Text | Grid]:
     return [Text("Trials that failed:"), Grid(["trial", "reason"], rows, text_columns=[0, 1])]
 
 
-def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
+def _on_test(found: Findings) -> list[Text | Plot | Grid]:
+    match found.job.prices, found.job.prepared:
+        case Panel() as panel, PreparedPanel() as prepared:
+            return _of_symbols(found, panel, prepared)
+        case Series() as series, PreparedSeries() as prepared:
+            return _forecasts(found, series, prepared)
+    raise AssertionError("prices are prepared as what they are")
+
+
+def _of_symbols(found: Findings, panel: Panel, prepared: PreparedPanel) -> list[Text | Plot | Grid]:
+    """Show the scores of each symbol, and the forecasts of the best and the worst."""
+    checkpoint, length = found.final.scored, found.final.scored.config.sequence_length
+    rated = [(score, ratio) for score in found.symbols if (ratio := score.ratio("persistence")) is not None]
+    rated.sort(key=lambda pair: pair[1])
+    blocks: list[Text | Plot | Grid] = [
+        Text("A click on a title sorts the symbols. The search has not seen these rows."),
+        symbols_grid([score for score, _ in rated]),
+    ]
+    ends = (("best", rated[0]), ("worst", rated[-1])) if rated else ()
+    for which, (score, ratio) in ends:
+        own, series = prepared.series[score.symbol], panel.series[score.symbol]
+        rows = own.rows("test", length)
+        dates = series.timeline.local(series.dates[own.target_rows("test", length)])
+        forecasts = forecast_part(checkpoint, own, "test")
+        blocks += [
+            Text(f"The {which} by {METRIC} relative to persistence's: {score.symbol}, {ratio:.4f}."),
+            Plot(
+                forecast_figure(dates, rows, forecasts),
+                f"Prices of {score.symbol}, the pick's forecasts with their interval, and persistence, by date",
+                height=480,
+            ),
+        ]
+    if prepared.left_out:
+        blocks += [
+            Text("Symbols that were left out:"),
+            Grid(["symbol", "reason"], list(prepared.left_out.items()), text_columns=[0, 1], explored=True),
+        ]
+    return blocks
+
+
+def _forecasts(found: Findings, series: Series, prepared: PreparedSeries) -> list[Text | Plot | Grid]:
     """Show the pick's forecasts, residuals and intervals on the test rows."""
-    checkpoint = found.final.scored
-    forecasts = forecast_part(checkpoint, found.job.prepared, "test")
-    series, timeline = found.job.series, found.job.series.timeline
-    targets = found.job.prepared.target_rows("test", checkpoint.config.sequence_length)
-    dates = timeline.local(series.dates[targets])
+    checkpoint, timeline = found.final.scored, series.timeline
+    length = checkpoint.config.sequence_length
+    rows = prepared.rows("test", length)
+    forecasts = forecast_part(checkpoint, prepared, "test")
+    dates = timeline.local(series.dates[prepared.target_rows("test", length)])
     tables: list[Text | Plot | Grid] = []
     if found.final.test.intervals:
         tables = [
@@ -357,7 +404,7 @@ def _forecasts(found: Findings, rows: Rows) -> list[Text | Plot | Grid]:
 
 
 def _data(found: Findings) -> list[Text | Grid]:
-    where, report = found.job.series.provenance, found.job.series.integrity
+    where, report = found.job.prices.provenance, found.job.prices.integrity
     rules = [
         [rule.rule.replace("_", " "), str(rule.found), rule.action if rule.found else "", rule.detail]
         for rule in report.rules
@@ -373,7 +420,7 @@ def _data(found: Findings) -> list[Text | Grid]:
         ["SHA-256 of the rows", where.sha256],
     ]
     return [
-        *(Text(line.strip()) for line in series_lines(found.job.series, found.job.options)[-1:]),
+        Text(found.job.split.strip()),
         Grid(["origin", ""], origin, text_columns=[0, 1]),
         Text("Integrity: what each rule found, and the action taken."),
         Grid(["rule", "found", "action", "detail"], rules, text_columns=[0, 2, 3]),

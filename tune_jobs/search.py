@@ -84,7 +84,7 @@ def search_and_pick(job: Job, connect: Connect) -> Found:
         path=database,
         resume=options.resume,
         objectives=options.objective_names,
-        basis=_basis(options, job.series.provenance),
+        basis=_basis(options, job.prices.provenance),
     )
     with studies.study_errors(database):
         put_back = put_back_running(study, checkpoints)
@@ -136,7 +136,7 @@ def _run(
     search = SearchInput(
         prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
         experiment=options,
-        provenance=asdict(job.series.provenance),
+        provenance=asdict(job.prices.provenance),
         space=SPACES[options.space].of(options),
         objectives=options.objective_names,
         part=options.objectives_on,

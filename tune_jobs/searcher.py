@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from forecast.config import ExperimentConfig
 from forecast.errors import StudyError
 from forecast.model.checkpoint import Checkpoint, save_checkpoint
+from forecast.model.panel import Prepared
 from forecast.model.split import Part
 from forecast.model.windows import PreparedSeries
 from forecast.scores.metrics import Evaluation
@@ -136,7 +137,7 @@ class SearchInput:
     ``earlier_folds``.
     """
 
-    prepared: PreparedSeries
+    prepared: Prepared
     experiment: ExperimentConfig
     provenance: dict[str, Any]
     space: SearchSpace
@@ -145,7 +146,7 @@ class SearchInput:
     earlier_folds: tuple[PreparedSeries, ...] = ()
 
     @property
-    def folds(self) -> tuple[PreparedSeries, ...]:
+    def folds(self) -> tuple[Prepared, ...]:
         """The validation folds, in chronological order."""
         return (*self.earlier_folds, self.prepared)
 
@@ -299,7 +300,7 @@ class StudySearch(OptunaSearch):
                 provenance=self._search.provenance,
                 trial_number=trial.number,
                 trial_params=trial.params,
-                searched_rows=len(self._search.prepared.normalized),
+                searched_rows=sum(len(part.normalized) for part in self._search.prepared.parts),
             )
             validation = TypeAdapter(Evaluation).validate_python(state["validation"])
             checkpoint = checkpoint.calibrated(state["calibration_scores"].numpy(), validation)

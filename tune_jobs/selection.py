@@ -11,8 +11,8 @@ import optuna
 
 from forecast.errors import CheckpointError
 from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from forecast.model.training import evaluate_part
-from forecast.model.windows import PreparedSeries
+from forecast.model.panel import Prepared
+from forecast.model.training import scored_on_test
 from forecast.scores.metrics import Evaluation
 from tune_jobs.costs import Preference, SampledCost
 from tune_jobs.luck import Luck
@@ -73,11 +73,15 @@ def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontP
 
 
 def score_on_test(
-    point: FrontPoint, prepared: PreparedSeries, configurations_tried: int, luck: Luck
+    point: FrontPoint, prepared: Prepared, configurations_tried: int, luck: Luck
 ) -> ScoredPoint:
     """Score a point on the test rows, and write into its checkpoint the scores and how lucky the search may be."""
-    test = evaluate_part(point.checkpoint, prepared, "test")
-    checkpoint = point.checkpoint.with_test(test, prepared, configurations_tried, search_p_value=luck.p_value)
+    checkpoint, test = scored_on_test(
+        point.checkpoint,
+        prepared,
+        configurations_tried=configurations_tried,
+        search_p_value=luck.p_value,
+    )
     save_checkpoint(checkpoint, point.path)
     same_as_pick = point.number in luck.same_as_pick
     return ScoredPoint(

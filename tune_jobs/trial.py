@@ -20,9 +20,9 @@ from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import ForecastError
 from forecast.model.device import device_for_share
 from forecast.model.network import multiply_adds
+from forecast.model.panel import Prepared
 from forecast.model.split import Part
 from forecast.model.training import Trainer
-from forecast.model.windows import PreparedSeries
 from forecast.scores.metrics import METRICS
 from tune_jobs.folds import FoldTrainers
 from tune_jobs.placement import Slot
@@ -113,7 +113,7 @@ class TrainingTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         *,
-        folds: Sequence[PreparedSeries],
+        folds: Sequence[Prepared],
         experiment: ExperimentConfig,
         part: Part,
         states: StateStore,
@@ -158,7 +158,7 @@ class TrainingTrial(tune.Trainable):
         config = trial_config(self._experiment, self._params, threads=threads, device=_assigned_device())
         return FoldTrainers([self._new_trainer(fold, config) for fold in self._folds])
 
-    def _new_trainer(self, prepared: PreparedSeries, config: TrainConfig) -> Trainer:
+    def _new_trainer(self, prepared: Prepared, config: TrainConfig) -> Trainer:
         """Create the trainer of one fold; benchmarks replace it."""
         return Trainer(prepared, config)
 

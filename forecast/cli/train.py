@@ -84,7 +84,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             else series_from_config(options, notify=say_on_stderr)
         )
     if isinstance(series, Panel):
-        described = panel_lines(series, config)
+        described = panel_lines(series)
     else:
         require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
         described = series_lines(series, config)

@@ -246,9 +246,7 @@ class Predictor:
             return None
         counts = " to ".join(map(str, sorted({min(short), max(short)})))
         which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
-        return (
-            f"{which} {counts} values, and this model computes its volatility from {enough}; give {self.rows_used}"
-        )
+        return f"{which} {counts} values, and this model computes its volatility from {enough}; give {self.rows_used}"
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
         """Whether any of the last ``sequence_length`` prices of one window is outside the training range.

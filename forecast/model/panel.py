@@ -49,6 +49,12 @@ class PreparedPanel:
         """The series, in the order of their symbols."""
         return tuple(self.series.values())
 
+    def session_range(self, part: Part) -> tuple[int, int]:
+        """Numbers of the first session of a part and of the one after its last."""
+        edges = [0, self.borders.train_end, self.borders.validation_end, self.borders.rows]
+        at = ("train", "validation", "test").index(part)
+        return edges[at], edges[at + 1]
+
     def without_test(self) -> PreparedPanel:
         """The same panel without its test rows, for a search, which must not see them."""
         return replace(self, series={symbol: part.without_test() for symbol, part in self.series.items()})

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from forecast.config import DataConfig
+from forecast.model.panel import PreparedPanel
 from forecast.model.split import split_rows
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
@@ -35,15 +36,26 @@ def series_lines(series: Series, config: DataConfig) -> list[str]:
     ]
 
 
-def panel_lines(panel: Panel, config: DataConfig) -> list[str]:
-    """Lines on the source and the sessions of the prices of many symbols."""
-    every = list(panel.series.values())
-    rows = sum(map(len, every))
-    first = min(series.provenance.first_date for series in every)
-    last = max(series.provenance.last_date for series in every)
+def panel_lines(panel: Panel) -> list[str]:
+    """Lines on the source and the repairs of the prices of many symbols."""
+    where = panel.provenance
     return [
-        f"{len(every)} symbols' {config.feature} from {every[0].provenance.source}: {rows} rows, {first} to {last}"
+        f"{len(panel)} symbols' {panel.feature} from {where.source}: {where.rows} rows, {where.first_date} to "
+        f"{where.last_date}",
+        *(f"  {line}" for line in panel.integrity.lines()),
     ]
+
+
+def sessions_line(panel: Panel, prepared: PreparedPanel) -> str:
+    """A line on the split of a panel's sessions."""
+    split = prepared.borders
+    ends = np.array([split.train_end, split.validation_end, split.rows])
+    timeline = next(iter(panel.series.values())).timeline
+    train, validation, test = timeline.text(prepared.dates[ends - 1])
+    return (
+        f"  {len(prepared.series)} symbols used; train {split.train_end} sessions to {train}, validation "
+        f"{split.validation_end - split.train_end} to {validation}, test {split.rows - split.validation_end} to {test}"
+    )
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:

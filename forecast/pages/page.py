@@ -48,6 +48,7 @@ class Grid:
         rows: cells, one for each title.
         marked: index of the row to highlight.
         text_columns: indices of the columns that hold words; the others hold numbers, aligned to the right.
+        explored: whether readers can sort the rows and search them, for long tables.
     """
 
     kind: ClassVar[str] = "grid"
@@ -56,6 +57,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
     marked: int | None = None
     text_columns: Sequence[int] = (0,)
+    explored: bool = False
 
 
 def grid_of(table: Table, marked: int | None = None) -> Grid:
@@ -117,7 +119,7 @@ def write_page(path: Path, title: str, introduction: Sequence[str], sections: Se
             introduction=introduction,
             sections=sections,
             style=_asset("style.css"),
-            script=_asset("plots.js"),
+            script=_asset("plots.js") + _asset("tables.js"),
             plotly=Markup(get_plotlyjs()),
         )
     )
