@@ -335,7 +335,8 @@ def test_replacing_every_test_row_by_nan_changes_nothing_the_search_does_or_pick
         persistence = {"validation": persistence_metrics(prepared, "validation")}
         quiet = Console(quiet=True)
         found = search_and_pick(
-            Job(settings, snapshot, prepared, persistence, quiet, quiet), lambda: Connected(may_grow=False)
+            Job(settings, snapshot, prepared, "", persistence, quiet, quiet),
+            lambda: Connected(may_grow=False),
         )
         trials = [(trial.params, trial.values, trial.state) for trial in study_of(directory).trials]
         results.append((trials, found.picked.number, [point.number for point in found.front]))

@@ -8,13 +8,20 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 import torch
+from browser import Watched
 
-from forecast import Predictor, TrainConfig, save_checkpoint, train
+from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.errors import DataError, UsageError, WindowError
 from forecast.model.panel import prepare_panel
+from forecast.model.training import Trainer
+from forecast.pages.page import Grid, Section, write_page
 from forecast.prices.panel import Panel, load_panel
 from forecast.scores.metrics import mean_evaluation
+from tune_jobs.costs import persistence_losses, row_losses
+from tune_jobs.job import run_job
+from tune_jobs.options import TuneOptions
+from tune_jobs.space import SPACES, SearchSpace
 
 ROWS = 320
 SYMBOLS = ("ACME", "BETA", "CORP")
@@ -229,6 +236,105 @@ def test_a_symbol_never_seen_is_forecast_alike_whatever_its_prices_units(panel, 
     assert small.checkpoint.metrics_test is None
     with pytest.raises(WindowError, match="do not vary"):
         predictor.of_window([5.0] * 40, "FLAT")
+
+
+def test_losses_of_a_panel_are_those_of_its_sessions_and_mean_its_metrics(panel, pooled):
+    prepared, checkpoint = prepare_panel(panel, SMALL, 20), pooled[0].checkpoint
+    losses = row_losses(checkpoint, prepared, "test", ["MAE", "CRPS"])
+    start, stop = prepared.session_range("test")
+    for name, values in losses.items():
+        assert len(values) == stop - start
+        assert values.mean() == pytest.approx(pooled[0].test.model[name])
+    assert persistence_losses(prepared, "test", ["MAE"])["MAE"].mean() == pytest.approx(1)
+
+
+def test_a_model_is_scored_as_before_on_the_rows_of_one_of_its_symbols(panel, pooled):
+    checkpoint = pooled[0].checkpoint
+    for symbol in ("BETA", "LATE"):
+        again = evaluate(checkpoint, panel.series[symbol])
+        assert again.model == pytest.approx(checkpoint.symbols[symbol].metrics_test)
+    with pytest.raises(
+        DataError, match="this series has no test rows: they come after .*; use a series that ends later"
+    ):
+        evaluate(checkpoint, panel.series["BETA"].part(slice(None, 200)))
+
+
+@pytest.mark.slow
+def test_a_job_searches_one_model_for_all_symbols_and_scores_each(cluster, panel, tmp_path, monkeypatch):
+    sizes = SearchSpace(
+        sequence_length=(20, 30, 10),
+        hidden_size=(4, 8),
+        num_layers=(1, 2),
+        batch_size=(128,),
+        max_epochs=(2, 4, 2),
+    )
+    monkeypatch.setitem(SPACES, "small", sizes)
+    frame = pd.concat({symbol: pd.Series(each.values, each.dates) for symbol, each in panel.series.items()})
+    long = frame.rename_axis(["Symbol", "Date"]).rename("Close").reset_index()
+    long.to_csv(tmp_path / "panel.csv", index=False)
+    options = TuneOptions(
+        source=str(tmp_path / "panel.csv"),
+        symbols=("all", "NOPE"),
+        num_samples=3,
+        space="small",
+        objectives="mae,crps",
+        strategy="min_crps",
+        output_dir=tmp_path / "job",
+    )
+    summary = run_job(options).summary
+    assert summary["trials"]["COMPLETE"] == 3
+    used = [*SYMBOLS, "LATE"]
+    assert summary["symbols"]["used"] == len(used)
+    assert set(summary["symbols"]["left_out"]) == {"NEW", "FLAT", "NOPE"}
+    assert summary["persistence"]["test"]["CRPS"] == 1
+    table = pd.read_csv(tmp_path / "job" / "symbols.csv").set_index("symbol")
+    assert set(table.index) == {*used, "NEW", "FLAT", "NOPE"}
+    ratios = table["test_CRPS"] / table["persistence_test_CRPS"]
+    assert summary["pick"]["test"]["CRPS"] == pytest.approx(ratios[used].mean())
+    assert summary["symbols"]["GARCH"]["ratio"] == pytest.approx(
+        (table["test_CRPS"] / table["GARCH_test_CRPS"])[used].mean()
+    )
+    assert "its history is too short" in table.loc["NEW", "left_out"]
+
+    trial = load_checkpoint(summary["pick"]["checkpoint"])
+    trainer = Trainer(prepare_panel(panel, trial.config, 30), trial.config)
+    trainer.advance(trial.best_epoch)
+    assert all(torch.equal(value, trainer.best_state()[name]) for name, value in trial.model_state.items())
+    served = Predictor(tmp_path / "job" / "best_pareto_lstm.pt", "cpu")
+    assert set(served.whole.symbols) == set(used)
+    for symbol in used:
+        own = served.of_symbol(symbol).checkpoint
+        assert own.trained_until > trial.symbols[symbol].trained_until
+        assert own.metrics_test["CRPS"] == pytest.approx(table.loc[symbol, "test_CRPS"])
+    assert "sort" in (tmp_path / "job" / "report.html").read_text()
+    assert run_job(options.model_copy(update={"resume": True})).summary["pick"] == summary["pick"]
+
+
+def test_folds_of_a_panel_are_refused():
+    with pytest.raises(ValueError, match="`validation_folds` 3 needs a single symbol: a panel has one split"):
+        TuneOptions(symbols=("all",), validation_folds=3)
+
+
+def test_readers_sort_and_search_a_long_table(browser, tmp_path):
+    rows = [["ACME", "9.5"], ["BETA", "10.25"], ["CORP", ""], ["ACRE", "-1"]]
+    grid = Grid(["symbol", "ratio"], rows, explored=True)
+    write_page(tmp_path / "page.html", "A page", [], [Section("Symbols", [grid])])
+    page = Watched(browser, offline=True)
+    page.tab.goto((tmp_path / "page.html").as_uri())
+
+    def shown():
+        return page.tab.locator("tr:visible td:first-child").all_text_contents()
+
+    assert shown() == ["ACME", "BETA", "CORP", "ACRE"]
+    page.tab.get_by_role("button", name="ratio").click()
+    assert shown() == ["ACRE", "ACME", "BETA", "CORP"]
+    page.tab.get_by_role("button", name="symbol").click()
+    page.tab.get_by_role("button", name="symbol").click()
+    assert shown() == ["CORP", "BETA", "ACRE", "ACME"]
+    page.tab.get_by_role("searchbox", name="Search the table").fill("ac")
+    assert shown() == ["ACRE", "ACME"]
+    assert page.errors == []
+    page.context.close()
 
 
 def test_the_commands_train_a_panel_and_forecast_a_symbol_of_it_or_another(tmp_path, capsys):

@@ -80,7 +80,8 @@ def findings(tiny_result, snapshot, count=3, **options):
     quiet = Console(quiet=True)
     job = Job(
         options=options,
-        series=replace(snapshot, provenance=replace(snapshot.provenance, fallback=RULE)),
+        prices=replace(snapshot, provenance=replace(snapshot.provenance, fallback=RULE)),
+        split="train 1347 rows",
         prepared=prepare(snapshot, tiny_result.checkpoint.config),
         persistence={
             "validation": {name: 70.0 * (place + 2) for place, name in enumerate(options.objective_names)}

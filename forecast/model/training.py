@@ -585,7 +585,13 @@ def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part
     Raises:
         DataError: when they do not.
     """
-    first = split.targets(part, checkpoint.config.sequence_length)[0]
+    targets = split.targets(part, checkpoint.config.sequence_length)
+    if not targets:
+        raise DataError(
+            f"this series has no {part} rows: they come after {checkpoint.validated_until}, and it ends at "
+            f"{series.timeline.text(series.dates[-1:])[0]}; use a series that ends later"
+        )
+    first = targets[0]
     begins, ends = series.timeline.text(series.dates[[first, -1]])
     seen = {"train": None, "validation": checkpoint.trained_until, "test": checkpoint.validated_until}[part]
     trained_on = (checkpoint.provenance or {}).get("last_date") if part != "train" else None

@@ -170,7 +170,7 @@ def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[st
     path = source_path(config.source)
     if path is not None and path.is_dir():
         folder = path
-        chosen = locations.symbols_of_files(folder) if ALL in names else names
+        chosen = _with_all(names, locations.symbols_of_files(folder))
 
         def read(symbol: str) -> Table:
             return read_file(locations.file_of_symbol(folder, symbol), symbol, config)
@@ -183,4 +183,12 @@ def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[st
         # The whole file says what it has instead of a symbol that it does not have.
         return sheets.get(symbol, whole).table(symbol, config)
 
-    return dict.fromkeys(sheets if ALL in names else names, choose)
+    return dict.fromkeys(_with_all(names, list(sheets)), choose)
+
+
+def _with_all(names: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The names, with the symbols that are there in the place of ``all``, each once."""
+    found: list[str] = []
+    for name in names:
+        found += there if name == ALL else [name]
+    return list(dict.fromkeys(found))
