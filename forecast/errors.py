@@ -62,6 +62,14 @@ class WindowError(ForecastError, ValueError):
     """Values given for a prediction do not fit the model."""
 
 
+class BadWindow(WindowError):
+    """One of several windows does not fit the model; ``index`` says which."""
+
+    def __init__(self, index: int, error: WindowError) -> None:
+        super().__init__(str(error))
+        self.index = index
+
+
 class LevelError(ForecastError, ValueError):
     """The model has no interval of the requested level."""
 

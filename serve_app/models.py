@@ -14,6 +14,7 @@ from forecast.errors import CheckpointError, ForecastError, WindowError
 from forecast.inference.engines import EngineName
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor
+from forecast.model.checkpoint import NAMED_SYMBOLS
 from forecast.model.network import multiply_adds
 from serve_app.batching import Batcher, Window
 
@@ -50,10 +51,11 @@ class Engines:
 
 
 class ServedModel:
-    """A loaded model, ready to answer.
+    """A loaded model of one symbol, ready to answer.
 
     Attributes:
         predictor: the model.
+        seen: whether it was trained on the symbol.
         version: SHA-256 of its file, in hexadecimal.
         cost: multiply-adds per forecast, of all members together.
         common_fields: fields that all its answers share.
@@ -61,16 +63,10 @@ class ServedModel:
         predictions: collects windows that need intervals too.
     """
 
-    def __init__(self, path: Path, engines: Engines) -> None:
-        """Load, compare engines, and run once at each batch size, because libraries allocate memory on the first run.
-
-        Raises:
-            CheckpointError: when the file is missing or not a usable checkpoint, or its model cannot forecast from the
-                middle of its own training range.
-            UsageError: when the engine cannot be used.
-        """
-        self.predictor = Predictor(path, engines.device, engines.engine)
-        checkpoint = self.predictor.checkpoint
+    def __init__(self, predictor: Predictor, engines: Engines, *, seen: bool = True) -> None:
+        """Serve the symbol of a predictor."""
+        self.predictor, self.seen, self._engines = predictor, seen, engines
+        checkpoint = predictor.checkpoint
         self.symbol, self.feature = checkpoint.config.symbol, checkpoint.config.feature
         self.version: str = checkpoint.sha256 or ""
         self.common_fields = {
@@ -80,7 +76,7 @@ class ServedModel:
             "feature": self.feature,
         }
         on_gpu = self.predictor.engine.device.type != "cpu"
-        size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
+        self._size = size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
         self.cost = sum(multiply_adds(member.config) for member in checkpoint.members)
         # A thread per model, apart from ``Models.threads``: single windows do not wait for batch requests.
@@ -88,14 +84,38 @@ class ServedModel:
         wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0
         self.prices = Batcher(self._prices, max_batch_size=size, wait_s=wait_s, thread=thread)
         self.predictions = Batcher(self._predictions, max_batch_size=size, wait_s=wait_s, thread=thread)
-        window = self.predictor.typical_window()
+
+    @classmethod
+    def load(cls, path: Path, engines: Engines) -> list[ServedModel]:
+        """Load the model of a file, for each of its symbols, and compare engines.
+
+        The first runs once at each batch size, because libraries allocate memory on the first run.
+
+        Raises:
+            CheckpointError: when the file is missing or not a usable checkpoint, or its model cannot forecast from the
+                middle of its own training range.
+            UsageError: when the engine cannot be used.
+        """
+        predictor = Predictor(path, engines.device, engines.engine)
+        loaded = [cls(predictor.of_symbol(symbol), engines) for symbol in predictor.symbols]
         try:
-            for count in (1, size):
-                self.predictor.forecast([window] * count)
+            for number, model in enumerate(loaded):
+                window = model.predictor.typical_window()
+                for count in (1,) if number else (1, model._size):
+                    model.predictor.forecast([window] * count)
         except WindowError as error:
             raise CheckpointError(
                 f"{path} cannot forecast even prices like those it was trained on: {error}"
             ) from error
+        return loaded
+
+    def of_window(self, window: Window, symbol: str) -> ServedModel:
+        """The model of a symbol that it was not trained on, in the units of one window.
+
+        Raises:
+            WindowError: when the window does not fit the model.
+        """
+        return ServedModel(self.predictor.of_window(window, symbol), self._engines, seen=False)
 
     def _prices(self, windows: list[Window]) -> list[float]:
         prices: list[float] = self.predictor.predict(windows).tolist()
@@ -172,12 +192,12 @@ class Models:
     def _load_all(self, place: Path) -> dict[str, ServedModel]:
         loaded: dict[str, ServedModel] = {}
         for path in checkpoint_files(place):
-            model = ServedModel(path, self._engines)
-            if (other := loaded.get(model.symbol)) is not None:
-                raise CheckpointError(
-                    f"{path} and {other.predictor.path} both forecast {model.symbol}; keep only one file in {place}"
-                )
-            loaded[model.symbol] = model
+            for model in ServedModel.load(path, self._engines):
+                if (other := loaded.get(model.symbol)) is not None:
+                    raise CheckpointError(
+                        f"{path} and {other.predictor.path} both forecast {model.symbol}; keep only one file in {place}"
+                    )
+                loaded[model.symbol] = model
         return loaded
 
     def choose(self, symbol: str | None) -> ServedModel:
@@ -190,12 +210,27 @@ class Models:
             return next(iter(self.by_symbol.values()))
         model = self.by_symbol.get(symbol) if symbol is not None else None
         if model is None:
-            served = ", ".join(self.by_symbol)
+            names = list(self.by_symbol)
+            more = (
+                f" and {len(names) - NAMED_SYMBOLS} more, see GET /models"
+                if len(names) > NAMED_SYMBOLS
+                else ""
+            )
+            served = ", ".join(names[:NAMED_SYMBOLS]) + more
             asked = (
                 "several models are served" if symbol is None else f"there is no model for {symbol[:100]!r}"
             )
             raise ModelNotFound(f"{asked}; give symbol as one of: {served}")
         return model
+
+    def unseen(self, symbol: str | None) -> ServedModel | None:
+        """The model of many symbols that can forecast one that no model was trained on; None without exactly one."""
+        if symbol is None or symbol in self.by_symbol:
+            return None
+        pooled = {
+            model.predictor.path: model for model in self.by_symbol.values() if model.predictor.whole.symbols
+        }
+        return next(iter(pooled.values())) if len(pooled) == 1 else None
 
 
 def checkpoint_files(place: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from forecast.scores.metrics import METRICS
@@ -24,11 +24,14 @@ from serve_app.schemas import (
     ModelAnswer,
     ModelLine,
     ModelsAnswer,
+    Options,
     PredictAnswer,
     Problem,
     RefusalAnswer,
+    SeriesAnswer,
+    SeriesRequest,
 )
-from serve_app.service import BATCH, PREDICT, Kinds
+from serve_app.service import BATCH, PREDICT
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -52,8 +55,8 @@ def describe_routes(models: Models) -> FastAPI:
         summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
 
-    def forecast_route(path: str, asked: Kinds[Any], answered: type[BaseModel], summary: str) -> None:
-        schema = {"anyOf": [kind.model_json_schema() for kind in asked]}
+    def forecast_route(path: str, asked: Sequence[type[Options]], answered: Any, summary: str) -> None:
+        schema = {"anyOf": [_self_contained(kind.model_json_schema()) for kind in asked]}
 
         @web.post(
             path,
@@ -69,7 +72,12 @@ def describe_routes(models: Models) -> FastAPI:
             """Describes the route; ``serve_app.gateway.WebApp`` answers the request before it gets here."""
 
     forecast_route("/predict", PREDICT, PredictAnswer, "Forecast the next prices of a window")
-    forecast_route("/predict/batch", BATCH, BatchAnswer, "Forecast the next prices of many windows")
+    forecast_route(
+        "/predict/batch",
+        (*BATCH, SeriesRequest),
+        BatchAnswer | SeriesAnswer,
+        "Forecast the next prices of many windows, of one symbol or of several",
+    )
 
     @web.get(
         "/model", response_model=ModelAnswer, responses=_errors(401, 422), summary="Describe a served model"
@@ -109,6 +117,16 @@ def describe_routes(models: Models) -> FastAPI:
         return _refusal(error.status_code, problem, error.headers)
 
     return web
+
+
+def _self_contained(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its definitions in place: a reference in it would be taken for one into the whole document."""
+    definitions = schema.pop("$defs", {})
+    text = json.dumps(schema)
+    for name, definition in definitions.items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
+    inlined: dict[str, Any] = json.loads(text)
+    return inlined
 
 
 def _refusal(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -124,6 +124,37 @@ class BatchRequest(Options):
     )
 
 
+class SeriesItem(BaseModel):
+    """A window of one symbol."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    symbol: Annotated[
+        Annotated[str, Field(strict=True, min_length=1, max_length=100)],
+        Remedy("send a symbol of GET /models, in quotes"),
+    ] = Field(description="the symbol, see GET /models")
+    values: Annotated[Window | RowWindow, Remedy(VALUES_REMEDY)] = Field(
+        description="past prices, like values of POST /predict"
+    )
+
+
+class SeriesRequest(Options):
+    """A window each of several symbols; the models' networks run once for all of them."""
+
+    body_remedy = (
+        'send a JSON object, for example {"series": [{"symbol": "ACME", "values": [120.5, 121.0]}]}' + NO_JSON
+    )
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"series": [{"symbol": "ACME", "values": [120.5, 121.0, 122.3]}]}]}
+    )
+
+    series: Annotated[
+        list[SeriesItem],
+        Field(min_length=1, fail_fast=True),
+        Remedy('send at least one object with "symbol" and "values"'),
+    ] = Field(description="the symbols and their windows")
+
+
 class PredictRowsRequest(DatedRequest):
     """A window for a model of several columns."""
 
@@ -198,6 +229,23 @@ class BatchAnswer(ForecastAnswer):
     intervals: list[list[Interval]] | None = Field(
         None,
         description="each window's intervals, like those of POST /predict; present only if levels were given",
+    )
+
+
+class SeriesAnswer(BaseModel):
+    """The forecasts of a window each of several symbols."""
+
+    ok: bool = Field(True, description="always true in an answer with status 200")
+    symbols: list[str]
+    predictions: list[float] | list[list[float]] = Field(
+        description="forecast of each symbol's next price; if horizon was given, a list with one forecast per step"
+    )
+    intervals: list[list[Interval]] | None = Field(
+        None,
+        description="each symbol's intervals, like those of POST /predict; present only if levels were given",
+    )
+    warnings: list[str] | None = Field(
+        None, description="reasons to doubt the answer; present only if there are any"
     )
 
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from forecast.config import AgeOptions, parse_settings
-from forecast.errors import AgeError, LevelError, UsageError, WindowError
-from forecast.inference.prediction import describe_intervals
-from forecast.inference.predictor import Predictor
+from forecast.errors import AgeError, BadWindow, LevelError, UsageError, WindowError
+from forecast.inference.prediction import Prediction, describe_intervals
+from forecast.inference.predictor import Predictor, forecast_together
 from serve_app.batching import Window
 from serve_app.metrics import Measurements, short_version
 from serve_app.models import ModelNotFound, Models, ServedModel
@@ -28,6 +28,8 @@ from serve_app.schemas import (
     PredictRequest,
     PredictRowsRequest,
     Problem,
+    SeriesItem,
+    SeriesRequest,
     problems_of,
 )
 
@@ -108,7 +110,8 @@ class ForecastService:
     async def predict(self, body: bytes) -> Answer:
         """Answer a ``PredictRequest``, or a ``PredictRowsRequest``."""
         try:
-            asked, model = self._understand(PREDICT, body)
+            asked = self._parse(PREDICT, body)
+            model = self._unseen(asked) or self._choose(asked)
             horizon, levels = self._require_possible(asked, model, 1)
             when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
@@ -135,8 +138,11 @@ class ForecastService:
 
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""
+        if b'"series"' in body:
+            return await self._predict_series(body)
         try:
-            asked, model = self._understand(BATCH, body)
+            asked = self._parse(BATCH, body)
+            model = self._choose(asked)
             horizon, levels = self._require_possible(asked, model, len(asked.windows))
             when = self._when(asked, model, None, 0)
         except Refused as refused:
@@ -154,15 +160,118 @@ class ForecastService:
             result["intervals"] = [describe_intervals(window, levels, steps=steps) for window in bounds]
         return self._answer(model, result, windows, when, horizon)
 
-    def _understand(self, kinds: Kinds[Asked], body: bytes) -> tuple[Asked, ServedModel]:
-        """Parse the request, and choose the model that answers it.
+    async def _predict_series(self, body: bytes) -> Answer:
+        """Answer a ``SeriesRequest``: one window each of several symbols."""
+        try:
+            try:
+                asked = SeriesRequest.model_validate_json(body)
+            except ValidationError as error:
+                raise Refused(refuse(422, problems_of(error, SeriesRequest))) from None
+            models = [self._model_of(index, item) for index, item in enumerate(asked.series)]
+            for model in {id(model.predictor.whole): model for model in models}.values():
+                horizon, levels = self._require_possible(asked, model, len(models))
+            age_warnings = self._when(asked, models[0], None, 0).warnings
+        except Refused as refused:
+            return refused.answer
+        windows = [
+            item.values[-model.predictor.rows_used :]
+            for item, model in zip(asked.series, models, strict=True)
+        ]
+        try:
+            prices, bounds = await self._forecast_series(models, windows, horizon, levels)
+        except BadWindow as bad:
+            where: list[str | int] = ["body", "series", bad.index, "values"]
+            return refuse(422, [Problem(loc=where, msg=str(bad), type="window")])
+        steps, warnings = asked.horizon is not None, list(age_warnings)
+        for model, window in zip(models, windows, strict=True):
+            warnings += [f"{model.symbol[:100]}: {line}" for line in self._doubts(model, [window])]
+        answer: dict[str, Any] = {
+            "ok": True,
+            "symbols": [model.symbol for model in models],
+            "predictions": prices if steps else [ahead[0] for ahead in prices],
+        }
+        if levels:
+            answer["intervals"] = [describe_intervals(each, levels, steps=steps) for each in bounds]
+        if warnings:
+            answer["warnings"] = warnings
+        return Answer(200, to_json(answer), (JSON,))
+
+    def _model_of(self, index: int, item: SeriesItem) -> ServedModel:
+        """The model that answers for one symbol of a request.
 
         Raises:
-            Refused: when the body is none of ``kinds``, or no served model fits it.
+            Refused: when there is none, or its window does not fit it.
         """
-        asked = self._parse(kinds, body)
         try:
-            return asked, self.models.choose(asked.symbol)
+            unseen = self.models.unseen(item.symbol)
+            return unseen.of_window(item.values, item.symbol) if unseen else self.models.choose(item.symbol)
+        except (ModelNotFound, WindowError) as error:
+            field = "symbol" if isinstance(error, ModelNotFound) else "values"
+            problem = Problem(loc=["body", "series", index, field], msg=str(error), type=field)
+            raise Refused(refuse(422, [problem])) from None
+
+    async def _forecast_series(
+        self, models: Sequence[ServedModel], windows: Sequence[Window], horizon: int, levels: list[float]
+    ) -> tuple[list[list[float]], list[Bounds]]:
+        """Return forecasts (n, horizon), and each window's bounds (horizon, levels, 2), from a thread.
+
+        Raises:
+            BadWindow: when a window does not fit its model.
+        """
+        if horizon > 1:
+            forecasts: list[list[float]] = []
+            bounds: list[Bounds] = []
+            for index, (model, window) in enumerate(zip(models, windows, strict=True)):
+                try:
+                    (ahead,), found = await self._forecast_aside(model, [window], horizon, levels)
+                except WindowError as error:
+                    raise BadWindow(index, error) from None
+                forecasts.append(ahead)
+                bounds += [] if found is None else list(found)
+            return forecasts, bounds
+        loop = asyncio.get_running_loop()
+        answers: dict[int, Prediction] = {}
+        by_engine: dict[int, list[int]] = {}
+        for index, model in enumerate(models):
+            by_engine.setdefault(id(model.predictor.engine), []).append(index)
+        for indices in by_engine.values():
+            size = max(1, min(MAX_CHUNK, int(CHUNK_COST / models[indices[0]].cost)))
+            for first in range(0, len(indices), size):
+                chunk = indices[first : first + size]
+                predictors, theirs = [models[at].predictor for at in chunk], [windows[at] for at in chunk]
+                try:
+                    predictions = await loop.run_in_executor(
+                        self.models.threads, forecast_together, predictors, theirs
+                    )
+                except BadWindow as bad:
+                    raise BadWindow(chunk[bad.index], bad) from None
+                answers.update(zip(chunk, predictions, strict=True))
+        ordered = [answers[index] for index in range(len(models))]
+        return [each.prices.tolist() for each in ordered], (
+            [each.intervals(levels) for each in ordered] if levels else []
+        )
+
+    def _unseen(self, asked: PredictRequest | PredictRowsRequest) -> ServedModel | None:
+        """A model of many symbols for one that it was not trained on; None for other requests.
+
+        Raises:
+            Refused: when the window does not fit the model.
+        """
+        model = self.models.unseen(asked.symbol)
+        try:
+            return model and model.of_window(asked.values, str(asked.symbol))
+        except WindowError as error:
+            problem = Problem(loc=["body", "values"], msg=str(error), type="window")
+            raise Refused(refuse(422, [problem])) from None
+
+    def _choose(self, asked: Options) -> ServedModel:
+        """Choose the model that answers a request.
+
+        Raises:
+            Refused: when no served model fits it.
+        """
+        try:
+            return self.models.choose(asked.symbol)
         except ModelNotFound as error:
             problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
             raise Refused(refuse(422, [problem])) from None
@@ -319,6 +428,15 @@ class ForecastService:
         if when.age is not None:
             answer["model_age"] = when.age
         answer |= model.common_fields
+        warnings += self._doubts(model, windows)
+        if warnings:
+            answer["warnings"] = warnings
+        version = (b"x-model-version", short_version(model.version).encode())
+        return Answer(200, to_json(answer), (JSON, version))
+
+    def _doubts(self, model: ServedModel, windows: Sequence[Window]) -> list[str]:
+        """Why forecasts of these windows are doubtful, a line each."""
+        warnings = []
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
@@ -331,10 +449,12 @@ class ForecastService:
             )
         if (complaint := model.predictor.short_history(windows)) is not None:
             warnings.append(complaint)
-        if warnings:
-            answer["warnings"] = warnings
-        version = (b"x-model-version", short_version(model.version).encode())
-        return Answer(200, to_json(answer), (JSON, version))
+        if not model.seen:
+            warnings.append(
+                f"the model was not trained on {model.symbol[:100]}: its forecast is in the units of the window's own "
+                "values"
+            )
+        return warnings
 
 
 class Refused(Exception):
@@ -343,14 +463,6 @@ class Refused(Exception):
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
         self.answer = answer
-
-
-class BadWindow(WindowError):
-    """One of several windows does not fit the model; ``index`` says which."""
-
-    def __init__(self, index: int, error: WindowError) -> None:
-        super().__init__(str(error))
-        self.index = index
 
 
 def _forecast_piece(

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from browser import Watched
+from serving_here import serving
 
 from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
@@ -253,9 +254,7 @@ def test_a_model_is_scored_as_before_on_the_rows_of_one_of_its_symbols(panel, po
     for symbol in ("BETA", "LATE"):
         again = evaluate(checkpoint, panel.series[symbol])
         assert again.model == pytest.approx(checkpoint.symbols[symbol].metrics_test)
-    with pytest.raises(
-        DataError, match="this series has no test rows: they come after .*; use a series that ends later"
-    ):
+    with pytest.raises(DataError, match=r"no test rows: they come after .* use a series that ends later"):
         evaluate(checkpoint, panel.series["BETA"].part(slice(None, 200)))
 
 
@@ -308,6 +307,83 @@ def test_a_job_searches_one_model_for_all_symbols_and_scores_each(cluster, panel
         assert own.metrics_test["CRPS"] == pytest.approx(table.loc[symbol, "test_CRPS"])
     assert "sort" in (tmp_path / "job" / "report.html").read_text()
     assert run_job(options.model_copy(update={"resume": True})).summary["pick"] == summary["pick"]
+
+
+def post(client, path, **body):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_server_answers_for_every_symbol_of_a_pooled_model_and_for_others(panel, pooled):
+    _, path = pooled
+    predictor = Predictor(path, "cpu")
+    with serving(path) as client:
+        assert [line["symbol"] for line in client.get("/models").json()["models"]] == [*SYMBOLS, "LATE"]
+        assert client.get("/model", params={"symbol": "BETA"}).json()["symbol"] == "BETA"
+        for symbol in (*SYMBOLS, "LATE"):
+            window = panel.series[symbol].values.tolist()
+            answer = post(client, "/predict", symbol=symbol, values=window, levels=[0.9])
+            assert answer["symbol"] == symbol
+            own = predictor.of_symbol(symbol)
+            assert answer["prediction"] == pytest.approx(own.predict([window])[0], rel=1e-6)
+            assert answer["intervals"][0]["lower"] == pytest.approx(
+                own.predict_intervals([window], [0.9])[0, 0, 0, 0]
+            )
+            assert not any("not trained" in line for line in answer.get("warnings", []))
+        window = (7 * panel.series["CORP"].values).tolist()
+        answer = post(client, "/predict", symbol="NEW", values=window, horizon=2)
+        assert answer["symbol"] == "NEW"
+        unseen = predictor.of_window(window, "NEW")
+        assert answer["predictions"] == pytest.approx(unseen.predict_steps([window], 2)[0], rel=1e-6)
+        assert any("was not trained on NEW" in line for line in answer["warnings"])
+        still = client.post("/predict", json={"symbol": "FLAT", "values": [5.0] * 40})
+        assert still.status_code == 422
+        assert "do not vary" in still.json()["detail"][0]["msg"]
+        assert client.post("/predict", json={"values": window}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"levels": [0.5, 0.9]}, {"horizon": 3, "levels": [0.9]}, {"horizon": 1}]
+)
+def test_one_request_for_many_symbols_has_the_answers_of_many_requests(panel, pooled, options):
+    _, path = pooled
+    series = [
+        {"symbol": symbol, "values": panel.series[symbol].values[-days:].tolist()}
+        for symbol, days in (("CORP", 300), ("ACME", 25), ("LATE", 200), ("NEW", 30))
+    ]
+    with serving(path) as client:
+        together = post(client, "/predict/batch", series=series, **options)
+        assert together["symbols"] == ["CORP", "ACME", "LATE", "NEW"]
+        for place, one in enumerate(series):
+            alone = post(client, "/predict", **one, **options)
+            expected = alone["predictions"] if "horizon" in options else alone["prediction"]
+            assert together["predictions"][place] == pytest.approx(expected, rel=1e-6)
+            if "levels" in options:
+                for found, own in zip(together["intervals"][place], alone["intervals"], strict=True):
+                    assert found["lower"] == pytest.approx(own["lower"], rel=1e-6)
+                    assert found["upper"] == pytest.approx(own["upper"], rel=1e-6)
+        assert any(line.startswith("NEW: the model was not trained on") for line in together["warnings"])
+        assert any(line.startswith("ACME: the window has 25 values") for line in together["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("item", "where"),
+    [
+        ({"symbol": "ACME", "values": [1.0, 2.0]}, ["body", "series", 1, "values"]),
+        ({"symbol": "ACME", "values": [1.0] * 20 + [-1.0]}, ["body", "series", 1, "values"]),
+        ({"symbol": "NEW", "values": [3.0] * 40}, ["body", "series", 1, "values"]),
+        ({"symbol": "ACME"}, ["body", "series", 1, "values"]),
+        ({"symbol": 5, "values": [1.0] * 30}, ["body", "series", 1, "symbol"]),
+    ],
+)
+def test_a_bad_window_of_one_symbol_is_named(panel, pooled, item, where):
+    good = {"symbol": "BETA", "values": panel.series["BETA"].values.tolist()}
+    with serving(pooled[1]) as client:
+        answer = client.post("/predict/batch", json={"series": [good, item]})
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"] == where
+        assert client.post("/predict/batch", json={"series": []}).status_code == 422
 
 
 def test_folds_of_a_panel_are_refused():

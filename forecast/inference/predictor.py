@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forecast.errors import DataError, WindowError
+from forecast.errors import BadWindow, DataError, WindowError
 from forecast.inference.dating import Dating
 from forecast.inference.engines import Engine, EngineName, build_engine
 from forecast.inference.prediction import Prediction, require_finite, require_levels
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.device import choose_device
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
-from forecast.model.likelihood import distribution, point_forecasts, widest_level
+from forecast.model.likelihood import Outputs, distribution, point_forecasts, widest_level
 from forecast.model.normalization import Normalization
 from forecast.model.windows import plain_window
 from forecast.scores.distribution import interval_probabilities
@@ -111,6 +111,11 @@ class Predictor:
         return copy.copy(self)._bind(self.whole.of_window(normalization, symbol))
 
     @property
+    def symbols(self) -> list[str]:
+        """The symbols that the model was trained on."""
+        return list(self.whole.symbols) or [self.whole.config.symbol]
+
+    @property
     def sequence_length(self) -> int:
         """Number of past values that a forecast needs: the length of the longest of its members' windows."""
         return max(member.config.sequence_length for member in self.checkpoint.members)
@@ -156,16 +161,17 @@ class Predictor:
         # If a window overflows on the way, its result is refused.
         with np.errstate(all="ignore"):
             normalized = self._normalized(windows)
-            outputs, volatility = self._forecaster.outputs(normalized)
-            last = normalized[:, -1, 0]
-            return Prediction(
-                prices=require_finite(self._encoding.prices(point_forecasts(outputs), last)),
-                distribution=distribution(
-                    self._encoding.config.likelihood, outputs, volatility, self.checkpoint.calibration_scores
-                ),
-                last=last,
-                encoding=self._encoding,
-            )
+            return self._decoded(*self._forecaster.outputs(normalized), normalized[:, -1, 0])
+
+    def _decoded(self, outputs: Outputs, volatility: NDArray[np.float32], last: Array) -> Prediction:
+        return Prediction(
+            prices=require_finite(self._encoding.prices(point_forecasts(outputs), last)),
+            distribution=distribution(
+                self._encoding.config.likelihood, outputs, volatility, self.checkpoint.calibration_scores
+            ),
+            last=last,
+            encoding=self._encoding,
+        )
 
     def predict_steps(self, windows: ArrayLike, horizon: int) -> Array:
         """The next ``horizon`` prices, shape (n, horizon).
@@ -327,6 +333,37 @@ def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
     if len(values) > 1:
         where += f" of window {window}"
     return f"value {values[window, day, column]} ({where})"
+
+
+def forecast_together(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Prediction]:
+    """The next prices of one window each of several symbols of one model, with one run of its networks.
+
+    Args:
+        predictors: predictors of the symbols, which share an engine.
+        windows: a window for each; windows and errors as in ``Predictor.predict``.
+
+    Raises:
+        BadWindow: for the first window that does not fit the model.
+    """
+    with np.errstate(all="ignore"):
+        normalized = []
+        for index, (predictor, window) in enumerate(zip(predictors, windows, strict=True)):
+            try:
+                normalized.append(predictor._normalized([window]))
+            except WindowError as error:
+                raise BadWindow(index, error) from None
+        seen = [
+            predictor._forecaster.inputs(rows) for predictor, rows in zip(predictors, normalized, strict=True)
+        ]
+        views = [np.concatenate(inputs) for inputs in zip(*(inputs for inputs, _ in seen), strict=True)]
+        outputs = predictors[0].engine(views)
+        found = []
+        for index, (predictor, rows) in enumerate(zip(predictors, normalized, strict=True)):
+            try:
+                found.append(predictor._decoded(outputs[index : index + 1], seen[index][1], rows[:, -1, 0]))
+            except WindowError as error:
+                raise BadWindow(index, error) from None
+    return found
 
 
 def predict_next_from_values(

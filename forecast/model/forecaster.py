@@ -101,12 +101,16 @@ class Forecaster:
     def _views(self) -> tuple[list[Encoding], list[int]]:
         return views(self.encodings)
 
-    def outputs(self, normalized: Array) -> tuple[Outputs, NDArray[np.float32]]:
-        """Outputs (n, members, outputs), and the volatility that each member corrects, (n, members)."""
+    def inputs(self, normalized: Array) -> tuple[list[Inputs], NDArray[np.float32]]:
+        """The inputs of each of the ``views``, and the volatility that each member corrects, (n, members)."""
         distinct, numbers = self._views
         encoded = [encoding.encode(normalized) for encoding in distinct]
-        outputs = self.run([inputs for inputs, _ in encoded])
-        return outputs, np.stack([encoded[number][1] for number in numbers], axis=1)
+        return [inputs for inputs, _ in encoded], np.stack([encoded[number][1] for number in numbers], axis=1)
+
+    def outputs(self, normalized: Array) -> tuple[Outputs, NDArray[np.float32]]:
+        """Outputs (n, members, outputs), and the volatility that each member corrects, (n, members)."""
+        inputs, volatility = self.inputs(normalized)
+        return self.run(inputs), volatility
 
     def prices(self, normalized: Array, horizon: int) -> Array:
         """Point forecasts (n, horizon), in price units."""
