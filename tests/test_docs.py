@@ -53,6 +53,7 @@ LEARNING = [
             "bars-and-calendars",
             "resume",
             "another-symbol",
+            "many-symbols",
         )
     ),
 ]
