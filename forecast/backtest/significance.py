@@ -75,8 +75,9 @@ def diebold_mariano(losses: Array, others: Array, horizon: int = 1) -> tuple[flo
 def superior_predictive_ability(losses: Array, benchmark: Array) -> float:
     """Test whether the best of several models is better than the benchmark (Hansen 2005), given that it is the best.
 
-    The loss differences are resampled in blocks, whose mean length is the cube root of n (Politis & Romano 1994). A
-    model whose difference does not vary says nothing about chance and is left out.
+    The loss differences are resampled in blocks of random length (Politis & Romano 1994), whose mean is the one that
+    their autocorrelations call for (Politis & White 2004), in the mean over the models. Longer blocks than that are few,
+    and the test then finds skill where there is none. A model whose difference does not vary says nothing about chance and is left out.
 
     Args:
         losses: losses of each model, shape (models, n), in the order of time.
@@ -95,11 +96,13 @@ def superior_predictive_ability(losses: Array, benchmark: Array) -> float:
     if not varies.any():
         return 1.0
     # Imported here because it takes more than a second, which forecasts need not wait for.
-    from arch.bootstrap import SPA
+    from arch.bootstrap import SPA, optimal_block_length
 
     # Each is divided by its deviation here because arch compares means without doing so, whatever its ``studentize``.
     scaled = gains[varies] / deviations[varies, np.newaxis]
-    block = max(1, round(count ** (1 / 3)))
+    block = max(
+        1, round(float(np.mean([optimal_block_length(gain)["stationary"].iloc[0] for gain in scaled])))
+    )
     test = SPA(np.zeros(count), -scaled.T, block_size=block, reps=RESAMPLES, bootstrap="stationary", seed=0)
     test.compute()
     return float(test.pvalues["consistent"])
