@@ -13,7 +13,7 @@ from tune_jobs.costs import Preference, RowLosses
 CHOICES = 2
 """Factor on the p-value, since a trial's best epoch is chosen on the same rows, of which Hansen's test knows nothing.
 
-It is a rough correction: without it, 9 of 84 jobs on random walks claimed skill at 5 % (``benchmarks.jobs``).
+It is a rough correction, checked on random walks (``benchmarks.jobs``).
 """
 SIGNIFICANCE = 0.05
 """P-value below which the best trial's advantage over persistence counts as skill."""

@@ -12,6 +12,8 @@ Flags = NDArray[np.bool_]
 
 RESAMPLES = 1000
 """Bootstrap samples of the test of superior predictive ability, so its p-value comes in steps of 0.001."""
+AUTOCORRELATED = 20
+"""Fewest rows whose autocorrelations say anything."""
 ROUNDING = 1e-12
 """Deviation of a loss difference, as a share of the largest loss, that is taken for rounding, and so for none."""
 
@@ -77,7 +79,8 @@ def superior_predictive_ability(losses: Array, benchmark: Array) -> float:
 
     The loss differences are resampled in blocks of random length (Politis & Romano 1994), whose mean is the one that
     their autocorrelations call for (Politis & White 2004), in the mean over the models. Longer blocks than that are few,
-    and the test then finds skill where there is none. A model whose difference does not vary says nothing about chance and is left out.
+    and the test then finds skill where there is none. A model whose difference does not vary says nothing about chance
+    and is left out.
 
     Args:
         losses: losses of each model, shape (models, n), in the order of time.
@@ -100,9 +103,10 @@ def superior_predictive_ability(losses: Array, benchmark: Array) -> float:
 
     # Each is divided by its deviation here because arch compares means without doing so, whatever its ``studentize``.
     scaled = gains[varies] / deviations[varies, np.newaxis]
-    block = max(
-        1, round(float(np.mean([optimal_block_length(gain)["stationary"].iloc[0] for gain in scaled])))
-    )
+    block = 1
+    if count >= AUTOCORRELATED:
+        lengths = [optimal_block_length(gain)["stationary"].iloc[0] for gain in scaled]
+        block = max(1, round(float(np.mean(lengths))))
     test = SPA(np.zeros(count), -scaled.T, block_size=block, reps=RESAMPLES, bootstrap="stationary", seed=0)
     test.compute()
     return float(test.pvalues["consistent"])
