@@ -78,9 +78,9 @@ def superior_predictive_ability(losses: Array, benchmark: Array) -> float:
     """Test whether the best of several models is better than the benchmark (Hansen 2005), given that it is the best.
 
     The loss differences are resampled in blocks of random length (Politis & Romano 1994), whose mean is the one that
-    their autocorrelations call for (Politis & White 2004), in the mean over the models. Longer blocks than that are few,
-    and the test then finds skill where there is none. A model whose difference does not vary says nothing about chance
-    and is left out.
+    their autocorrelations call for (Politis & White 2004), in the mean over the models. With longer blocks there are
+    too few of them, and the test finds skill where there is none. A model whose difference does not vary says nothing
+    about chance and is left out.
 
     Args:
         losses: losses of each model, shape (models, n), in the order of time.
