@@ -139,7 +139,7 @@ class SeriesItem(BaseModel):
 
 
 class SeriesRequest(Options):
-    """A window each of several symbols; the models' networks run once for all of them."""
+    """One window for each of several symbols; for one step, a network runs on many of them at once."""
 
     body_remedy = (
         'send a JSON object, for example {"series": [{"symbol": "ACME", "values": [120.5, 121.0]}]}' + NO_JSON
@@ -233,7 +233,7 @@ class BatchAnswer(ForecastAnswer):
 
 
 class SeriesAnswer(BaseModel):
-    """The forecasts of a window each of several symbols."""
+    """The forecasts of one window for each of several symbols."""
 
     ok: bool = Field(True, description="always true in an answer with status 200")
     symbols: list[str]

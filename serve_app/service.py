@@ -161,7 +161,7 @@ class ForecastService:
         return self._answer(model, result, windows, when, horizon)
 
     async def _predict_series(self, body: bytes) -> Answer:
-        """Answer a ``SeriesRequest``: one window each of several symbols."""
+        """Answer a ``SeriesRequest``: one window for each of several symbols."""
         try:
             try:
                 asked = SeriesRequest.model_validate_json(body)
@@ -200,7 +200,7 @@ class ForecastService:
         """The model that answers for one symbol of a request.
 
         Raises:
-            Refused: when there is none, or its window does not fit it.
+            Refused: when there is none, or the symbol's window does not fit it.
         """
         try:
             unseen = self.models.unseen(item.symbol)
@@ -252,7 +252,7 @@ class ForecastService:
         )
 
     def _unseen(self, asked: PredictRequest | PredictRowsRequest) -> ServedModel | None:
-        """A model of many symbols for one that it was not trained on; None for other requests.
+        """The model of many symbols, for a symbol that it was not trained on; None for other requests.
 
         Raises:
             Refused: when the window does not fit the model.
@@ -435,7 +435,7 @@ class ForecastService:
         return Answer(200, to_json(answer), (JSON, version))
 
     def _doubts(self, model: ServedModel, windows: Sequence[Window]) -> list[str]:
-        """Why forecasts of these windows are doubtful, a line each."""
+        """Reasons to doubt the forecasts of these windows, one line each."""
         warnings = []
         outside = [
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
@@ -451,8 +451,8 @@ class ForecastService:
             warnings.append(complaint)
         if not model.seen:
             warnings.append(
-                f"the model was not trained on {model.symbol[:100]}: its forecast is in the units of the window's own "
-                "values"
+                f"the model was not trained on {model.symbol[:100]}: its prices are normalized by the values of the "
+                "window alone"
             )
         return warnings
 

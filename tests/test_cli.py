@@ -72,7 +72,7 @@ def test_infer_warns_of_a_window_shorter_than_the_model_uses(tiny_checkpoint, ca
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values"]
     assert run(main, [*command, *map(str, WINDOW)]) == 0
     assert capsys.readouterr().err == (
-        "warning: the window has 25 values, and this model computes its volatility from 251; give 251\n"
+        "warning: the window has 25 values, but this model computes its volatility from 251; give 251\n"
     )
     assert run(main, [*command, *(str(1000 + row) for row in range(251))]) == 0
     assert capsys.readouterr().err == ""

@@ -623,7 +623,7 @@ def test_windows_of_different_lengths_are_answered_together_as_each_alone_and_as
 
 def test_a_window_shorter_than_the_model_uses_is_answered_and_says_so(client):
     assert predictions(client, values=SHORT)["warnings"] == [
-        "the window has 20 values, and this model computes its volatility from 251; give 251"
+        "the window has 20 values, but this model computes its volatility from 251; give 251"
     ]
 
     def warnings(*windows):
@@ -631,7 +631,7 @@ def test_a_window_shorter_than_the_model_uses_is_answered_and_says_so(client):
 
     assert warnings(GOOD, [1.0, *GOOD]) is None
     assert warnings(GOOD, SHORT, SHORT) == [
-        "2 of the windows have 20 values, and this model computes its volatility from 251; give 251"
+        "2 of the windows have 20 values, but this model computes its volatility from 251; give 251"
     ]
     assert "2 of the windows have 20 to 250 values" in warnings(SHORT, GOOD[1:])[0]
 

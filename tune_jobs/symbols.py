@@ -27,11 +27,11 @@ from tune_jobs.cluster import Connect
 Array = NDArray[np.float64]
 
 BASELINE = "GARCH"
-"""The model fitted on each symbol alone that the panel's is compared with."""
+"""The model, fitted on each symbol alone, that the panel's model is compared with."""
 METRIC = "CRPS"
-"""The metric by which it is."""
+"""The metric of this comparison."""
 AT_A_TIME = 8
-"""Symbols whose baseline a task fits: few enough to spread them, enough to make up for its imports."""
+"""Symbols per task that fits baselines: few enough to spread the work, enough to make up for the imports."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class SymbolScore:
         symbol: its name.
         test: the model's and persistence's scores, in price units.
         baseline: the baseline's metrics; None where it could not be fitted.
-        differences: the model's losses of each row minus the baseline's, over the baseline's mean loss, shape (n,).
-        sessions: numbers of the rows' sessions, shape (n,).
+        differences: the model's loss of each row minus the baseline's, divided by the baseline's mean loss, shape (n,).
+        sessions: the number of each row's session, shape (n,).
     """
 
     symbol: str
@@ -53,13 +53,13 @@ class SymbolScore:
     sessions: NDArray[np.intp]
 
     def ratio(self, to: str) -> float | None:
-        """The model's loss over that of ``persistence`` or the ``BASELINE``; None where there is none."""
+        """The model's loss divided by that of ``persistence`` or the ``BASELINE``; None where there is none."""
         other = self.test.persistence if to == "persistence" else self.baseline
         return self.test.model[METRIC] / other[METRIC] if other and other[METRIC] > 0 else None
 
 
 def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Connect) -> list[SymbolScore]:
-    """Score a model on each symbol's test rows, and fit the baseline on the rows before them, on the cluster.
+    """Score a model on each symbol's test rows, beside the baseline, which the cluster fits on the rows before them.
 
     Args:
         checkpoint: the model.
@@ -104,14 +104,14 @@ def _score(prepared: PreparedPanel, symbol: str, ours: Forecasts, theirs: Foreca
 
 @dataclass(frozen=True)
 class Comparison:
-    """The model beside another over all symbols.
+    """The model compared with another over all symbols.
 
     Attributes:
         symbols: number of symbols with both.
         ratio: mean of the ratios of their losses.
         better: share of the symbols with a ratio below one.
-        p_value: that of Diebold and Mariano's test that the losses are equal, whose observations are the sessions: what
-            happens to the symbols of one session is not independent; None for persistence.
+        p_value: that of Diebold and Mariano's test that the losses are equal; None for persistence. Its observations
+            are the sessions, because the symbols of one session are not independent.
     """
 
     symbols: int
@@ -138,14 +138,14 @@ def compare(scores: Sequence[SymbolScore], to: str) -> Comparison | None:
 
 
 def symbol_lines(scores: Sequence[SymbolScore], left_out: int) -> list[str]:
-    """Lines on the model over all symbols."""
+    """Lines that compare the model with others over all symbols, and say how many were left out."""
     lines = []
     for to in ("persistence", BASELINE):
         found = compare(scores, to)
         if found is not None:
             p_value = "" if found.p_value is None else f" (p {found.p_value:.2g}, by session)"
             lines.append(
-                f"Test {METRIC} is {found.ratio:.4f} of {to}'s in the mean over {found.symbols} symbols{p_value}, and "
+                f"Test {METRIC} is on average {found.ratio:.4f} of {to}'s over {found.symbols} symbols{p_value}, and "
                 f"lower on {100 * found.better:.0f} % of them"
             )
     if left_out:
@@ -156,7 +156,7 @@ def symbol_lines(scores: Sequence[SymbolScore], left_out: int) -> list[str]:
 
 
 def symbols_grid(scores: Sequence[SymbolScore]) -> Grid:
-    """A table of the symbols' scores."""
+    """A table of the symbols' ratios and coverages."""
     header = [
         "symbol",
         "test rows",

@@ -35,13 +35,13 @@ class Predictor:
     with ``input_columns``; they may have different lengths. A forecast needs ``sequence_length`` values, and uses
     ``rows_used`` where there are as many: the volatility is computed from more than the window.
 
-    Of a model of many symbols, a predictor forecasts one; ``of_symbol`` and ``of_window`` make predictors of others,
+    With a model of many symbols, a predictor forecasts one; ``of_symbol`` and ``of_window`` make predictors of others,
     which share its networks.
 
     Attributes:
         path: the checkpoint's path, as given.
         whole: its content.
-        checkpoint: the same; of a model of many symbols, as that of the predictor's symbol.
+        checkpoint: the same; for a model of many symbols, as that of the predictor's symbol.
         dating: dates its forecasts.
         engine: runs its networks; ``engine.name`` and ``engine.device`` say how and where.
         rows_used: number of values, the latest, that a forecast uses.
@@ -60,7 +60,7 @@ class Predictor:
             path: the checkpoint's file.
             device: ``auto``, ``cpu`` or ``cuda``.
             engine: ``torch``, ``onnx``, or ``auto`` for the faster one that works here.
-            symbol: the symbol that is forecast, for a model of many; the first one unless given.
+            symbol: the symbol that is forecast, for a model of many symbols; its first unless given.
 
         Raises:
             CheckpointError: when the file is missing or not a usable checkpoint.
@@ -90,17 +90,17 @@ class Predictor:
         return copy.copy(self)._bind(self.whole.of_symbol(symbol))
 
     def of_window(self, window: ArrayLike, symbol: str) -> Predictor:
-        """A predictor of a symbol that the model has never seen, in the units of one window of it.
+        """A predictor of a symbol that the model has never seen, normalized by one window of its values.
 
         The window's own mean and standard deviations take the place of those of training rows, so a long window, of
         ``rows_used`` values or more, gives a better forecast than a short one.
 
         Args:
-            window: values as ``predict`` takes those of one window, shape (length,) or (length, columns).
+            window: the symbol's values, as ``predict`` takes one window, shape (length,) or (length, columns).
             symbol: its name.
 
         Raises:
-            WindowError: as ``predict``; also when the values do not vary.
+            WindowError: as in ``predict``; also when the values do not vary.
         """
         (rows,) = self.check(np.asarray(window, dtype=np.float64)[np.newaxis])
         names = [self.whole.config.feature, *self.whole.config.input_columns]
@@ -252,7 +252,7 @@ class Predictor:
             return None
         counts = " to ".join(map(str, sorted({min(short), max(short)})))
         which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
-        return f"{which} {counts} values, and this model computes its volatility from {enough}; give {self.rows_used}"
+        return f"{which} {counts} values, but this model computes its volatility from {enough}; give {self.rows_used}"
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
         """Whether any of the last ``sequence_length`` prices of one window is outside the training range.
@@ -336,11 +336,11 @@ def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
 
 
 def forecast_together(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Prediction]:
-    """The next prices of one window each of several symbols of one model, with one run of its networks.
+    """The next prices of several symbols of one model, from one window each, with one run of its networks.
 
     Args:
-        predictors: predictors of the symbols, which share an engine.
-        windows: a window for each; windows and errors as in ``Predictor.predict``.
+        predictors: predictors of the symbols; they share an engine.
+        windows: a window for each symbol, as in ``Predictor.predict``.
 
     Raises:
         BadWindow: for the first window that does not fit the model.

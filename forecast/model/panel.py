@@ -1,7 +1,7 @@
-"""Prepared panels: the normalized series of many symbols, split at the same dates, for one model of all.
+"""Prepared panels: the normalized series of many symbols, split at the same dates, for one model of them all.
 
 Each symbol is normalized on its own training rows. The recursions of the volatility are shared: in units of its own
-training changes, every symbol's variance is one, and all of them together tell a recursion better than one alone.
+training changes, every symbol's variance is one, and a fit on all of them is better than a fit on one alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forecast.prices.panel import Panel
 from forecast.prices.series import Dates, Provenance
 
 FITTED_CHANGES = 100_000
-"""Most changes, of as many symbols, that the shared recursion is fitted on: more take time and hardly change it."""
+"""About the most changes that the shared recursion is fitted on: more take time and hardly change it."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PreparedPanel:
     Attributes:
         series: by symbol.
         provenances: the origin of each series.
-        sessions: for each series, the numbers of its rows' sessions in the whole panel, shape (n,).
-        left_out: why each of the other symbols cannot be used, in one line.
+        sessions: for each series, the number of each row's session in the whole panel, shape (n,).
+        left_out: by symbol, why each of the others cannot be used, in one line.
         borders: the split of the panel's sessions.
         dates: the dates or times of these sessions, shape (sessions,).
     """
@@ -50,7 +50,7 @@ class PreparedPanel:
         return tuple(self.series.values())
 
     def session_range(self, part: Part) -> tuple[int, int]:
-        """Numbers of the first session of a part and of the one after its last."""
+        """Numbers of the first session of a part and of the session after its last one."""
         edges = [0, self.borders.train_end, self.borders.validation_end, self.borders.rows]
         at = ("train", "validation", "test").index(part)
         return edges[at], edges[at + 1]
@@ -69,14 +69,14 @@ def prepare_panel(
 ) -> PreparedPanel:
     """Split every series at the same dates, and normalize each on its own training rows.
 
-    The dates part the panel's sessions, those on which any symbol has a row, by the ratios. A symbol that has too few
-    rows in a part, or whose training values do not vary, is left out.
+    The ratios split the panel's sessions, those on which any symbol has a row. A symbol that has too few rows in a
+    part, or whose training values do not vary, is left out.
 
     Args:
         panel: clean prices.
         config: ratios of the split, and whether to take the logarithm of prices.
         longest_window: the largest ``sequence_length`` that is trained.
-        split: splits a number of sessions otherwise than by the ratios.
+        split: splits a number of sessions in another way; None for the ratios.
 
     Raises:
         DataError: when no symbol is left.
@@ -100,7 +100,7 @@ def prepare_panel(
             left_out[symbol] = problem
     if not prepared:
         first, reason = next(iter(left_out.items()))
-        raise DataError(f"none of the {len(left_out)} symbols can be used; {first}: {reason}")
+        raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
     every = list(prepared.values())
     share = -(-sum(part.split.train_end for part in every) // FITTED_CHANGES)
     shared = fit_recursion(np.concatenate([part.train_changes for part in every[::share]]))
@@ -115,13 +115,13 @@ def prepare_panel(
 
 
 def _split_at(borders: Split, sessions: NDArray[np.intp]) -> Split:
-    """The split of a series whose rows have these numbers of sessions, at the panel's borders."""
+    """The split, at the panel's borders, of a series whose rows have these session numbers."""
     train_end, validation_end = np.searchsorted(sessions, [borders.train_end, borders.validation_end])
     return Split(int(train_end), int(validation_end), len(sessions))
 
 
 def _too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
-    """Why a symbol's rows are too few, in one line; None when they are enough."""
+    """Why a symbol has too few rows, in one line; None when it has enough."""
     parts: dict[Part, str] = {"train": "training", "validation": "validation"}
     if tested:
         parts["test"] = "test"
@@ -129,7 +129,7 @@ def _too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
         count = len(split.targets(part, longest_window))
         if count < MIN_TARGETS:
             return (
-                f"{count} {name} rows can be forecast from windows of {longest_window}, and at least {MIN_TARGETS} "
-                "are needed: its history is too short"
+                f"{count} {name} rows can be forecast from windows of {longest_window}, but at least {MIN_TARGETS} "
+                "are needed: its history is too short or ends too early"
             )
     return None

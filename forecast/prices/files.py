@@ -51,7 +51,7 @@ DATE_NAMES = (
 )  # fmt: skip
 """Names of columns of dates in ``plain_name``'s form and without brackets, the likeliest first."""
 PRICE_NAMES = ("open", "high", "low", "close", "adjclose", "last", "price", "volume", "y")
-"""Names of columns of a bar in ``plain_name``'s form: a file that has one has no column for each symbol."""
+"""Names of columns of a bar in ``plain_name``'s form: a file with one of them has no column for each symbol."""
 TIME_NAMES = ("time", "hour", "hora", "uhrzeit", "zeit", "heure", "timeutc")
 """Names of columns of times of day, beside a column of dates."""
 
@@ -66,7 +66,7 @@ class Sheet:
         labels: the name of each line of the header, such as ``Ticker``; empty where it has none.
         name: the file's name, for messages.
         outside: lines of the file that are not rows of the table.
-        retrieved: the day the file was taken from its origin; None when it is not known.
+        retrieved: the day on which the file was read from its origin; None when it is not known.
     """
 
     frame: pd.DataFrame
@@ -80,7 +80,7 @@ class Sheet:
         """The prices of ``symbol``.
 
         Raises:
-            DataError: when it has none, or can be read in more than one way.
+            DataError: when there are none, or the cells can be read in more than one way.
         """
         name = self.name
         places, names, other = columns_of_symbol(self.header, self.labels, symbol, name)
@@ -109,7 +109,7 @@ class Sheet:
         )
 
     def of_each_symbol(self, feature: str, reading: FileConfig) -> dict[str, Sheet]:
-        """The sheet of each symbol in the order of the file, with ``feature`` as the name of its column of prices.
+        """The sheet of each symbol, in the order of the file, with ``feature`` as the name of its column of prices.
 
         Raises:
             DataError: when the file does not name the symbols of its rows or of its columns.

@@ -31,16 +31,16 @@ ALL = "all"
 UNNAMED = "panel"
 """The name of a panel unless it has its own."""
 LISTED = "@"
-"""What a name starts with that is the path of a file of names, separated by spaces or lines."""
+"""What the path of a file of names starts with; spaces or line breaks separate the names."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Series of one feature.
+    """The series of many symbols, all of the same feature.
 
     Attributes:
-        series: by symbol, in the order they were asked for.
-        left_out: why each of the other symbols cannot be used, in one line.
+        series: by symbol, in the order of the request.
+        left_out: by symbol, why each of the others cannot be used, in one line.
         symbol: the panel's own name.
     """
 
@@ -89,12 +89,12 @@ class Panel:
 def load_panel(symbols: Sequence[str], *, notify: Notify | None = say_on_stderr, **reading: Any) -> Panel:
     """Load the prices of many symbols, each cleaned on its own.
 
-    A symbol without usable prices costs only itself: it is left out, with the reason.
+    A symbol without usable prices is left out, with the reason, and the others are loaded.
 
     Args:
-        symbols: their names; ``all`` for every symbol of a file, a directory or a database; ``@names.txt`` for those
-            that a file lists.
-        notify: called with a line for a person; None for no notice.
+        symbols: their names; ``all`` for every symbol of a file, a directory or a database; ``@names.txt`` for the
+            symbols that a file lists.
+        notify: called with a line for a person; None for no notices.
         reading: the fields of ``DataConfig`` other than the symbol, such as ``source``; see ``load_series``.
 
     Raises:
@@ -108,11 +108,11 @@ def load_panel(symbols: Sequence[str], *, notify: Notify | None = say_on_stderr,
 def panel_from_config(
     symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr
 ) -> Panel:
-    """Load the prices that ``config`` describes of each symbol; see ``load_panel``."""
+    """Load each symbol's prices as ``config`` describes them; see ``load_panel``."""
     say = notify or (lambda line: None)
     names = named_symbols(symbols)
     if not names:
-        raise UsageError("`symbols`: no name is given; give names, all, or @ and the path of a file of names")
+        raise UsageError("`symbols` gives no name; give names, all, or @ and the path of a file of names")
     series, left_out = {}, {}
     for symbol, load in _loaders(names, config, say).items():
         try:
@@ -125,12 +125,12 @@ def panel_from_config(
             left_out[symbol] = str(error)
     if not series:
         first, reason = next(iter(left_out.items()))
-        raise DataError(f"none of the {len(left_out)} symbols has usable prices; {first}: {reason}")
+        raise DataError(f"no symbol has usable prices ({len(left_out)} left out); {first}: {reason}")
     return Panel(series, left_out, config.symbol if "symbol" in config.model_fields_set else UNNAMED)
 
 
 def named_symbols(symbols: Sequence[str]) -> list[str]:
-    """The names, with those that files list, each once.
+    """The names, with those that files of names list, each name once.
 
     Raises:
         UsageError: when a file of names cannot be read.
@@ -144,13 +144,13 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
             names += Path(name[len(LISTED) :]).expanduser().read_text().split()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"`symbols` {name}: the file of names cannot be read ({error}); give a file of text"
+                f"`symbols` {name}: the file of names cannot be read ({error}); give a text file"
             ) from None
     return list(dict.fromkeys(names))
 
 
 def _loaders(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[str, Callable[[], Series]]:
-    """What loads the series of each symbol; a file is read once for all."""
+    """Functions that load the series of each symbol; a file is read once for all of them."""
     if config.source in SOURCES:
         if ALL in names:
             raise UsageError(
@@ -166,7 +166,7 @@ def _loaders(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[s
 
 
 def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[str], Table]]:
-    """What reads the table of each symbol of a file, a directory or a database."""
+    """Functions that read the table of each symbol of a file, a directory or a database."""
     path = source_path(config.source)
     if path is not None and path.is_dir():
         folder = path
@@ -187,7 +187,7 @@ def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[st
 
 
 def _with_all(names: Sequence[str], there: Sequence[str]) -> list[str]:
-    """The names, with the symbols that are there in the place of ``all``, each once."""
+    """The names, with the symbols that are there in the place of ``all``, each name once."""
     found: list[str] = []
     for name in names:
         found += there if name == ALL else [name]

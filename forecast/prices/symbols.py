@@ -193,10 +193,10 @@ def _in_blocks(cells: Cells, distinct: int) -> bool:
 
 
 def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> int | None:
-    """The place of the column that names each row's symbol, ``symbol_column`` or one that has such a name; else None.
+    """The place of the column that names each row's symbol: ``symbol_column``, or one with such a name; else None.
 
     Raises:
-        DataError: when there is no ``symbol_column``, or several columns disagree.
+        DataError: when there is no column ``symbol_column``, or several columns disagree.
     """
     if symbol_column is not None:
         return find_column([str(column) for column in frame.columns], symbol_column, name, "symbol_column")
@@ -217,7 +217,7 @@ def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> i
 
 
 def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], feature: str) -> list[str]:
-    """The symbols of a header of several lines: the line with such a label, else the only one without ``feature``."""
+    """The symbols in a header of several lines: in a line with such a label, else in the one without ``feature``."""
     level = next((at for at, label in enumerate(labels) if plain_name(label) in LABELS), None)
     if level is None:
         without = [at for at, line in enumerate(header) if plain_name(feature) not in map(plain_name, line)]
@@ -228,7 +228,7 @@ def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], fe
 
 
 def symbols_of_names(names: Sequence[str], feature: str) -> list[str]:
-    """The symbols that names of columns hold beside ``feature``, as in ``Close_AAPL`` or ``('Close', 'AAPL')``."""
+    """The symbols that column names hold beside ``feature``, as in ``Close_AAPL`` or ``('Close', 'AAPL')``."""
     found = []
     for text in names:
         pair = PAIR.match(text)
