@@ -80,12 +80,11 @@ def http() -> str:
                 parts.append(f"Takes: {first_line(schema)}\n\n{fields(schema)}")
             for status, answer in operation["responses"].items():
                 schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
-                name = schema.get("$ref", "").rpartition("/")[2]
-                if name == "ErrorAnswer":
-                    continue
-                if name:
-                    parts.append(f"Answers {status} with `{name}`.")
-                    parts += described_schemas(name, schemas, shown)
+                names = [each.get("$ref", "").rpartition("/")[2] for each in schema.get("anyOf", [schema])]
+                for name in names:
+                    if name and name != "ErrorAnswer":
+                        parts.append(f"Answers {status} with `{name}`.")
+                        parts += described_schemas(name, schemas, shown)
             refusals = [status for status in operation["responses"] if status != "200"]
             if refusals:
                 parts.append(f"Refuses with {', '.join(refusals)} and an `ErrorAnswer`.")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from forecast.config import AgeOptions, parse_settings
 from forecast.errors import AgeError, BadWindow, LevelError, UsageError, WindowError
@@ -138,7 +138,7 @@ class ForecastService:
 
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""
-        if b'"series"' in body:
+        if b'"series"' in body and _is_of_series(body):
             return await self._predict_series(body)
         try:
             asked = self._parse(BATCH, body)
@@ -455,6 +455,15 @@ class ForecastService:
                 "window alone"
             )
         return warnings
+
+
+def _is_of_series(body: bytes) -> bool:
+    """Whether a body is an object with ``series`` and without ``windows``."""
+    try:
+        asked = from_json(body)
+    except ValueError:
+        return False
+    return isinstance(asked, dict) and "series" in asked and "windows" not in asked
 
 
 class Refused(Exception):

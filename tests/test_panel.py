@@ -175,6 +175,22 @@ def test_all_symbols_are_split_at_the_same_dates_and_normalized_each_on_its_own(
     assert len({part.recursion for part in prepared.parts}) == 1
 
 
+def test_every_symbol_is_seen_through_the_recursions_that_the_checkpoint_keeps(tmp_path):
+    frame = closes(symbols=("ACME", "BETA"))
+    spread = 0.002 + 0.01 * np.abs(np.random.default_rng(1).normal(size=frame.shape))
+    long(frame).assign(
+        High=long(frame * (1 + spread))["Close"], Low=long(frame * (1 - spread))["Close"]
+    ).to_csv(tmp_path / "bars.csv", index=False)
+    panel = load_panel(["all"], source=str(tmp_path / "bars.csv"), input_columns=("High", "Low"))
+    config = SMALL.model_copy(
+        update={"input_columns": ("High", "Low"), "volatility": "range", "max_epochs": 1, "members": 1}
+    )
+    checkpoint = train(panel, config).checkpoint
+    assert checkpoint.recursions[0].delta > 0
+    for part in prepare_panel(panel, config, 20).parts:
+        assert part.encoding(config).recursions == checkpoint.recursions
+
+
 def test_nothing_a_pooled_model_learns_comes_from_test_rows(panel, pooled):
     from dataclasses import replace
 
@@ -222,7 +238,9 @@ def test_one_symbol_of_a_pooled_model_forecasts_as_a_model_alone_in_its_own_unit
         )
         low, high = own.predict_intervals([window], [0.9])[0, 0, 0]
         assert low < prediction < high
-    with pytest.raises(UsageError, match="no symbol 'NOPE'; it has ACME, BETA, CORP, LATE"):
+    with pytest.raises(
+        UsageError, match="no symbol 'NOPE'; choose one of these with `symbol`: ACME, BETA, CORP, LATE"
+    ):
         predictor.of_symbol("NOPE")
 
 

@@ -121,8 +121,8 @@ def infer_command(options: InferOptions) -> int:
         window = replace(_window(options, predictor), dates=None)  # its calendar is not known
         predictor = predictor.of_window(window.values, symbol)
         say_on_stderr(
-            f"warning: the model was not trained on {symbol}: its forecast is in the units of the window's "
-            f"{len(window.values)} values"
+            f"warning: the model was not trained on {symbol}; its prices are normalized by the window's "
+            f"{len(window.values)} values alone"
         )
     dated = _dated(options, predictor.dating, window.dates)
     steps = predictor.predict_steps([window.values], options.horizon)[0].tolist()

@@ -404,11 +404,12 @@ class Checkpoint(BaseModel):
             return self
         part = self.symbols.get(symbol)
         if part is None:
-            listed = ", ".join(list(self.symbols)[:NAMED_SYMBOLS])
-            more = (
-                f" and {len(self.symbols) - NAMED_SYMBOLS} more" if len(self.symbols) > NAMED_SYMBOLS else ""
+            there = list(self.symbols) or [self.config.symbol]
+            more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
+            listed = ", ".join(there[:NAMED_SYMBOLS]) + more
+            raise UsageError(
+                f"this model has no symbol {symbol!r}; choose one of these with `symbol`: {listed}"
             )
-            raise UsageError(f"this model has no symbol {symbol!r}; it has {listed}{more}")
         own = {name: getattr(part, name) for name in SymbolPart.model_fields}
         config = self.config.model_copy(update={"symbol": symbol})
         return self.model_copy(update={**own, "config": config, "symbols": {}, "left_out": {}})

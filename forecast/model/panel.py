@@ -103,9 +103,16 @@ def prepare_panel(
         raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
     every = list(prepared.values())
     share = -(-sum(part.split.train_end for part in every) // FITTED_CHANGES)
-    shared = fit_recursion(np.concatenate([part.train_changes for part in every[::share]]))
+    fitted_on = every[::share]
+    changes = np.concatenate([part.train_changes for part in fitted_on])
+    ranges = [found for part in fitted_on if (found := part.train_ranges) is not None]
+    shared = fit_recursion(changes)
+    shared_range = fit_recursion(changes, np.concatenate(ranges)) if ranges else None
     return PreparedPanel(
-        series={symbol: replace(part, shared_recursion=shared) for symbol, part in prepared.items()},
+        series={
+            symbol: replace(part, shared_recursion=shared, shared_range_recursion=shared_range)
+            for symbol, part in prepared.items()
+        },
         provenances={symbol: panel.series[symbol].provenance for symbol in prepared},
         sessions={symbol: np.searchsorted(sessions, panel.series[symbol].dates) for symbol in prepared},
         left_out=left_out,

@@ -252,6 +252,7 @@ class PreparedSeries:
         trained_until: date or time of the last training row, ISO 8601; None when it is not known.
         validated_until: date or time of the last validation row, ISO 8601; None when it is not known.
         shared_recursion: the recursion of the variance that all series of a panel share; None for a series alone.
+        shared_range_recursion: the same with a range term; None also where the columns do not hold the bar's range.
     """
 
     normalized: Array
@@ -260,6 +261,7 @@ class PreparedSeries:
     trained_until: str | None = None
     validated_until: str | None = None
     shared_recursion: Recursion | None = None
+    shared_range_recursion: Recursion | None = None
 
     @property
     def parts(self) -> tuple[PreparedSeries, ...]:
@@ -298,20 +300,27 @@ class PreparedSeries:
         Raises:
             DataError: when the columns do not hold the bar's range.
         """
-        training = self.normalized[np.newaxis, : self.split.train_end]
-        ranges = range_variances(training, self.normalization)
+        if self.shared_range_recursion is not None:
+            return self.shared_range_recursion
+        ranges = self.train_ranges
         if ranges is None:
             raise DataError(
                 "`volatility=range` needs the bar's range; add High and Low (and Open) to `input_columns` beside the "
                 "feature Close, or use another `volatility`"
             )
-        return fit_recursion(self.train_changes, ranges[0])
+        return fit_recursion(self.train_changes, ranges)
 
     @property
     def train_changes(self) -> Array:
         """The feature's training changes, in units of their standard deviation, shape (n,)."""
         changes: Array = np.diff(self.normalized[: self.split.train_end, 0])
         return changes / self.normalization.feature.change_std
+
+    @property
+    def train_ranges(self) -> Array | None:
+        """The range variances of the same training bars, shape (n,); None where the columns do not hold the range."""
+        ranges = range_variances(self.normalized[np.newaxis, : self.split.train_end], self.normalization)
+        return None if ranges is None else ranges[0]
 
     @cached_property
     def train_prices(self) -> Array:
