@@ -167,10 +167,16 @@ class ForecastService:
                 asked = SeriesRequest.model_validate_json(body)
             except ValidationError as error:
                 raise Refused(refuse(422, problems_of(error, SeriesRequest))) from None
+            if asked.last_date is not None:
+                message = (
+                    "symbols have calendars of their own; send last_date to POST /predict, with one symbol"
+                )
+                raise Refused(refuse(422, [Problem(loc=["body", "last_date"], msg=message, type="date")]))
+            warnings: list[str] = []
             models = [self._model_of(index, item) for index, item in enumerate(asked.series)]
             for model in {id(model.predictor.whole): model for model in models}.values():
                 horizon, levels = self._require_possible(asked, model, len(models))
-            age_warnings = self._when(asked, models[0], None, 0).warnings
+                warnings += self._when(asked, model, None, 0).warnings
         except Refused as refused:
             return refused.answer
         windows = [
@@ -182,7 +188,7 @@ class ForecastService:
         except BadWindow as bad:
             where: list[str | int] = ["body", "series", bad.index, "values"]
             return refuse(422, [Problem(loc=where, msg=str(bad), type="window")])
-        steps, warnings = asked.horizon is not None, list(age_warnings)
+        steps = asked.horizon is not None
         for model, window in zip(models, windows, strict=True):
             warnings += [f"{model.symbol[:100]}: {line}" for line in self._doubts(model, [window])]
         answer: dict[str, Any] = {
@@ -357,7 +363,7 @@ class ForecastService:
                     )
                 if (doubt := dating.doubt(last[-1])) is not None:
                     warnings.append(doubt)
-            age = dating.age(None if last is None else last[-1])
+            age = model.age(None if last is None else last[-1])
             if (complaint := self._age.complaint(age)) is not None:
                 warnings.append(complaint)
         except AgeError as error:

@@ -1,5 +1,6 @@
 """Panels: many symbols from one source, one model of all, and forecasts of symbols that it has never seen."""
 
+import dataclasses
 import json
 from contextlib import closing
 
@@ -14,11 +15,12 @@ from serving_here import serving
 from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.errors import DataError, UsageError, WindowError
+from forecast.model import forecaster
 from forecast.model.panel import prepare_panel
+from forecast.model.split import split_rows
 from forecast.model.training import Trainer
 from forecast.pages.page import Grid, Section, write_page
 from forecast.prices.panel import Panel, load_panel
-from forecast.scores.metrics import mean_evaluation
 from tune_jobs.costs import persistence_losses, row_losses
 from tune_jobs.job import run_job
 from tune_jobs.options import TuneOptions
@@ -140,6 +142,77 @@ def test_a_source_that_cannot_list_its_symbols_and_files_without_names_are_refus
         load_panel([f"@{tmp_path / 'nowhere.txt'}"], source="snapshot")
 
 
+def test_no_symbol_gets_the_prices_of_another(tmp_path):
+    write_long(closes(symbols=("ACME",)), tmp_path)
+    panel = load_panel(["ACME", "BETA"], source=str(tmp_path / "long.csv"))
+    assert list(panel.series) == ["ACME"]
+    assert panel.left_out["BETA"].endswith("has no symbol 'BETA'; choose from ACME")
+    with pytest.raises(DataError, match="has no symbol 'BETA'"):
+        load_panel(["BETA"], source=str(tmp_path / "long.csv"))
+
+
+def test_columns_that_are_no_symbols_are_not_read_as_some(tmp_path):
+    frame = closes(symbols=("LOW", "ACME"))
+    frame.reset_index().to_csv(tmp_path / "indexed.csv")
+    assert list(load_panel(["all"], source=str(tmp_path / "indexed.csv")).series) == ["LOW", "ACME"]
+    adjusted = frame.add_suffix("_Adj Close")
+    frame.add_suffix("_Close").join(adjusted).to_csv(tmp_path / "adjusted.csv")
+    assert list(load_panel(["all"], source=str(tmp_path / "adjusted.csv")).series) == ["LOW", "ACME"]
+    frame.set_axis(["Open", "High"], axis=1).to_csv(tmp_path / "bars.csv")
+    with pytest.raises(DataError, match="does not name the symbols"):
+        load_panel(["all"], source=str(tmp_path / "bars.csv"))
+
+
+def test_bars_of_different_lengths_are_not_pooled(tmp_path):
+    frame = closes()
+    for symbol, rows in (("ACME", slice(None)), ("BETA", slice(4, None, 5))):
+        frame[symbol].iloc[rows].rename("Close").to_csv(tmp_path / f"{symbol}.csv")
+    panel = load_panel(["all"], source=str(tmp_path))
+    assert list(panel.series) == ["ACME"]
+    assert "its bars are of 1wk, those of ACME of 1d" in panel.left_out["BETA"]
+
+
+def test_a_symbol_that_is_left_out_has_no_say_in_the_split(tmp_path):
+    frame = closes(rows=700, symbols=("ACME", "BETA", "OLD"))
+    frame.loc[frame.index[:400], ["ACME", "BETA"]] = np.nan
+    frame.loc[frame.index[400:], "OLD"] = np.nan
+    panel = load_panel(["all"], source=str(write_long(frame, tmp_path)))
+    prepared = prepare_panel(panel, SMALL, 20)
+    assert set(prepared.left_out) == {"OLD"}
+    assert prepared.borders == split_rows(300, SMALL.train_ratio, SMALL.val_ratio_within_train)
+
+
+def test_a_symbol_that_hardly_moves_does_not_outweigh_the_others(tmp_path):
+    frame = closes(rows=400, symbols=("ACME", "BETA", "HALTED"))
+    frame.loc[frame.index[280:], "HALTED"] = frame["HALTED"].iloc[280]
+    frame.loc[frame.index[300], "HALTED"] *= 1.0005
+    panel = load_panel(["all"], source=str(write_long(frame, tmp_path)))
+    prepared = prepare_panel(panel, SMALL, 20)
+    result = train(panel, SMALL)
+    others = [result.checkpoint.symbols[symbol] for symbol in ("ACME", "BETA")]
+    ratios = [each.metrics_validation["MAE"] / each.persistence["validation"]["MAE"] for each in others]
+    assert result.validation.model["MAE"] == pytest.approx(np.mean(ratios))
+    losses = row_losses(result.checkpoint, prepared, "validation", ["MAE"])["MAE"]
+    assert losses.mean() == pytest.approx(np.mean(ratios))
+
+
+def test_intervals_of_many_steps_are_calibrated_on_days_from_everywhere(panel, monkeypatch):
+    series, offsets = panel.series["ACME"], []
+    many = Panel({f"S{number}": dataclasses.replace(series, symbol=f"S{number}") for number in range(40)})
+    monkeypatch.setattr(forecaster, "CALIBRATED_ROWS", 100)
+    genuine = forecaster.look_ahead
+
+    def noted(*arguments):
+        offsets.append((arguments[5], arguments[6]))
+        return genuine(*arguments)
+
+    monkeypatch.setattr(forecaster, "look_ahead", noted)
+    train(many, SMALL.model_copy(update={"max_epochs": 1, "members": 1}))
+    every = offsets[0][0]
+    assert every > 10
+    assert {offset for _, offset in offsets} == set(range(every))
+
+
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory):
     """Three symbols, one of which begins later; one that is too short, and one that stands still."""
@@ -220,7 +293,8 @@ def test_the_scores_of_a_panel_are_means_of_ratios_and_those_of_a_symbol_are_in_
     assert maes[1] / maes[0] > 3
     assert maes[2] / maes[1] > 3
     assert set(result.checkpoint.left_out) == {"NEW", "FLAT"}
-    assert mean_evaluation([result.test]) is result.test
+    alone = train(Panel({"ACME": panel.series["ACME"]}), SMALL)
+    assert alone.test.persistence["MAE"] == 1
 
 
 def test_one_symbol_of_a_pooled_model_forecasts_as_a_model_alone_in_its_own_units(panel, pooled):
@@ -359,6 +433,23 @@ def test_a_server_answers_for_every_symbol_of_a_pooled_model_and_for_others(pane
         assert still.status_code == 422
         assert "do not vary" in still.json()["detail"][0]["msg"]
         assert client.post("/predict", json={"values": window}).status_code == 422
+
+
+def test_a_model_that_is_too_old_answers_for_no_symbol(panel, pooled):
+    window = panel.series["CORP"].values.tolist()
+    known, unseen = {"symbol": "CORP", "values": window}, {"symbol": "corp", "values": window}
+    with serving(pooled[1], max_age_sessions=5, when_too_old="refuse") as client:
+        for body in (known, unseen):
+            assert client.post("/predict", json=body).status_code == 503
+        for series in ([known, unseen], [unseen, known], [unseen]):
+            assert client.post("/predict/batch", json={"series": series}).status_code == 503
+    with serving(pooled[1]) as client:
+        dated = client.post("/predict/batch", json={"series": [known], "last_date": "2016-03-25"})
+        assert dated.status_code == 422
+        assert dated.json()["detail"][0]["loc"] == ["body", "last_date"]
+        ragged = {"symbol": "NEW", "values": [[1.0, 2.0], [3.0]]}
+        assert client.post("/predict", json=ragged).status_code == 422
+        assert client.post("/predict/batch", json={"series": [ragged]}).status_code == 422
 
 
 @pytest.mark.parametrize(

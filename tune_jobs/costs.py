@@ -85,12 +85,15 @@ def _losses(
         return {name: rows[0].losses(name, forecasts[0]) for name in names}
     start, stop = prepared.session_range(part)
     found = {name: np.zeros(stop - start) for name in names}
+    moving = sum(not each.still for each in rows) or len(rows)
     for (symbol, series), its_rows, its_forecasts in zip(
         prepared.series.items(), rows, forecasts, strict=True
     ):
+        if its_rows.still and moving < len(rows):
+            continue
         sessions = prepared.sessions[symbol][series.target_rows(part, 2)][-len(its_rows.actual) :] - start
         # A symbol counts as much as any other, however many of the sessions it has.
-        weight = (stop - start) / (len(prepared.series) * len(sessions))
+        weight = (stop - start) / (moving * len(sessions))
         for name in names:
             naive = its_rows.losses(name, its_rows.baseline).mean()
             if naive > 0:

@@ -13,14 +13,14 @@ from rich.console import Console
 from forecast.atomic import require_writable
 from forecast.errors import StudyError
 from forecast.model.network import ARCHITECTURES
-from forecast.model.panel import Prepared, prepare_panel
+from forecast.model.panel import Prepared, evaluation_of, prepare_panel
 from forecast.model.split import Part, require_rows
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.pages.describe import left_out_lines, panel_lines, series_lines, sessions_line
 from forecast.prices.panel import Panel, panel_from_config
 from forecast.prices.series import Series
 from forecast.prices.source import series_from_config
-from forecast.scores.metrics import evaluate_forecasts, mean_evaluation
+from forecast.scores.metrics import evaluate_forecasts
 from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
@@ -105,7 +105,7 @@ def prepare_job(options: TuneOptions) -> Job:
 def persistence_metrics(prepared: Prepared, part: Part) -> dict[str, float]:
     """Return persistence's metrics on the rows of ``part``, which are the same for every window length."""
     every = [series.rows(part, 2) for series in prepared.parts]
-    return mean_evaluation([evaluate_forecasts(rows, rows.baseline) for rows in every]).persistence
+    return evaluation_of(prepared, [evaluate_forecasts(rows, rows.baseline) for rows in every]).persistence
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from tune_jobs.study import STUDY_FILE
 from tune_jobs.symbols import (
     BASELINE,
     METRIC,
-    SymbolScore,
     compare,
     score_symbols,
     symbol_lines,
@@ -85,6 +84,11 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
     if findings:
         save_checkpoint(findings.final.scored, output / SCORED_FILE)
         save_checkpoint(findings.final.served, output / PICK_FILE)
+    # An earlier run's may be those of another pick.
+    (output / SYMBOLS_FILE).unlink(missing_ok=True)
+    if findings and isinstance(job.prepared, PreparedPanel) and findings.final.problem is None:
+        findings = replace(findings, symbols=score_symbols(findings.final.scored, job.prepared, connect))
+        write_symbols(findings.symbols, job.prepared, output / SYMBOLS_FILE)
     summary = _summary(job, found, findings, time.perf_counter() - started)
     write_json(summary, output / SUMMARY_FILE)
     (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier run's report may show another pick
@@ -113,11 +117,7 @@ def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect)
         final = FinalModels(
             picked.checkpoint, picked.test, picked.checkpoint, f"stopped by {found.stopped_by}"
         )
-    symbols: Sequence[SymbolScore] = ()
-    if isinstance(job.prepared, PreparedPanel) and final.problem is None:
-        symbols = score_symbols(final.scored, job.prepared, connect)
-        write_symbols(symbols, job.prepared, job.options.output_dir / SYMBOLS_FILE)
-    return Findings(job, found.trials, front, picked, final, found.luck, ended, symbols)
+    return Findings(job, found.trials, front, picked, final, found.luck, ended)
 
 
 def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: float) -> dict[str, Any]:

@@ -325,13 +325,19 @@ def _on_test(found: Findings) -> list[Text | Plot | Grid]:
     raise AssertionError("prices are prepared as what they are")
 
 
+def _what_the_search_saw(found: Findings) -> str:
+    if found.job.options.objectives_on == "validation":
+        return "The search has not seen these rows."
+    return "The search has seen these rows: the scores do not estimate performance on new data."
+
+
 def _of_symbols(found: Findings, panel: Panel, prepared: PreparedPanel) -> list[Text | Plot | Grid]:
     """Show the scores of each symbol, and the forecasts of the best and the worst."""
     checkpoint, length = found.final.scored, found.final.scored.config.sequence_length
     rated = [(score, ratio) for score in found.symbols if (ratio := score.ratio("persistence")) is not None]
     rated.sort(key=lambda pair: pair[1])
     blocks: list[Text | Plot | Grid] = [
-        Text("A click on a title sorts the symbols. The search has not seen these rows."),
+        Text(f"A click on a title sorts the symbols. {_what_the_search_saw(found)}"),
         symbols_grid([score for score, _ in rated]),
     ]
     ends = (("best", rated[0]), ("worst", rated[-1])) if rated else ()
@@ -383,11 +389,8 @@ def _forecasts(found: Findings, series: Series, prepared: PreparedSeries) -> lis
         ]
     return [
         Text(
-            f"One {timeline.unit} ahead, each forecast made from the {timeline.unit}s before it. The search has not "
-            "seen these rows."
-            if found.job.options.objectives_on == "validation"
-            else f"One {timeline.unit} ahead. The search has seen these rows: the scores do not estimate performance "
-            "on new data."
+            f"One {timeline.unit} ahead, each forecast made from the {timeline.unit}s before it. "
+            f"{_what_the_search_saw(found)}"
         ),
         Plot(
             forecast_figure(dates, rows, forecasts),

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from forecast.atomic import write_atomically
 from forecast.backtest.baselines import BASELINES
 from forecast.backtest.significance import diebold_mariano
-from forecast.errors import ForecastError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.model.training import forecast_each
@@ -73,7 +72,10 @@ def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Conn
     tasks = [
         fit.remote(shared, symbols[first : first + AT_A_TIME]) for first in range(0, len(symbols), AT_A_TIME)
     ]
-    baselines = [baseline for found in ray.get(tasks) for baseline in found]
+    try:
+        baselines = [baseline for found in ray.get(tasks) for baseline in found]
+    except ray.exceptions.RayError:  # the model is scored all the same
+        baselines = [None] * len(symbols)
     return [
         _score(prepared, symbol, ours, theirs)
         for symbol, ours, theirs in zip(symbols, forecasts, baselines, strict=True)
@@ -86,7 +88,7 @@ def _fitted(prepared: PreparedPanel, symbols: Sequence[str]) -> list[Forecasts |
     for symbol in symbols:
         try:
             found.append(BASELINES[BASELINE](prepared.series[symbol], (1,))[1])
-        except (ForecastError, ValueError, np.linalg.LinAlgError):
+        except Exception:  # whatever an optimizer raises on one symbol's prices
             found.append(None)
     return found
 

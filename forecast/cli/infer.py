@@ -301,7 +301,7 @@ def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
     given |= {
         name: value for name in FileConfig.model_fields if (value := getattr(options, name)) is not None
     }
-    if timeline is not None:
+    if timeline is not None and (options.symbol or config.symbol) in predictor.symbols:
         given |= {"interval": timeline.interval, "calendar": timeline.calendar_name}
     asked = {"source": options.source or config.source, "symbol": options.symbol or config.symbol}
     return DataConfig(**{**given, "start": None, "end": None, **asked})

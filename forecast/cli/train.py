@@ -64,6 +64,10 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     trial = None
     if options.from_trial is not None:
         require_only_from_trial(given, {"device", "source"})
+        if options.symbols:
+            raise UsageError(
+                "`symbols` cannot be used with `from_trial`, which trains one symbol; omit one of the two"
+            )
         trial = load_checkpoint(options.from_trial)
         if trial.scored_model is not None:
             raise UsageError(

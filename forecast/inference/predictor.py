@@ -102,7 +102,8 @@ class Predictor:
         Raises:
             WindowError: as in ``predict``; also when the values do not vary.
         """
-        (rows,) = self.check(np.asarray(window, dtype=np.float64)[np.newaxis])
+        windows: Any = [window]
+        (rows,) = self.check(windows)
         names = [self.whole.config.feature, *self.whole.config.input_columns]
         try:
             normalization = Normalization.fit(rows, names, log=self.whole.config.log_prices)

@@ -114,6 +114,7 @@ class SymbolPart(BaseModel):
     metrics_test: dict[str, float] | None = None
     persistence: dict[str, dict[str, float]] = {}
     intervals: dict[str, list[dict[str, float]]] = {}
+    scored_model: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, prepared: PreparedSeries, provenance: Provenance) -> SymbolPart:
@@ -375,20 +376,21 @@ class Checkpoint(BaseModel):
         )
         described = ("split", "trained_until", "validated_until")
         windows = dict(zip(self.symbols, self._latest_windows(prepared), strict=False))
-        symbols = {
-            # A symbol that became long enough with the later rows has no scores.
-            symbol: part.model_copy(
-                update={
-                    **{name: getattr(scored.symbols.get(symbol, part), name) for name in scores},
-                    "latest_window": windows[symbol],
-                }
-            )
-            for symbol, part in self.symbols.items()
-        }
+
+        def whose(model: SymbolPart | Checkpoint) -> dict[str, Any]:
+            return {"scored_model": {name: getattr(model, name) for name in described}}
+
+        # A symbol that became long enough with the later rows has no scores.
+        nothing = {name: SymbolPart.model_fields[name].default for name in scores}
+        symbols = {}
+        for symbol, part in self.symbols.items():
+            there = scored.symbols.get(symbol)
+            found = {**{name: getattr(there, name) for name in scores}, **whose(there)} if there else nothing
+            symbols[symbol] = part.model_copy(update={**found, "latest_window": windows[symbol]})
         return self.model_copy(
             update={
                 **{name: getattr(scored, name) for name in kept},
-                "scored_model": {name: getattr(scored, name) for name in described},
+                **whose(scored),
                 "latest_window": self._latest_windows(prepared)[0],
                 "symbols": symbols,
             }

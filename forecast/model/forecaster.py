@@ -189,6 +189,7 @@ def look_ahead(
     horizons: Sequence[int],
     probabilities: Array,
     every: int = 1,
+    offset: int = 0,
 ) -> Ahead:
     """Forecast several steps ahead from before each row of a part, which is the first step's target.
 
@@ -199,12 +200,13 @@ def look_ahead(
         horizons: numbers of steps.
         probabilities: those of the quantiles, shape (k,).
         every: forecast only from before every so many rows.
+        offset: number of the first of these rows in the part.
     """
     horizons = tuple(sorted(horizons))
     rows = prepared.target_rows(part, forecaster.encoding.config.sequence_length)
     histories, feature = prepared.histories(forecaster.rows), forecaster.encoding.normalization.feature
     values = np.concatenate([prepared.normalized[: rows[-1] + 1, 0], np.full(horizons[-1], np.nan)])
-    rows = rows[::every]
+    rows = rows[offset::every]
     points, quantiles = [], []
     for start in range(0, len(rows), SCORED_AT_A_TIME):
         history = histories[rows[start : start + SCORED_AT_A_TIME]]
@@ -238,9 +240,11 @@ def horizon_stretches(models: Sequence[tuple[Checkpoint, PreparedSeries]]) -> di
     every = math.ceil(sum(counts) / CALIBRATED_ROWS)
     bounds_and_middle = np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
     scores = []
-    for each, prepared in models:
+    for number, (each, prepared) in enumerate(models):
         forecaster = Forecaster.of(each.model_copy(update={"horizon_stretches": {1: 1.0}}))
-        ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every)
+        # Of a panel, each symbol has other days than the next: the same few would be one or two of the market's.
+        offset = number % min(every, counts[number])
+        ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every, offset)
         if ahead.quantiles is None:
             return {}
         lower, upper, middle = np.moveaxis(ahead.quantiles, 2, 0)

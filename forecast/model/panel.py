@@ -6,7 +6,7 @@ training changes, every symbol's variance is one, and a fit on all of them is be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,8 @@ from forecast.model.split import MIN_TARGETS, Part, Split, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel
-from forecast.prices.series import Dates, Provenance
+from forecast.prices.series import Dates, Provenance, Series
+from forecast.scores.metrics import Evaluation, mean_evaluation
 
 FITTED_CHANGES = 100_000
 """About the most changes that the shared recursion is fitted on: more take time and hardly change it."""
@@ -64,6 +65,11 @@ Prepared = PreparedSeries | PreparedPanel
 """What one model is trained on."""
 
 
+def evaluation_of(prepared: Prepared, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of a series, in price units, or of a panel, as ``mean_evaluation``."""
+    return evaluations[0] if isinstance(prepared, PreparedSeries) else mean_evaluation(evaluations)
+
+
 def prepare_panel(
     panel: Panel, config: DataConfig, longest_window: int, split: Callable[[int], Split] | None = None
 ) -> PreparedPanel:
@@ -81,26 +87,23 @@ def prepare_panel(
     Raises:
         DataError: when no symbol is left.
     """
-    sessions = np.unique(np.concatenate([series.dates for series in panel.series.values()]))
-    borders = (
-        split(len(sessions))
-        if split
-        else split_rows(len(sessions), config.train_ratio, config.val_ratio_within_train)
-    )
-    prepared, left_out = {}, dict(panel.left_out)
-    for symbol, series in panel.series.items():
-        own = _split_at(borders, np.searchsorted(sessions, series.dates))
-        problem = _too_few(own, longest_window, tested=borders.validation_end < borders.rows)
-        if problem is None:
-            try:
-                prepared[symbol] = prepare(series, config, own)
-            except DataError as error:
-                problem = str(error)
-        if problem is not None:
-            left_out[symbol] = problem
-    if not prepared:
-        first, reason = next(iter(left_out.items()))
-        raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
+    kept, left_out = dict(panel.series), dict(panel.left_out)
+    while True:
+        sessions = np.unique(np.concatenate([series.dates for series in kept.values()]))
+        borders = (
+            split(len(sessions))
+            if split
+            else split_rows(len(sessions), config.train_ratio, config.val_ratio_within_train)
+        )
+        prepared, problems = _prepared(kept, config, sessions, borders, longest_window)
+        left_out |= problems
+        if not prepared:
+            first, reason = next(iter(left_out.items()))
+            raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
+        if not problems:
+            break
+        # A symbol that is left out has no say in the split: the others are split again without it.
+        kept = {symbol: panel.series[symbol] for symbol in prepared}
     every = list(prepared.values())
     share = -(-sum(part.split.train_end for part in every) // FITTED_CHANGES)
     fitted_on = every[::share]
@@ -119,6 +122,24 @@ def prepare_panel(
         borders=borders,
         dates=sessions,
     )
+
+
+def _prepared(
+    kept: Mapping[str, Series], config: DataConfig, sessions: Dates, borders: Split, longest_window: int
+) -> tuple[dict[str, PreparedSeries], dict[str, str]]:
+    """Each series, normalized and split at the borders; and why each of the others cannot be used."""
+    prepared, problems = {}, {}
+    for symbol, series in kept.items():
+        own = _split_at(borders, np.searchsorted(sessions, series.dates))
+        problem = _too_few(own, longest_window, tested=borders.validation_end < borders.rows)
+        if problem is None:
+            try:
+                prepared[symbol] = prepare(series, config, own)
+            except DataError as error:
+                problem = str(error)
+        if problem is not None:
+            problems[symbol] = problem
+    return prepared, problems
 
 
 def _split_at(borders: Split, sessions: NDArray[np.intp]) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from forecast.errors import CheckpointError, DataError
+from forecast.errors import CheckpointError, DataError, UsageError
 from forecast.model.checkpoint import Checkpoint
 from forecast.prices.series import Series
 from forecast.prices.source import Notify, say_on_stderr, series_from_config
@@ -22,8 +22,14 @@ def series_of(
 
     Raises:
         CheckpointError: when the checkpoint does not record its rows.
+        UsageError: when it is a model of many symbols.
         DataError: when the source now has other values for them.
     """
+    if checkpoint.symbols:
+        raise UsageError(
+            f"`from_trial` needs a model of one symbol, and this one has {len(checkpoint.symbols)}; give its options "
+            "and `symbols` to `train`"
+        )
     where = checkpoint.provenance
     if where is None:
         raise CheckpointError(

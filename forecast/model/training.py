@@ -32,14 +32,14 @@ from forecast.model.likelihood import (
     point_forecasts,
 )
 from forecast.model.network import build_network, forward_in_batches
-from forecast.model.panel import FITTED_CHANGES, Prepared, prepare_panel
+from forecast.model.panel import FITTED_CHANGES, Prepared, evaluation_of, prepare_panel
 from forecast.model.split import Part, Split, require_rows, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.panel import Panel
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
-from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts, mean_evaluation
+from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
 
 Array = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ class Trainer:
         self.device = choose_device(config.device)
         # A metric that cannot be loaded ends the work before the training, not after it.
         dict(METRICS)
-        self._parts = prepared.parts
+        self._prepared, self._parts = prepared, prepared.parts
         self._encodings = [part.encoding(config) for part in self._parts]
         self._validation = self._windows("validation")
         self._validation_tensors = WindowTensors(Windows.join(self._validation), self.device)
@@ -199,11 +199,12 @@ class Trainer:
         return self._scored[1]
 
     def _evaluation(self, part: Part, forecasts: Sequence[Forecasts]) -> Evaluation:
-        return mean_evaluation(
+        return evaluation_of(
+            self._prepared,
             [
                 evaluate_forecasts(series.rows(part, self.config.sequence_length), each)
                 for series, each in zip(self._parts, forecasts, strict=True)
-            ]
+            ],
         )
 
     @property
@@ -409,7 +410,8 @@ def scored_on_test(
         search: what ``Checkpoint.with_test`` takes of the search that chose the model.
     """
     evaluations = evaluate_each(checkpoint, prepared, "test")
-    test, of_symbols = mean_evaluation(evaluations), dict(zip(checkpoint.symbols, evaluations, strict=False))
+    test = evaluation_of(prepared, evaluations)
+    of_symbols = dict(zip(checkpoint.symbols, evaluations, strict=False))
     return checkpoint.with_test(test, prepared, of_symbols, **search), test
 
 
@@ -502,7 +504,7 @@ def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provena
         evaluate_forecasts(part.rows("validation", checkpoint.config.sequence_length), forecasts)
         for part, forecasts in zip(parts, cross_calibrated(seen), strict=True)
     ]
-    validation = mean_evaluation(validations)
+    validation = evaluation_of(prepared, validations)
     share = -(-sum(part.split.train_end for part in parts) // FITTED_CHANGES)
     errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[::share]]
     of_symbols = dict(zip(checkpoint.symbols, validations, strict=False))
@@ -520,7 +522,7 @@ def _in_units_of(checkpoint: Checkpoint, part: PreparedSeries) -> Checkpoint:
 
 def evaluate_part(checkpoint: Checkpoint, prepared: Prepared, part: Part) -> Evaluation:
     """Score a checkpoint and persistence on one part of a prepared series; of a panel, in the mean over its series."""
-    return mean_evaluation(evaluate_each(checkpoint, prepared, part))
+    return evaluation_of(prepared, evaluate_each(checkpoint, prepared, part))
 
 
 def evaluate_each(checkpoint: Checkpoint, prepared: Prepared, part: Part) -> list[Evaluation]:

@@ -52,6 +52,8 @@ DATE_NAMES = (
 """Names of columns of dates in ``plain_name``'s form and without brackets, the likeliest first."""
 PRICE_NAMES = ("open", "high", "low", "close", "adjclose", "last", "price", "volume", "y")
 """Names of columns of a bar in ``plain_name``'s form: a file with one of them has no column for each symbol."""
+UNNAMED = "Unnamed:"
+"""What pandas calls a column without a name, such as an index of row numbers."""
 TIME_NAMES = ("time", "hour", "hora", "uhrzeit", "zeit", "heure", "timeutc")
 """Names of columns of times of day, beside a column of dates."""
 
@@ -131,14 +133,16 @@ class Sheet:
             }
         if found := symbols_of_names(names, feature):
             return dict.fromkeys(found, self)
-        if any(plain_name(text) in PRICE_NAMES or plain_name(text) == plain_name(feature) for text in names):
+        bare = [plain_name(text) for text in names]
+        # Some symbols are called Open or Low, but not two of them and nothing else.
+        if plain_name(feature) in bare or sum(text in PRICE_NAMES for text in bare) > 1:
             return self._nameless()
         # A column for each symbol, which has its name.
         date_place = _date_place(frame, names, self.name, reading)
         return {
             symbol: replace(self, header=[[feature if text == symbol else text for text in names]])
             for at, symbol in enumerate(names)
-            if symbol and at != date_place
+            if symbol and at != date_place and not symbol.startswith(UNNAMED)
         }
 
     def _nameless(self) -> NoReturn:

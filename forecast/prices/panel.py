@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from forecast.prices.source import (
     series_of_table,
     source_path,
 )
+from forecast.prices.symbols import NAMED_SYMBOLS
 from forecast.prices.table import Table
 
 ALL = "all"
@@ -113,10 +114,18 @@ def panel_from_config(
     names = named_symbols(symbols)
     if not names:
         raise UsageError("`symbols` gives no name; give names, all, or @ and the path of a file of names")
-    series, left_out = {}, {}
+    series: dict[str, Series] = {}
+    left_out: dict[str, str] = {}
     for symbol, load in _loaders(names, config, say).items():
         try:
-            series[symbol] = load()
+            found = load()
+            first = next(iter(series.values()), found)
+            if found.timeline.interval != first.timeline.interval:
+                raise DataError(
+                    f"its bars are of {found.timeline.interval}, those of {first.symbol} of {first.timeline.interval}; "
+                    "give symbols with the same bars, or set `interval`"
+                )
+            series[symbol] = found
         except SourceUnavailable as error:
             if not series and config.source in SOURCES:
                 raise  # nothing will answer for the other symbols either
@@ -124,8 +133,8 @@ def panel_from_config(
         except DataError as error:
             left_out[symbol] = str(error)
     if not series:
-        first, reason = next(iter(left_out.items()))
-        raise DataError(f"no symbol has usable prices ({len(left_out)} left out); {first}: {reason}")
+        name, reason = next(iter(left_out.items()))
+        raise DataError(f"no symbol has usable prices ({len(left_out)} left out); {name}: {reason}")
     return Panel(series, left_out, config.symbol if "symbol" in config.model_fields_set else UNNAMED)
 
 
@@ -177,13 +186,26 @@ def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[st
 
         return dict.fromkeys(chosen, read)
     whole = open_source(config, None)
-    sheets = whole.of_each_symbol(config.feature, config)
+    try:
+        sheets = whole.of_each_symbol(config.feature, config)
+    except DataError:
+        if ALL in names or len(names) > 1:
+            raise
+        sheets = {names[0]: whole}  # the prices of one symbol, in a file that names none
 
     def choose(symbol: str) -> Table:
-        # The whole file says what it has instead of a symbol that it does not have.
-        return sheets.get(symbol, whole).table(symbol, config)
+        if symbol not in sheets:
+            raise DataError(f"{whole.name} has no symbol {symbol!r}; {listed(sheets)}")
+        return sheets[symbol].table(symbol, config)
 
     return dict.fromkeys(_with_all(names, list(sheets)), choose)
+
+
+def listed(symbols: Iterable[str]) -> str:
+    """A remedy that lists the first of the symbols that there are."""
+    there = list(symbols)
+    more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
+    return f"choose from {', '.join(there[:NAMED_SYMBOLS])}{more}"
 
 
 def _with_all(names: Sequence[str], there: Sequence[str]) -> list[str]:

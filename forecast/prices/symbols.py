@@ -29,6 +29,8 @@ SEPARATORS = ("_", ".", "-", "/", "|", ":", " ")
 """Signs between a column's name and its symbol, as in ``Close_AAPL``."""
 PAIR = re.compile(r"""^\(\s*['"](.*?)['"],\s*['"](.*?)['"]\s*\)$""")
 """A pair that was written as a name, such as ``('Close', 'AAPL')``."""
+ADJUSTED = re.compile(r"(^|[^A-Za-z])adj(usted)?$", re.IGNORECASE)
+"""What is left of another feature's name, as of ``AAPL_Adj Close`` without ``Close``."""
 SAMPLE = 50
 """Number of cells that show whether a column holds numbers."""
 TICKER = re.compile(r"[A-Z][A-Z0-9.^=/-]{0,11}")
@@ -242,7 +244,7 @@ def symbols_of_names(names: Sequence[str], feature: str) -> list[str]:
             found.append(text[length + 1 :])
         elif lower.endswith(feature.lower()) and text[-length - 1 : -length] in SEPARATORS:
             found.append(text[: -length - 1])
-    return [symbol for symbol in dict.fromkeys(found) if symbol]
+    return [symbol for symbol in dict.fromkeys(found) if symbol and not ADJUSTED.search(symbol)]
 
 
 def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) -> int:

@@ -138,6 +138,8 @@ def label(name: str) -> str:
 
 MASE = "MASE"
 """MAE over the mean absolute change of the training prices (Hyndman & Koehler 2006)."""
+STILL = 0.1
+"""Persistence's MASE below which a series of a panel hardly moves: its ratio to persistence says nothing."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,13 @@ class Rows:
     price_floor: float | Array = 0.0
 
     @property
+    def still(self) -> bool:
+        """Whether the price hardly moves (``STILL``)."""
+        if self.naive_mae is None:
+            return False
+        return float(np.mean(np.abs(self.actual - self.previous) / self.naive_mae)) < STILL
+
+    @property
     def baseline(self) -> Forecasts:
         """Persistence's forecasts."""
         return Forecasts(self.previous, self.persistence)
@@ -255,25 +264,22 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
     """The evaluation of a panel: that of each series relative to persistence's, in the mean over the series.
 
     Every metric is the mean of the ratios to persistence's on the same rows, so that nothing adds prices in different
-    units; persistence's own are one. Widths of intervals are ratios too. A series whose price stands still in these
-    rows has no ratio and is left out of the mean. The evaluation of a single series stays as it is, in price units.
+    units; persistence's own are one. Widths of intervals are ratios too. A series that hardly moves in these rows
+    (``STILL``) is left out of the means: its ratio would outweigh all others.
     """
-    first, *further = evaluations
-    if not further:
-        return first
+    moving = [each for each in evaluations if each.persistence.get(MASE, 1.0) >= STILL] or list(evaluations)
+    first = moving[0]
 
     def ratio(above: Sequence[float], below: Sequence[float]) -> float:
         ratios = [one / other for one, other in zip(above, below, strict=True) if other > 0]
         return float(np.mean(ratios)) if ratios else float("nan")
 
     model = {
-        name: ratio(
-            [each.model[name] for each in evaluations], [each.persistence[name] for each in evaluations]
-        )
+        name: ratio([each.model[name] for each in moving], [each.persistence[name] for each in moving])
         for name in first.model
     }
     intervals = []
-    for of_level in zip(*(each.intervals for each in evaluations), strict=True):
+    for of_level in zip(*(each.intervals for each in moving), strict=True):
         widths = ratio([each.width for each in of_level], [each.persistence_width for each in of_level])
         covered = float(np.mean([each.coverage for each in of_level]))
         naive = float(np.mean([each.persistence_coverage for each in of_level]))
