@@ -187,6 +187,7 @@ def clustered(scores: Sequence[Score], baseline: str) -> tuple[float, float]:
             for each in scores
         ],
         axis=1,
+        sort=True,
     )
     days = differences.mean(axis=1).to_numpy()
     statistic = float(days.mean() / np.sqrt(long_run_variance(days) / len(days)))
