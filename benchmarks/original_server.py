@@ -36,7 +36,7 @@ def build(path: str) -> FastAPI:
     # As fast as two threads for one process, and the only choice for two processes on two cores.
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(path)
-    model = checkpoint.trained_network()
+    model = checkpoint.members[0].trained_network()
     config = checkpoint.config
     mean = float(checkpoint.normalization.feature.mean)
     std = float(checkpoint.normalization.feature.std)
@@ -52,7 +52,7 @@ def build(path: str) -> FastAPI:
             raise HTTPException(422, f"send {config.sequence_length} values")
         window = torch.tensor(request.values[-config.sequence_length :], dtype=torch.float32)
         with torch.no_grad():
-            output = model(((window - mean) / std).unsqueeze(0))
+            output = model(((window - mean) / std).reshape(1, -1, 1))
         return PredictResponse(
             ok=True,
             prediction=float(output.item()) * std + mean,
