@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,3 +80,17 @@ def write_json(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """
     text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
     write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write rows as CSV, at least one; a name that a row lacks is an empty cell.
+
+    Raises:
+        OSError: as ``write_atomically``.
+    """
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))

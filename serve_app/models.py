@@ -17,8 +17,8 @@ from forecast.inference.dating import Dating
 from forecast.inference.engines import EngineName
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor
-from forecast.model.checkpoint import NAMED_SYMBOLS
 from forecast.model.network import multiply_adds
+from forecast.names import listed
 from serve_app.batching import Batcher, Window
 
 logger = logging.getLogger("ray.serve")
@@ -219,17 +219,10 @@ class Models:
             return next(iter(self.by_symbol.values()))
         model = self.by_symbol.get(symbol) if symbol is not None else None
         if model is None:
-            names = list(self.by_symbol)
-            more = (
-                f" and {len(names) - NAMED_SYMBOLS} more, see GET /models"
-                if len(names) > NAMED_SYMBOLS
-                else ""
-            )
-            served = ", ".join(names[:NAMED_SYMBOLS]) + more
             asked = (
                 "several models are served" if symbol is None else f"there is no model for {symbol[:100]!r}"
             )
-            raise ModelNotFound(f"{asked}; give symbol as one of: {served}")
+            raise ModelNotFound(f"{asked}; give symbol as one of: {listed(self.by_symbol)}")
         return model
 
     def unseen(self, symbol: str | None) -> ServedModel | None:

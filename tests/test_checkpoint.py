@@ -253,3 +253,10 @@ def test_predict_next_from_values_sees_a_replaced_checkpoint(snapshot, tiny_resu
     state = {name: value + 0.1 for name, value in tiny_result.checkpoint.model_state.items()}
     save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), path)
     assert predict_next_from_values(values, path) != before
+
+
+def test_a_model_of_schema_4_which_knew_no_panels_loads(tiny_checkpoint, tmp_path):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    known = {name: value for name, value in content.items() if name not in ("symbols", "left_out")}
+    torch.save({**known, "schema_version": 4}, tmp_path / "earlier.pt")
+    assert load_checkpoint(tmp_path / "earlier.pt").symbols == {}

@@ -397,7 +397,9 @@ def test_a_job_searches_one_model_for_all_symbols_and_scores_each(cluster, panel
         own = served.of_symbol(symbol).checkpoint
         assert own.trained_until > trial.symbols[symbol].trained_until
         assert own.metrics_test["CRPS"] == pytest.approx(table.loc[symbol, "test_CRPS"])
-    assert "sort" in (tmp_path / "job" / "report.html").read_text()
+    report = (tmp_path / "job" / "report.html").read_text()
+    assert report.count("<table class=explored>") == 2
+    assert f"<td class=number>{ratios['LATE']:.4f}</td>" in report
     assert run_job(options.model_copy(update={"resume": True})).summary["pick"] == summary["pick"]
 
 

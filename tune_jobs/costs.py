@@ -16,7 +16,7 @@ from forecast.model.panel import Prepared
 from forecast.model.split import Part
 from forecast.model.training import forecast_each
 from forecast.model.windows import PreparedSeries
-from forecast.scores.metrics import METRICS, Forecasts, Rows
+from forecast.scores.metrics import METRICS, Forecasts, Rows, evaluate_forecasts
 from tune_jobs.options import LEAST, WEIGHTED, metric_of
 
 Array = NDArray[np.float64]
@@ -85,11 +85,12 @@ def _losses(
         return {name: rows[0].losses(name, forecasts[0]) for name in names}
     start, stop = prepared.session_range(part)
     found = {name: np.zeros(stop - start) for name in names}
-    moving = sum(not each.still for each in rows) or len(rows)
-    for (symbol, series), its_rows, its_forecasts in zip(
-        prepared.series.items(), rows, forecasts, strict=True
+    still = [evaluate_forecasts(each, Forecasts(each.previous)).still for each in rows]
+    moving = still.count(False) or len(rows)
+    for (symbol, series), its_rows, its_forecasts, stands in zip(
+        prepared.series.items(), rows, forecasts, still, strict=True
     ):
-        if its_rows.still and moving < len(rows):
+        if stands and moving < len(rows):
             continue
         sessions = prepared.sessions[symbol][series.target_rows(part, 2)][-len(its_rows.actual) :] - start
         # A symbol counts as much as any other, however many of the sessions it has.

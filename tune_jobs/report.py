@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 import time
@@ -15,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from forecast.atomic import write_atomically, write_json
+from forecast.atomic import write_csv, write_json
 from forecast.model.checkpoint import library_versions, save_checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
@@ -167,11 +165,7 @@ def write_front(front: Sequence[ScoredPoint], validation: dict[str, float], path
                 **{f"param_{name}": value for name, value in sorted(point.params.items())},
             }
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
+    write_csv(rows, path)
 
 
 def describe_point(point: ScoredPoint) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from forecast.atomic import write_atomically
+from forecast.atomic import write_csv
 from forecast.backtest.baselines import BASELINES
 from forecast.backtest.significance import diebold_mariano
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.model.training import forecast_each
 from forecast.pages.page import Grid
+from forecast.scores.distribution import MAIN_LEVEL
 from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
 from tune_jobs.cluster import Connect
 
@@ -52,9 +51,13 @@ class SymbolScore:
     sessions: NDArray[np.intp]
 
     def ratio(self, to: str) -> float | None:
-        """The model's loss divided by that of ``persistence`` or the ``BASELINE``; None where there is none."""
+        """The model's loss divided by that of ``persistence`` or the ``BASELINE``.
+
+        None where there is none, or the price hardly moves, as for ``mean_evaluation``.
+        """
         other = self.test.persistence if to == "persistence" else self.baseline
-        return self.test.model[METRIC] / other[METRIC] if other and other[METRIC] > 0 else None
+        comparable = other and other[METRIC] > 0 and not self.test.still
+        return self.test.model[METRIC] / other[METRIC] if other and comparable else None
 
 
 def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Connect) -> list[SymbolScore]:
@@ -182,7 +185,7 @@ def write_symbols(scores: Sequence[SymbolScore], prepared: PreparedPanel, path: 
     """Write a line for each symbol: its scores beside persistence's and the baseline's, or why it was left out."""
     rows: list[dict[str, Any]] = []
     for score in scores:
-        interval = next((each for each in score.test.intervals if each.level == 0.9), None)
+        interval = next((each for each in score.test.intervals if each.level == MAIN_LEVEL), None)
         rows.append(
             {
                 "symbol": score.symbol,
@@ -195,9 +198,4 @@ def write_symbols(scores: Sequence[SymbolScore], prepared: PreparedPanel, path: 
             }
         )
     rows += [{"symbol": symbol, "left_out": reason} for symbol, reason in prepared.left_out.items()]
-    text = io.StringIO()
-    names = [*rows[0], *(["left_out"] if "left_out" not in rows[0] else [])]
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda stream: stream.write(text.getvalue().encode()))
+    write_csv(rows, path)

@@ -1,4 +1,3 @@
-
 // Lets readers sort the rows of a long table by a click on a title, and search them.
 for (const table of document.querySelectorAll("table.explored")) {
   const [head, ...rows] = table.rows;

@@ -34,12 +34,11 @@ from forecast.model.panel import Prepared
 from forecast.model.split import Part
 from forecast.model.volatility import CONSTANT, Recursion
 from forecast.model.windows import Encoding, PreparedSeries, window_recursion
+from forecast.names import listed
 from forecast.prices.series import Provenance
 from forecast.scores.metrics import Evaluation
 
-SCHEMA_VERSION = 4
-NAMED_SYMBOLS = 10
-"""Largest number of symbols that an error lists."""
+SCHEMA_VERSION = 5
 HOW_TO_MAKE_ONE = "make one with `python -m tune_jobs.pareto` or `python -m forecast train`"
 
 ORIGINAL_DEFAULTS = {"learning_rate": 1e-3, "patience": 15}
@@ -340,9 +339,10 @@ class Checkpoint(BaseModel):
             configurations_tried: number of configurations trained before this one was chosen.
             search_p_value: how lucky the search may be.
         """
-        windows = dict(zip(self.symbols, self._latest_windows(prepared), strict=False))
         symbols = {
-            symbol: _scored(part, "test", of_symbols[symbol], latest_window=windows[symbol])
+            symbol: _scored(
+                part, "test", of_symbols[symbol], latest_window=self._latest_window(prepared, symbol)
+            )
             for symbol, part in self.symbols.items()
         }
         return _scored(
@@ -351,12 +351,16 @@ class Checkpoint(BaseModel):
             test,
             configurations_tried=configurations_tried,
             search_p_value=search_p_value,
-            latest_window=self._latest_windows(prepared)[0],
+            latest_window=self._latest_window(prepared),
             symbols=symbols,
         )
 
-    def _latest_windows(self, prepared: Prepared) -> list[list[Any]]:
-        return [part.latest_window(self.rows_used) for part in prepared.parts]
+    def _latest_window(self, prepared: Prepared, symbol: str | None = None) -> list[Any]:
+        """The latest window of a symbol of a panel; without one, of the series or of the panel's first."""
+        found = prepared.parts[0]
+        if symbol is not None and not isinstance(prepared, PreparedSeries):
+            found = prepared.series[symbol]
+        return found.latest_window(self.rows_used)
 
     def with_scores_of(self, scored: Checkpoint, prepared: Prepared) -> Checkpoint:
         """The same model, trained for service on the rows of ``prepared``, with the scores of one on the honest split.
@@ -375,7 +379,6 @@ class Checkpoint(BaseModel):
             "search_p_value",
         )
         described = ("split", "trained_until", "validated_until")
-        windows = dict(zip(self.symbols, self._latest_windows(prepared), strict=False))
 
         def whose(model: SymbolPart | Checkpoint) -> dict[str, Any]:
             return {"scored_model": {name: getattr(model, name) for name in described}}
@@ -386,12 +389,14 @@ class Checkpoint(BaseModel):
         for symbol, part in self.symbols.items():
             there = scored.symbols.get(symbol)
             found = {**{name: getattr(there, name) for name in scores}, **whose(there)} if there else nothing
-            symbols[symbol] = part.model_copy(update={**found, "latest_window": windows[symbol]})
+            symbols[symbol] = part.model_copy(
+                update={**found, "latest_window": self._latest_window(prepared, symbol)}
+            )
         return self.model_copy(
             update={
                 **{name: getattr(scored, name) for name in kept},
                 **whose(scored),
-                "latest_window": self._latest_windows(prepared)[0],
+                "latest_window": self._latest_window(prepared),
                 "symbols": symbols,
             }
         )
@@ -406,11 +411,9 @@ class Checkpoint(BaseModel):
             return self
         part = self.symbols.get(symbol)
         if part is None:
-            there = list(self.symbols) or [self.config.symbol]
-            more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
-            listed = ", ".join(there[:NAMED_SYMBOLS]) + more
             raise UsageError(
-                f"this model has no symbol {symbol!r}; choose one of these with `symbol`: {listed}"
+                f"this model has no symbol {symbol!r}; choose one of these with `symbol`: "
+                f"{listed(self.symbols or [self.config.symbol])}"
             )
         own = {name: getattr(part, name) for name in SymbolPart.model_fields}
         config = self.config.model_copy(update={"symbol": symbol})

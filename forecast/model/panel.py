@@ -22,7 +22,7 @@ from forecast.prices.series import Dates, Provenance, Series
 from forecast.scores.metrics import Evaluation, mean_evaluation
 
 FITTED_CHANGES = 100_000
-"""About the most changes that the shared recursion is fitted on: more take time and hardly change it."""
+"""About the most changes that a shared recursion is fitted on: more take time and hardly change it."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def prepare_panel(
         # A symbol that is left out has no say in the split: the others are split again without it.
         kept = {symbol: panel.series[symbol] for symbol in prepared}
     every = list(prepared.values())
-    share = -(-sum(part.split.train_end for part in every) // FITTED_CHANGES)
-    fitted_on = every[::share]
+    fitted_on = every[:: fitting_step(every)]
     changes = np.concatenate([part.train_changes for part in fitted_on])
     ranges = [found for part in fitted_on if (found := part.train_ranges) is not None]
     shared = fit_recursion(changes)
@@ -122,6 +121,11 @@ def prepare_panel(
         borders=borders,
         dates=sessions,
     )
+
+
+def fitting_step(parts: Sequence[PreparedSeries]) -> int:
+    """Every how many of a panel's series a shared recursion is fitted on, for about ``FITTED_CHANGES`` changes."""
+    return -(-sum(part.split.train_end for part in parts) // FITTED_CHANGES)
 
 
 def _prepared(

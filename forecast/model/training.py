@@ -32,7 +32,7 @@ from forecast.model.likelihood import (
     point_forecasts,
 )
 from forecast.model.network import build_network, forward_in_batches
-from forecast.model.panel import FITTED_CHANGES, Prepared, evaluation_of, prepare_panel
+from forecast.model.panel import Prepared, evaluation_of, fitting_step, prepare_panel
 from forecast.model.split import Part, Split, require_rows, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
@@ -505,8 +505,7 @@ def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provena
         for part, forecasts in zip(parts, cross_calibrated(seen), strict=True)
     ]
     validation = evaluation_of(prepared, validations)
-    share = -(-sum(part.split.train_end for part in parts) // FITTED_CHANGES)
-    errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[::share]]
+    errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[:: fitting_step(parts)]]
     of_symbols = dict(zip(checkpoint.symbols, validations, strict=False))
     calibrated = checkpoint.calibrated(joined_scores(seen), validation, of_symbols)
     calibrated = calibrated.model_copy(update={"dynamics": fit_recursion(np.concatenate(errors))})

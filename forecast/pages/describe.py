@@ -11,9 +11,9 @@ from rich.table import Table
 from forecast.config import DataConfig
 from forecast.model.panel import PreparedPanel
 from forecast.model.split import split_rows
+from forecast.names import listed
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
-from forecast.prices.symbols import NAMED_SYMBOLS
 from forecast.scores.metrics import LEVELS, Evaluation, label
 
 NAMED_LEFT_OUT = 5
@@ -43,7 +43,7 @@ def panel_lines(panel: Panel) -> list[str]:
     return [
         f"{len(panel)} symbols' {panel.feature} from {where.source}: {where.rows} rows, {where.first_date} to "
         f"{where.last_date}",
-        f"  {', '.join(list(panel.series)[:NAMED_SYMBOLS])}{', ...' if len(panel) > NAMED_SYMBOLS else ''}",
+        f"  {listed(panel.series)}",
         *(f"  {line}" for line in panel.integrity.lines()),
     ]
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from forecast.config import FileConfig
 from forecast.errors import DataError, SourceUnavailable, UsageError
+from forecast.names import listed
 from forecast.prices.files import PACKED, READABLE, Sheet, open_sheet
 
 Result = TypeVar("Result")
@@ -30,8 +31,6 @@ SILENCE_LIMIT = 30.0
 """Seconds that a web server may be silent."""
 CONNECT_LIMIT = 10.0
 """Seconds that a connection to a web server may take."""
-NAMED_FILES = 10
-"""Largest number of files that an error lists."""
 LONGEST_REASON = 200
 """Largest number of characters of a driver's error in a message."""
 WEB = ("http", "https")
@@ -221,11 +220,9 @@ def file_of_symbol(folder: Path, symbol: str) -> Path:
         raise DataError(
             f"{folder} has several files of {symbol} ({', '.join(found)}); give one of them as `source`"
         )
-    listed = ", ".join(list(stems)[:NAMED_FILES]) or "no files of prices"
-    more = f" and {len(stems) - NAMED_FILES} more" if len(stems) > NAMED_FILES else ""
     raise DataError(
-        f"{folder} has no file of {symbol}, such as {symbol.replace('/', '-')}.csv; it has {listed}{more}; "
-        "choose another `symbol` or `source`"
+        f"{folder} has no file of {symbol}, such as {symbol.replace('/', '-')}.csv; "
+        f"it has {listed(stems) or 'no files of prices'}; choose another `symbol` or `source`"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, SourceUnavailable, UsageError
+from forecast.names import listed
 from forecast.prices import locations
 from forecast.prices.files import read_file
 from forecast.prices.integrity import IntegrityReport
@@ -24,7 +25,6 @@ from forecast.prices.source import (
     series_of_table,
     source_path,
 )
-from forecast.prices.symbols import NAMED_SYMBOLS
 from forecast.prices.table import Table
 
 ALL = "all"
@@ -47,7 +47,6 @@ class Panel:
 
     series: Mapping[str, Series]
     left_out: Mapping[str, str] = field(default_factory=dict)
-
     symbol: str = UNNAMED
 
     def __len__(self) -> int:
@@ -195,17 +194,10 @@ def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[st
 
     def choose(symbol: str) -> Table:
         if symbol not in sheets:
-            raise DataError(f"{whole.name} has no symbol {symbol!r}; {listed(sheets)}")
+            raise DataError(f"{whole.name} has no symbol {symbol!r}; choose from {listed(sheets)}")
         return sheets[symbol].table(symbol, config)
 
     return dict.fromkeys(_with_all(names, list(sheets)), choose)
-
-
-def listed(symbols: Iterable[str]) -> str:
-    """A remedy that lists the first of the symbols that there are."""
-    there = list(symbols)
-    more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
-    return f"choose from {', '.join(there[:NAMED_SYMBOLS])}{more}"
 
 
 def _with_all(names: Sequence[str], there: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forecast.errors import DataError
-from forecast.names import plain_name
+from forecast.names import listed, plain_name
 from forecast.prices.cells import Cells, any_true, cells_of, is_text, text_of
 from forecast.prices.dates import is_date_like
 from forecast.prices.layout import NUMBER_LIKE
@@ -35,8 +35,6 @@ SAMPLE = 50
 """Number of cells that show whether a column holds numbers."""
 TICKER = re.compile(r"[A-Z][A-Z0-9.^=/-]{0,11}")
 """A ticker, in a column that no name marks as one of symbols."""
-NAMED_SYMBOLS = 10
-"""Largest number of symbols that an error lists."""
 
 
 def columns_of_symbol(
@@ -180,7 +178,7 @@ def _note_of_another(frame: pd.DataFrame, texts: dict[int, Cells], symbol: str, 
         elif len(there) > 1 and all(map(TICKER.fullmatch, there)) and _in_blocks(cells, len(there)):
             noted = str(frame.columns[column])
             raise DataError(
-                f"{name} has {', '.join(there[:NAMED_SYMBOLS])} in column {noted}, one after the other; if they are "
+                f"{name} has {listed(there)} in column {noted}, one after the other; if they are "
                 f"symbols, add `symbol_column={noted}`, otherwise delete the column"
             )
     return None
@@ -213,8 +211,8 @@ def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> i
     # A company's name beside its ticker splits the rows alike.
     counts = {place: len(pc.unique(texts[place])) for place in places}
     if len(set(counts.values())) > 1:
-        listed = ", ".join(str(frame.columns[place]) for place in places)
-        raise DataError(f"{name} has several columns of symbols ({listed}); choose one as `symbol_column`")
+        columns = ", ".join(str(frame.columns[place]) for place in places)
+        raise DataError(f"{name} has several columns of symbols ({columns}); choose one as `symbol_column`")
     return min(places, key=lambda place: COLUMN_NAMES.index(_bare(frame, place)), default=None)
 
 
@@ -305,6 +303,4 @@ def _is_text_without_numbers(column: pd.Series[Any]) -> bool:
 
 def _require(there_is: bool, there: Sequence[str], symbol: str, name: str) -> None:
     if not there_is:
-        more = f" and {len(there) - NAMED_SYMBOLS} more" if len(there) > NAMED_SYMBOLS else ""
-        listed = ", ".join(there[:NAMED_SYMBOLS]) + more
-        raise DataError(f"{name} holds {listed}, not {symbol}; choose one of these with `symbol`")
+        raise DataError(f"{name} holds {listed(there)}, not {symbol}; choose one of these with `symbol`")

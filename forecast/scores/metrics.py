@@ -193,6 +193,11 @@ class Evaluation:
     intervals: tuple[Coverage, ...] = ()
     direction: Direction | None = None
 
+    @property
+    def still(self) -> bool:
+        """Whether the price hardly moves in these rows (``STILL``)."""
+        return self.persistence.get(MASE, 1.0) < STILL
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -212,13 +217,6 @@ class Rows:
     persistence: Array | None = None
     naive_mae: float | Array | None = None
     price_floor: float | Array = 0.0
-
-    @property
-    def still(self) -> bool:
-        """Whether the price hardly moves (``STILL``)."""
-        if self.naive_mae is None:
-            return False
-        return float(np.mean(np.abs(self.actual - self.previous) / self.naive_mae)) < STILL
 
     @property
     def baseline(self) -> Forecasts:
@@ -267,7 +265,7 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
     units; persistence's own are one. Widths of intervals are ratios too. A series that hardly moves in these rows
     (``STILL``) is left out of the means: its ratio would outweigh all others.
     """
-    moving = [each for each in evaluations if each.persistence.get(MASE, 1.0) >= STILL] or list(evaluations)
+    moving = [each for each in evaluations if not each.still] or list(evaluations)
     first = moving[0]
 
     def ratio(above: Sequence[float], below: Sequence[float]) -> float:
