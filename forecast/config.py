@@ -164,7 +164,22 @@ class ExperimentConfig(DataConfig):
         description="student_t: learn the distribution of the next value; mse: learn a point forecast with the squared "
         "error, and take intervals from the errors on validation rows",
     )
+    market: bool = Field(
+        False,
+        description="see what the whole market did at each session: the mean of the changes of all `symbols`, its "
+        "running volatility, and the dispersion of these changes; a search then tries models with and without it",
+    )
+    start_from: Path | None = Field(
+        None,
+        description="checkpoint of a model that training starts from, such as one of many symbols; the new model has "
+        "its network",
+    )
     seed: int = Field(42, ge=0, lt=SEEDS, description="seed of weights, batches and search")
+    windows_per_epoch: int = Field(
+        100_000,
+        ge=1,
+        description="most training windows per epoch; of more, each epoch draws so many at random",
+    )
     members: int = Field(
         2,
         ge=1,
@@ -213,6 +228,13 @@ class PanelOptions(Config):
         (),
         description="symbols that one model is trained on together: names; all, for those of a file, a directory or a "
         "database; or @names.txt, for those that a file lists (default: `symbol` alone)",
+    )
+    holdout_symbols: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of `symbols`, drawn at random, that the model is not trained on and only scored on, as a "
+        "served model answers for symbols that it has never seen",
     )
 
 

@@ -375,7 +375,7 @@ class DyingTrial(TrainingTrial):
             os._exit(1)
         mark = Path(self._experiment.output_dir) / f"died_{self.trial_id}"
         if mark.exists() and not mark.read_text():
-            mark.write_text(f"went on from epoch {self._current.epoch}")
+            mark.write_text(f"went on from epoch {self._current.position}")
         if self.iteration == 1 and not mark.exists():
             mark.touch()
             os._exit(1)
@@ -409,7 +409,7 @@ class RecordingTrial(TrainingTrial):
 
     def step(self):
         with (Path(self._experiment.output_dir) / f"steps_of_{self._ticket.number}").open("a") as steps:
-            steps.write(f"{self._current.epoch}\n")
+            steps.write(f"{self._current.position}\n")
         return super().step()
 
 

@@ -139,7 +139,7 @@ def test_serving_sees_a_window_as_training_does(walk, target, likelihood, volati
     )
     assert encoding.rows == rows + (target == "level" and rows == 279)
     windows, targets = series.windows(part, encoding), series.target_rows(part, 30)
-    inputs, found = encoding.encode(series.histories(encoding.rows)[targets])
+    inputs, found = encoding.encode(series.histories(encoding.rows, encoding)[targets])
     assert np.array_equal(inputs, windows.inputs)
     assert np.array_equal(found, windows.volatility)
     tensors = WindowTensors(windows, torch.device("cpu"))

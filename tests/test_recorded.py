@@ -214,11 +214,12 @@ def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_0_1_0_left_is_finished_with_the_trials_that_0_1_0_would_have_run(
+def test_a_job_that_0_1_0_left_is_finished_and_its_finished_trials_stay_as_they_are(
     same, cluster, tmp_path, monkeypatch
 ):
     job = tmp_path / "job"
     shutil.copytree("job", job)
+    finished = {trial.number: trial for trial in study_of(job).trials if trial.state.is_finished()}
     recorded_space = SearchSpace(
         sequence_length=(20, 40, 10),
         hidden_size=(4, 8),
@@ -240,14 +241,10 @@ def test_a_job_that_0_1_0_left_is_finished_with_the_trials_that_0_1_0_would_have
             resume=True,
         )
     )
-    recorded = ANSWERS["study"]
     trials = study_of(job).trials
-    assert [trial.state.name for trial in trials] == [row["state"] for row in recorded]
-    # Another processor may stop other trials, and then suggest other ones.
-    if arithmetic() == ANSWERS["arithmetic"]:
-        for trial, row in zip(trials, recorded, strict=True):
-            found = {name: trial.user_attrs.get(name) for name in ("epoch", "val_loss_best", "rungs")}
-            same(
-                {"params": trial.params, "values": trial.values, **found},
-                {key: row[key] for key in row if key not in ("number", "state")},
-            )
+    states = [trial.state.name for trial in trials]
+    assert states.count("COMPLETE") == 6
+    (interrupted,) = (trial for trial in trials if trial.state.name == "FAIL")
+    again = next(trial for trial in trials if trial.user_attrs.get("rerun_of") == interrupted.number)
+    assert again.params == interrupted.params
+    assert [trials[number] for number in finished] == list(finished.values())

@@ -31,6 +31,37 @@ def test_untrained_residual_model_outputs_exactly_zero():
     assert torch.equal(outputs, torch.zeros(5, 1))
 
 
+def test_training_that_stops_within_an_epoch_goes_on_with_the_same_batches_and_dropout(snapshot):
+    prepared = prepare(snapshot, SMALL)
+    whole = Trainer(prepared, SMALL)
+    whole.advance(3)
+
+    first = Trainer(prepared, SMALL)
+    first.advance(1 / 3)
+    assert 1 / 3 <= first.position < 1
+    assert first.best_epoch == first.position
+    first.advance(1.5)
+    torch.rand(100)  # somebody else uses torch's generator in between
+    second = Trainer(prepared, SMALL)
+    second.load_state_dict(first.state_dict())
+    assert second.position == first.position
+    second.advance(3)
+    assert second.position == 3
+    assert equal_states(second.network.state_dict(), whole.network.state_dict())
+
+
+def test_an_epoch_of_fewer_windows_draws_other_ones_each_time(snapshot):
+    few = SMALL.model_copy(update={"windows_per_epoch": 100, "batch_size": 30})
+    trainer = Trainer(prepare(snapshot, few), few)
+    seen = []
+    inputs = trainer._train_tensors.inputs
+    trainer._train_tensors.inputs = lambda batch: seen.append(batch) or inputs(batch)
+    trainer.advance(2)
+    first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
+    assert len(first) == len(second) == 100
+    assert len(set(first.tolist()) | set(second.tolist())) > 150
+
+
 def test_training_in_pieces_across_processes_gives_the_weights_of_one_go(snapshot):
     prepared = prepare(snapshot, SMALL)
     whole = Trainer(prepared, SMALL)

@@ -50,7 +50,7 @@ from tune_jobs.selection import FrontPoint, ScoredPoint, pick, pick_within_one_s
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.tables import front_table, luck_lines
-from tune_jobs.trial import next_rung
+from tune_jobs.trial import EXPECTED_WORK, LAST_RUNG, next_rung
 
 PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
 
@@ -104,7 +104,7 @@ def test_a_tie_goes_to_the_smaller_model(tiny_result):
 
 
 def test_rungs_grow_threefold():
-    assert [next_rung(epoch) for epoch in (0, 1, 2, 3, 26, 27)] == [1, 3, 3, 9, 27, 81]
+    assert [next_rung(work) for work in (0, 1, 2, 3, 26, 27)] == [1, 3, 3, 9, 27, 81]
 
 
 def test_dropout_is_sampled_only_between_layers():
@@ -226,10 +226,10 @@ def test_a_resumed_search_compares_new_trials_with_those_of_before():
     earlier = [[(1, 1.0), (3, 0.5)], [(1, 2.0)], [(1, 3.0)]]
 
     def decision(rungs, loss):
-        scheduler = Rungs(placement, 60, rungs)
+        scheduler = Rungs(placement, rungs)
         trial = SimpleNamespace(trial_id="new", status="RUNNING", stub=False)
         scheduler.on_trial_add(None, trial)
-        return scheduler.on_trial_result(None, trial, {"epoch": 1, "val_loss_best": loss})
+        return scheduler.on_trial_result(None, trial, {"work": 1, "val_loss_best": loss})
 
     assert decision([], 2.5) == Rungs.CONTINUE
     assert decision(earlier, 2.5) == Rungs.STOP
@@ -244,7 +244,7 @@ def test_cores_are_given_up_for_a_gpu_that_has_waited_for_one_longer_than_a_proc
     placement = Placement(
         ask_cluster=lambda: [Node(2, 1), Node(1)], clock=lambda: now, gpus_per_trial=0.5, gpu_from=10
     )
-    scheduler = Rungs(placement, 60, [])
+    scheduler = Rungs(placement, [])
     trials = [
         SimpleNamespace(trial_id=name, status="RUNNING", PENDING="PENDING", RUNNING="RUNNING")
         for name in "abc"
@@ -536,10 +536,10 @@ def test_options_have_one_meaning_in_every_command():
 def test_progress_counts_ends_and_keeps_the_best_of_each_objective(monkeypatch):
     monkeypatch.setattr("tune_jobs.progress.PLAIN_LINE_EVERY", 0)
     console = Console(file=io.StringIO(), width=200)
-    with SearchProgress(console, 4, PERSISTENCE, quiet=False) as progress:
-        progress.finished(Finished(0, {"MAE": 9.0, "RMSE": 21.0, "MAPE": 1.9}, seconds=2))
+    with SearchProgress(console, 4, PERSISTENCE, at_a_time=lambda: 2, quiet=False) as progress:
+        progress.finished(Finished(0, {"MAE": 9.0, "RMSE": 21.0, "MAPE": 1.9}, seconds=2, work=1))
         progress.finished(Finished(1, None, reason="it [diverged]"))
-        progress.finished(Finished(2, {"MAE": 8.0, "RMSE": 22.0, "MAPE": 1.8}, seconds=3))
+        progress.finished(Finished(2, {"MAE": 8.0, "RMSE": 22.0, "MAPE": 1.8}, seconds=3, work=3))
         progress.tick()
     assert (progress.done, progress.failed, progress.seconds) == (2, 1, 5)
     printed = console.file.getvalue().splitlines()
@@ -550,10 +550,23 @@ def test_progress_counts_ends_and_keeps_the_best_of_each_objective(monkeypatch):
     assert printed[1].endswith(" left")
 
 
+def test_the_time_left_follows_the_work_of_trials_not_their_number():
+    def left(work):
+        console = Console(file=io.StringIO(), width=200)
+        with SearchProgress(console, 101, PERSISTENCE, at_a_time=lambda: 2, quiet=True) as progress:
+            progress.finished(Finished(0, {"MAE": 9.0}, seconds=10 * work, work=work))
+            return progress._seconds_left()
+
+    # A cheap first trial says nothing of the others', and neither does one that went through all comparisons.
+    assert left(0.1) == pytest.approx(left(EXPECTED_WORK), rel=0.2)
+    assert left(EXPECTED_WORK) == pytest.approx(100 * 10 * EXPECTED_WORK / 2)
+    assert left(LAST_RUNG) < 5 * left(EXPECTED_WORK)
+
+
 def test_quiet_progress_says_nothing(monkeypatch):
     monkeypatch.setattr("tune_jobs.progress.PLAIN_LINE_EVERY", 0)
     console = Console(file=io.StringIO(), width=200)
-    with SearchProgress(console, 4, PERSISTENCE, quiet=True) as progress:
+    with SearchProgress(console, 4, PERSISTENCE, at_a_time=lambda: 2, quiet=True) as progress:
         progress.finished(Finished(1, None, reason="diverged"))
         progress.tick()
     assert console.file.getvalue() == ""
@@ -749,7 +762,7 @@ def test_objectives_over_two_folds_are_the_means_of_two_trainers_trained_alone(t
     continued.load_state_dict(together.state_dict())
     for trainers in (together, continued):
         while not trainers.finished:
-            trainers.advance(next_rung(trainers.epoch))
+            trainers.advance(next_rung(trainers.position))
         scores = [trainer.evaluate().model for trainer in alone]
         assert trainers.evaluate("validation") == pytest.approx(
             {name: (scores[0][name] + scores[1][name]) / 2 for name in scores[0]}, rel=1e-12

@@ -16,8 +16,9 @@ from forecast.config import TrainConfig
 from forecast.errors import ForecastError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
-from forecast.model.panel import Prepared, prepare_panel
+from forecast.model.panel import Prepared, held_out, prepare_panel
 from forecast.model.split import service_split
+from forecast.model.start import with_recursions_of
 from forecast.model.training import Trained, assemble, scored_on_test, train_member
 from forecast.model.windows import prepare
 from forecast.prices.panel import Panel
@@ -86,7 +87,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
         later_ones = f", of which {len(again)} on later rows for service" if again else ""
         say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
         connect()
-    trained = _train_members(tasks, config, _gpu_share(job, trial)) if tasks else []
+    trained = _train_members(tasks, config, job.start, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
     own = Trained(first, trial.val_loss_best, trial.best_epoch or 0, _device(trial))
@@ -109,9 +110,13 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
 def _on_later_rows(job: Job, config: TrainConfig) -> Prepared:
     """The prices split for a model that is trained for service: up to the last row."""
     split = partial(service_split, train_ratio=job.options.train_ratio)
+    later: Prepared
     if isinstance(job.prices, Panel):
-        return prepare_panel(job.prices, job.options, config.sequence_length, split)
-    return prepare(job.prices, job.options, split(len(job.prices)))
+        apart = held_out(job.prices, job.options, job.options.seed)
+        later = prepare_panel(job.prices, job.options, config.sequence_length, split, held_out=apart)
+    else:
+        later = prepare(job.prices, job.options, split(len(job.prices)))
+    return with_recursions_of(job.start, later) if job.start else later
 
 
 def _gpu_share(job: Job, trial: Checkpoint) -> float:
@@ -126,7 +131,9 @@ def _device(trial: Checkpoint) -> str:
     return (trial.versions or {}).get("device", "cpu")
 
 
-def _train_members(tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, gpus: float) -> list[Trained]:
+def _train_members(
+    tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, start: Checkpoint | None, gpus: float
+) -> list[Trained]:
     """Train members on the cluster, in parallel; the result has the order of the tasks, which give series and number.
 
     Raises:
@@ -135,10 +142,11 @@ def _train_members(tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, g
 
     def on_worker(prepared: Prepared, number: int) -> Trained:
         device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        trained = train_member(prepared, config.model_copy(update={"device": device}), number)
+        own = config.model_copy(update={"device": device})
+        trained = train_member(prepared, own, number, start=start)
         # The model may be trained again elsewhere.
-        own = trained.member.config.model_copy(update={"device": config.device})
-        return replace(trained, member=trained.member.model_copy(update={"config": own}))
+        config_anywhere = trained.member.config.model_copy(update={"device": config.device})
+        return replace(trained, member=trained.member.model_copy(update={"config": config_anywhere}))
 
     # A trial may have had more threads than any node here has CPUs: Ray would wait for such a node.
     most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])

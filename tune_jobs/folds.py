@@ -75,9 +75,9 @@ class FoldTrainers:
         self.last = trainers[-1]
 
     @property
-    def epoch(self) -> int:
-        """Epochs done in the fold that has trained longest."""
-        return max(trainer.epoch for trainer in self._trainers)
+    def position(self) -> float:
+        """Epochs done in the fold that has trained longest, with the share of the one under way."""
+        return max(trainer.position for trainer in self._trainers)
 
     @property
     def best_loss(self) -> float:
@@ -89,14 +89,14 @@ class FoldTrainers:
         """Whether every fold's epochs or patience are used up."""
         return all(trainer.finished for trainer in self._trainers)
 
-    def advance(self, until_epoch: int) -> None:
-        """Train every fold until ``until_epoch`` epochs are done, or until finished.
+    def advance(self, until: float) -> None:
+        """Train every fold until so many epochs are done, or until finished.
 
         Raises:
             TrainingError: when a validation loss is not finite.
         """
         for trainer in self._trainers:
-            trainer.advance(until_epoch)
+            trainer.advance(until)
 
     def evaluate(self, part: Part) -> dict[str, float]:
         """Return the mean over the folds of each metric of the best states on the rows of ``part``."""

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from forecast.atomic import require_writable
 from forecast.errors import StudyError
+from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.network import ARCHITECTURES
-from forecast.model.panel import Prepared, evaluation_of, prepare_panel
+from forecast.model.panel import Prepared, evaluation_of, held_out, prepare_panel
 from forecast.model.split import Part, require_rows
-from forecast.model.windows import PreparedSeries, prepare
+from forecast.model.start import same_options, seen_too_late, with_recursions_of
+from forecast.model.windows import prepare
 from forecast.pages.describe import left_out_lines, panel_lines, series_lines, sessions_line
 from forecast.prices.panel import Panel, panel_from_config
 from forecast.prices.series import Series
@@ -46,6 +48,7 @@ class Job:
         console: for results.
         errors: for progress and warnings.
         earlier_folds: the validation folds before the last one, which is the split of ``prepared``.
+        start: the model that training starts from; None for untrained networks.
     """
 
     options: TuneOptions
@@ -55,7 +58,8 @@ class Job:
     persistence: dict[Part, dict[str, float]]
     console: Console
     errors: Console
-    earlier_folds: tuple[PreparedSeries, ...] = ()
+    earlier_folds: tuple[Prepared, ...] = ()
+    start: Checkpoint | None = None
 
     @property
     def to_beat(self) -> dict[str, float]:
@@ -72,14 +76,17 @@ def prepare_job(options: TuneOptions) -> Job:
     """
     console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     ARCHITECTURES.find(options.network)
+    start = load_checkpoint(options.start_from) if options.start_from else None
+    if start:
+        options = same_options(options, start, options.model_fields_set)
     longest = SPACES[options.space].longest_window
     prices: Series | Panel
     prepared: Prepared
-    earlier: tuple[PreparedSeries, ...] = ()
+    earlier: tuple[Prepared, ...] = ()
     if options.symbols:
         prices = panel_from_config(options.symbols, options, notify=lambda line: say(errors, line, "yellow"))
         options = options.model_copy(update={"symbol": prices.symbol})
-        prepared = prepare_panel(prices, options, longest)
+        prepared = prepare_panel(prices, options, longest, held_out=held_out(prices, options, options.seed))
         described = [
             *panel_lines(prices),
             *left_out_lines(prepared.left_out),
@@ -91,6 +98,11 @@ def prepare_job(options: TuneOptions) -> Job:
         prepared = prepare(prices, options)
         earlier = prepare_earlier_folds(prices, options.validation_folds, options, longest)
         described = series_lines(prices, options)
+    if start:
+        prepared = with_recursions_of(start, prepared)
+        earlier = tuple(with_recursions_of(start, fold) for fold in earlier)
+        if doubt := seen_too_late(start, [part.validated_until for part in prepared.parts]):
+            say(errors, f"warning: {doubt}", "yellow")
     folds = [persistence_metrics(fold, "validation") for fold in (*earlier, prepared)]
     persistence: dict[Part, dict[str, float]] = {
         "validation": mean_metrics(folds),
@@ -99,7 +111,7 @@ def prepare_job(options: TuneOptions) -> Job:
     say(console, "\n".join(described))
     if options.objectives_on == "test":
         say(errors, SEARCHED_ON_TEST, "yellow")
-    return Job(options, prices, prepared, described[-1], persistence, console, errors, earlier)
+    return Job(options, prices, prepared, described[-1], persistence, console, errors, earlier, start)
 
 
 def persistence_metrics(prepared: Prepared, part: Part) -> dict[str, float]:

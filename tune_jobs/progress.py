@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from tune_jobs.searcher import Finished
+from tune_jobs.trial import EXPECTED_WORK
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
+PRIOR_TRIALS = 5
+"""How many finished trials the expected work of one counts for."""
 WIDE = 130
 """Terminal columns from which the live line has room for a bar and persistence's metrics."""
 
@@ -24,13 +28,22 @@ class SearchProgress:
         seconds: training seconds of the completed trials.
     """
 
-    def __init__(self, console: Console, samples: int, persistence: dict[str, float], *, quiet: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        samples: int,
+        persistence: dict[str, float],
+        *,
+        at_a_time: Callable[[], int],
+        quiet: bool,
+    ) -> None:
         self.done = self.failed = 0
-        self.seconds = 0.0
+        self.seconds = self._work = 0.0
+        self._at_a_time = at_a_time
         self._samples, self._persistence = samples, persistence
         self._best: dict[str, float] = {}
         self._console, self._quiet = console, quiet
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
         self._live = Progress(
             *bar,
@@ -62,6 +75,7 @@ class SearchProgress:
         else:
             self.done += 1
             self.seconds += trial.seconds
+            self._work += trial.work
             for name, value in trial.objectives.items():
                 self._best[name] = min(value, self._best.get(name, value))
         self._live.update(self._task, completed=self.done + self.failed, description=self._line())
@@ -85,10 +99,18 @@ class SearchProgress:
         text = f"{self.done}/{self._samples} done, {self.failed} failed"
         if best:
             text += f"; best{' (persistence)' if roomy else ''}: {best}"
-        if 0 < ended < self._samples:
-            left = (time.monotonic() - self._started) / ended * (self._samples - ended)
-            text += f"; {_duration(left)} left"
+        if self._work and ended < self._samples:
+            text += f"; {_duration(self._seconds_left())} left"
         return text
+
+    def _seconds_left(self) -> float:
+        """Expected seconds of training to come, of all trials that run at a time.
+
+        The first trials to end are the cheapest, so that their work alone says too little of the others'.
+        """
+        expected = (PRIOR_TRIALS * EXPECTED_WORK + self._work) / (PRIOR_TRIALS + self.done)
+        to_come = self._samples - self.done - self.failed
+        return to_come * expected * self.seconds / self._work / max(1, min(to_come, self._at_a_time()))
 
 
 def _duration(seconds: float) -> str:

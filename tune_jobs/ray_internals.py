@@ -54,16 +54,16 @@ def temporary_directory() -> str:
 def add_earlier_rungs(
     scheduler: AsyncHyperBandScheduler, earlier: Iterable[Sequence[tuple[float, float]]]
 ) -> None:
-    """Give a scheduler the rungs, as pairs of epoch and loss, of trials that it did not run.
+    """Give a scheduler the comparisons, as pairs of work and loss, of trials that it did not run.
 
-    Ray has no public way to do this.
+    Each counts at the highest rung that its work had reached. Ray has no public way to do this.
     """
     (bracket,) = scheduler._brackets
-    for number, rungs in enumerate(earlier):
-        losses = dict(rungs)
-        for epoch, rewards in bracket._rungs:
-            if epoch in losses:
-                rewards[f"earlier {number}"] = -losses[epoch]
+    for number, comparisons in enumerate(earlier):
+        for work, loss in comparisons:
+            reached = [rewards for rung, rewards in bracket._rungs if rung <= work]
+            if reached:
+                reached[0].setdefault(f"earlier {number}", -loss)
 
 
 class SlotProcesses(_ObjectCache):

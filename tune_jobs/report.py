@@ -29,6 +29,7 @@ from tune_jobs.study import STUDY_FILE
 from tune_jobs.symbols import (
     BASELINE,
     METRIC,
+    SymbolScore,
     compare,
     score_symbols,
     symbol_lines,
@@ -131,7 +132,7 @@ def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: f
         "pick": describe_pick(findings) if findings else None,
         "pick_same_as_persistence": findings.luck.pick_same_as_persistence if findings else None,
         "luck": describe_luck(findings.luck) if findings else None,
-        "symbols": describe_symbols(findings) if findings and findings.symbols else None,
+        "symbols": describe_symbols(findings) if findings and findings.symbols.seen else None,
         "front": [describe_point(point) for point in findings.front] if findings else [],
         "persistence": job.persistence,
         "search": found.run,
@@ -224,12 +225,19 @@ def describe_luck(luck: Luck) -> dict[str, Any]:
 
 def describe_symbols(found: Findings) -> dict[str, Any]:
     """Return how the pick scores on the symbols of a panel as plain values."""
-    compared = {to: compare(found.symbols, to) for to in ("persistence", BASELINE)}
+    scores = found.symbols
+
+    def compared(kind: Sequence[SymbolScore]) -> dict[str, Any]:
+        each = {to: compare(kind, to) for to in ("persistence", BASELINE)}
+        return {to: asdict(comparison) if comparison else None for to, comparison in each.items()}
+
     return {
-        "used": len(found.symbols),
+        "used": len(scores.seen),
         "left_out": found.final.scored.left_out,
         "metric": METRIC,
-        **{to: asdict(each) if each else None for to, each in compared.items()},
+        **compared(scores.seen),
+        "without_market": compared(scores.without_market),
+        "unseen": compared(scores.unseen),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from tune_jobs.prepare import Job
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
-from tune_jobs.symbols import METRIC, SymbolScore, symbol_lines, symbols_grid
+from tune_jobs.symbols import METRIC, SymbolScores, symbol_lines, symbols_grid
 from tune_jobs.tables import (
     WIDE,
     final_lines,
@@ -75,7 +75,7 @@ class Findings:
     final: FinalModels
     luck: Luck
     ended: Sequence[str]
-    symbols: Sequence[SymbolScore] = ()
+    symbols: SymbolScores = field(default_factory=SymbolScores)
 
 
 def write_report(found: Findings, path: Path) -> None:
@@ -334,11 +334,13 @@ def _what_the_search_saw(found: Findings) -> str:
 def _of_symbols(found: Findings, panel: Panel, prepared: PreparedPanel) -> list[Text | Plot | Grid]:
     """Show the scores of each symbol, and the forecasts of the best and the worst."""
     checkpoint, length = found.final.scored, found.final.scored.config.sequence_length
-    rated = [(score, ratio) for score in found.symbols if (ratio := score.ratio("persistence")) is not None]
+    rated = [
+        (score, ratio) for score in found.symbols.seen if (ratio := score.ratio("persistence")) is not None
+    ]
     rated.sort(key=lambda pair: pair[1])
     blocks: list[Text | Plot | Grid] = [
         Text(f"A click on a title sorts the symbols. {_what_the_search_saw(found)}"),
-        symbols_grid([score for score, _ in rated]),
+        symbols_grid(found.symbols),
     ]
     ends = (("best", rated[0]), ("worst", rated[-1])) if rated else ()
     for which, (score, ratio) in ends:

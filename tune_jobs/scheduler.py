@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_jobs.placement import Placement
 from tune_jobs.ray_internals import add_earlier_rungs, keep_processes
-from tune_jobs.trial import FIRST_RUNG, REDUCTION
+from tune_jobs.trial import FIRST_RUNG, LAST_RUNG, REDUCTION
 
 BLOCKED_AFTER = 10.0
 """Seconds after which a GPU share without a process is taken to be waiting for a core, not just starting."""
@@ -19,18 +19,16 @@ BLOCKED_AFTER = 10.0
 class Rungs(AsyncHyperBandScheduler):
     """Successive halving at the trials' rungs (ASHA, Li et al. 2020), on a cluster that may lose its GPUs."""
 
-    def __init__(
-        self, placement: Placement, longest_training: int, earlier: Iterable[Sequence[tuple[float, float]]]
-    ) -> None:
-        """Start from the rungs that ``earlier`` trials reached, as pairs of epoch and loss."""
+    def __init__(self, placement: Placement, earlier: Iterable[Sequence[tuple[float, float]]]) -> None:
+        """Start from the rungs that ``earlier`` trials reached, as pairs of work and loss."""
         super().__init__(
-            time_attr="epoch",
+            time_attr="work",
             metric="val_loss_best",
             mode="min",
             grace_period=FIRST_RUNG,
             reduction_factor=REDUCTION,
             # Trials end on their own: the scheduler only compares them at the rungs.
-            max_t=longest_training + 1,
+            max_t=2 * LAST_RUNG,
         )
         self._placement = placement
         self._blocked_since: float | None = None

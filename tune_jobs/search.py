@@ -19,7 +19,6 @@ from rich.console import Console
 
 from forecast.errors import CheckpointError
 from forecast.model.checkpoint import load_checkpoint
-from forecast.prices.series import Provenance
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connect
 from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
@@ -84,7 +83,7 @@ def search_and_pick(job: Job, connect: Connect) -> Found:
         path=database,
         resume=options.resume,
         objectives=options.objective_names,
-        basis=_basis(options, job.prices.provenance),
+        basis=_basis(job),
     )
     with studies.study_errors(database):
         put_back = put_back_running(study, checkpoints)
@@ -119,7 +118,6 @@ def _run(
 ) -> dict[str, Any]:
     """Run ``samples`` more trials on a cluster, and return the figures of this run."""
     options, prepared = job.options, job.prepared
-    progress = SearchProgress(job.errors, samples, job.to_beat, quiet=options.quiet)
     cluster = connect()
     placement = Placement(
         cpus_per_trial=options.cpus_per_trial,
@@ -129,6 +127,9 @@ def _run(
         may_grow=cluster.may_grow,
         growth=cluster.growth,
     )
+    progress = SearchProgress(
+        job.errors, samples, job.to_beat, at_a_time=lambda: placement.limit, quiet=options.quiet
+    )
     states.check()
     _describe_cluster(job.console, placement, samples, options)
     if options.time_budget:
@@ -137,10 +138,11 @@ def _run(
         prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
         experiment=options,
         provenance=asdict(job.prices.provenance),
-        space=SPACES[options.space].of(options),
+        space=SPACES[options.space].of(options, job.start.config if job.start else None),
         objectives=options.objective_names,
         part=options.objectives_on,
         earlier_folds=job.earlier_folds,
+        start=job.start,
     )
     with progress, studies.study_errors(options.output_dir.absolute() / studies.STUDY_FILE):
         seconds = run_search(
@@ -211,8 +213,9 @@ def _pick(
     return picked, luck
 
 
-def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
+def _basis(job: Job) -> dict[str, Any]:
     """Return the settings that the metrics of a study's trials depend on, other than hyperparameters."""
+    options, where = job.options, job.prices.provenance
     shared = (
         "symbol",
         "feature",
@@ -230,6 +233,10 @@ def _basis(options: TuneOptions, where: Provenance) -> dict[str, Any]:
         **({"CRPS": "integrated over all probabilities"} if "CRPS" in options.objective_names else {}),
         "objectives_on": options.objectives_on,
         "validation_folds": options.validation_folds,
+        "windows_per_epoch": options.windows_per_epoch,
+        "market": options.market,
+        "holdout_symbols": options.holdout_symbols,
+        "start_from": job.start and f"a model with sha256 {(job.start.sha256 or '')[:12]}",
         "space": options.space,
     }
 

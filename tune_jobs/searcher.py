@@ -21,7 +21,6 @@ from forecast.errors import StudyError
 from forecast.model.checkpoint import Checkpoint, save_checkpoint
 from forecast.model.panel import Prepared
 from forecast.model.split import Part
-from forecast.model.windows import PreparedSeries
 from forecast.scores.metrics import Evaluation
 from tune_jobs import study as studies
 from tune_jobs.placement import Placement
@@ -46,12 +45,13 @@ from tune_jobs.trial import (
 class Finished:
     """One trial that ended, for progress: completed with its objectives, or failed with a reason.
 
-    ``seconds`` counts its training in this job, not before it was interrupted and put back.
+    ``seconds`` counts its training in this job, not before it was interrupted and put back; ``work`` is all its work.
     """
 
     number: int
     objectives: dict[str, float] | None
     seconds: float = 0.0
+    work: float = 0.0
     reason: str | None = None
 
 
@@ -134,7 +134,7 @@ class SearchInput:
     """The parts of the experiment that a search needs.
 
     ``prepared`` has no test rows unless the objectives are computed on them; it is the last validation fold, after
-    ``earlier_folds``.
+    ``earlier_folds``. ``start`` is the model that the trials start from; None for untrained networks.
     """
 
     prepared: Prepared
@@ -143,7 +143,8 @@ class SearchInput:
     space: SearchSpace
     objectives: list[str]
     part: Part = "validation"
-    earlier_folds: tuple[PreparedSeries, ...] = ()
+    earlier_folds: tuple[Prepared, ...] = ()
+    start: Checkpoint | None = None
 
     @property
     def folds(self) -> tuple[Prepared, ...]:
@@ -264,7 +265,7 @@ class StudySearch(OptunaSearch):
         self._states.discard(saved)
         objectives = dict(zip(self._search.objectives, values, strict=True))
         seconds = result["seconds"] - result[EARLIER_SECONDS]
-        self._on_finished(Finished(trial.number, objectives, seconds=seconds))
+        self._on_finished(Finished(trial.number, objectives, seconds=seconds, work=result["work"]))
 
     def _raise_if_others_would_fail_too(self, trial_id: str) -> None:
         """Raise when the cluster failed, not the trial: every other trial would fail the same way.

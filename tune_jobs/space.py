@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from forecast.config import ExperimentConfig, VolatilityName
+from forecast.config import ExperimentConfig, TrainConfig, VolatilityName
 from forecast.model.normalization import sees_range
 
 if TYPE_CHECKING:  # a worker never samples: it starts faster without Optuna
@@ -29,6 +29,7 @@ class SearchSpace:
     learning_rate: tuple[float, float] = (1e-4, 5e-3)
     patience: tuple[int, int, int] = (10, 25, 5)
     volatility: tuple[VolatilityName, ...] = ()
+    market: tuple[bool, ...] = ()
 
     def __call__(self, trial: optuna.Trial) -> None:
         """Sample one value of each hyperparameter for ``trial``."""
@@ -46,15 +47,29 @@ class SearchSpace:
         trial.suggest_int("patience", first, last, step=step)
         if self.volatility:
             trial.suggest_categorical("volatility", self.volatility)
+        if self.market:
+            trial.suggest_categorical("market", self.market)
 
-    def of(self, experiment: ExperimentConfig) -> SearchSpace:
-        """The space of an experiment: with the volatilities that its models can correct, where that changes them."""
-        if experiment.likelihood != "student_t":
-            return self
-        volatility: tuple[VolatilityName, ...] = ("ewma", "gjr")
-        if sees_range(experiment.input_columns, experiment.feature):
-            volatility = (*volatility, "range")
-        return replace(self, volatility=volatility)
+    def of(self, experiment: ExperimentConfig, start: TrainConfig | None = None) -> SearchSpace:
+        """The space of an experiment: what its models can see and correct, where that changes them.
+
+        Args:
+            experiment: the settings that all trials share.
+            start: the options of the model that they start from, which decide the network; None without one.
+        """
+        if start is not None:
+            return replace(
+                self,
+                hidden_size=(start.hidden_size,),
+                num_layers=(start.num_layers, start.num_layers),
+                volatility=(start.volatility,),
+                market=(start.market,),
+            )
+        volatility: tuple[VolatilityName, ...] = ()
+        if experiment.likelihood == "student_t":
+            ranges = sees_range(experiment.input_columns, experiment.feature)
+            volatility = ("ewma", "gjr", "range") if ranges else ("ewma", "gjr")
+        return replace(self, volatility=volatility, market=(False, True) if experiment.market else ())
 
     @property
     def longest_window(self) -> int:
@@ -62,9 +77,14 @@ class SearchSpace:
         return self.sequence_length[1]
 
     @property
-    def longest_training(self) -> int:
-        """The largest ``max_epochs`` a trial can have."""
-        return self.max_epochs[1]
+    def typical(self) -> dict[str, Any]:
+        """The configuration in the middle of what decides the cost of a trial."""
+        first, last, step = self.sequence_length
+        return {
+            "sequence_length": first + (last - first) // step // 2 * step,
+            "hidden_size": self.hidden_size[(len(self.hidden_size) - 1) // 2],
+            "num_layers": sum(self.num_layers) // 2,
+        }
 
 
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,10 @@ NOT_RECORDED = {
     "likelihood": "mse",
     "input_columns": [],
     "validation_folds": 1,
+    "windows_per_epoch": 100_000,
+    "market": False,
+    "holdout_symbols": 0.0,
+    "start_from": None,
     "CRPS": "sums over 199 quantiles",
 }
 """Settings that studies of earlier versions did not record, with the values that all of them had."""

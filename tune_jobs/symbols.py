@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from numpy.typing import NDArray
 from forecast.atomic import write_csv
 from forecast.backtest.baselines import BASELINES
 from forecast.backtest.significance import diebold_mariano
+from forecast.errors import DataError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.model.training import forecast_each
+from forecast.model.unseen import forecast_unseen
+from forecast.model.windows import PreparedSeries
 from forecast.pages.page import Grid
 from forecast.scores.distribution import MAIN_LEVEL
 from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
@@ -60,7 +65,22 @@ class SymbolScore:
         return self.test.model[METRIC] / other[METRIC] if other and comparable else None
 
 
-def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Connect) -> list[SymbolScore]:
+@dataclass(frozen=True)
+class SymbolScores:
+    """The scores of every symbol of a panel.
+
+    Attributes:
+        seen: those of the symbols that the model was trained on.
+        without_market: theirs where the market is not known; empty for a model that never sees it.
+        unseen: those of the symbols held out, forecast as a served model answers for symbols that it does not know.
+    """
+
+    seen: list[SymbolScore] = field(default_factory=list)
+    without_market: list[SymbolScore] = field(default_factory=list)
+    unseen: list[SymbolScore] = field(default_factory=list)
+
+
+def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Connect) -> SymbolScores:
     """Score a model on each symbol's test rows, beside the baseline, which the cluster fits on the rows before them.
 
     Args:
@@ -68,36 +88,70 @@ def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Conn
         prepared: the panel.
         connect: connects to the cluster.
     """
-    forecasts = forecast_each(checkpoint, prepared, "test")
     connect()
-    shared, symbols = ray.put(prepared), list(prepared.series)
-    fit = ray.remote(num_cpus=1)(_fitted)
+    shared, model = ray.put(prepared), ray.put(checkpoint)
+    symbols = [*prepared.series, *prepared.held_out]
+    work = ray.remote(num_cpus=1)(_forecast_apart)
     tasks = [
-        fit.remote(shared, symbols[first : first + AT_A_TIME]) for first in range(0, len(symbols), AT_A_TIME)
+        work.remote(shared, model, symbols[first : first + AT_A_TIME])
+        for first in range(0, len(symbols), AT_A_TIME)
     ]
+    ours = dict(zip(prepared.series, forecast_each(checkpoint, prepared, "test"), strict=True))
+    blind = {}
+    if checkpoint.market:
+        hidden = forecast_each(checkpoint, prepared.without_market(), "test")
+        blind = dict(zip(prepared.series, hidden, strict=True))
     try:
-        baselines = [baseline for found in ray.get(tasks) for baseline in found]
+        apart = {symbol: found for each in ray.get(tasks) for symbol, found in each.items()}
     except ray.exceptions.RayError:  # the model is scored all the same
-        baselines = [None] * len(symbols)
-    return [
-        _score(prepared, symbol, ours, theirs)
-        for symbol, ours, theirs in zip(symbols, forecasts, baselines, strict=True)
-    ]
+        apart = {symbol: Apart(None, None) for symbol in symbols}
+    return SymbolScores(
+        seen=[_score(prepared, symbol, found, apart[symbol].baseline) for symbol, found in ours.items()],
+        without_market=[
+            _score(prepared, symbol, found, apart[symbol].baseline) for symbol, found in blind.items()
+        ],
+        unseen=[
+            _score(prepared, symbol, found, apart[symbol].baseline)
+            for symbol in prepared.held_out
+            if (found := apart[symbol].unseen)
+        ],
+    )
 
 
-def _fitted(prepared: PreparedPanel, symbols: Sequence[str]) -> list[Forecasts | None]:
-    """The baseline's forecasts of the test rows of some symbols; None where it cannot be fitted."""
-    found: list[Forecasts | None] = []
+@dataclass(frozen=True)
+class Apart:
+    """Forecasts of one symbol's test rows that the cluster makes: the baseline's, and the model's of a symbol held out.
+
+    Either is None where it cannot be made.
+    """
+
+    baseline: Forecasts | None
+    unseen: Forecasts | None
+
+
+def _forecast_apart(
+    prepared: PreparedPanel, checkpoint: Checkpoint, symbols: Sequence[str]
+) -> dict[str, Apart]:
+    """The forecasts of some symbols."""
+    found = {}
     for symbol in symbols:
-        try:
-            found.append(BASELINES[BASELINE](prepared.series[symbol], (1,))[1])
-        except Exception:  # whatever an optimizer raises on one symbol's prices
-            found.append(None)
+        baseline = unseen = None
+        # Whatever an optimizer raises on one symbol's prices, the others are scored.
+        with contextlib.suppress(Exception):
+            baseline = BASELINES[BASELINE](_series_of(prepared, symbol), (1,))[1]
+        if symbol in prepared.held_out:
+            with contextlib.suppress(DataError):
+                unseen = forecast_unseen(checkpoint, prepared.held_out[symbol], "test", symbol)
+        found[symbol] = Apart(baseline, unseen)
     return found
 
 
+def _series_of(prepared: PreparedPanel, symbol: str) -> PreparedSeries:
+    return prepared.series.get(symbol) or prepared.held_out[symbol]
+
+
 def _score(prepared: PreparedPanel, symbol: str, ours: Forecasts, theirs: Forecasts | None) -> SymbolScore:
-    series = prepared.series[symbol]
+    series = _series_of(prepared, symbol)
     rows, sessions = series.rows("test", 2), prepared.sessions[symbol][series.target_rows("test", 2)]
     test = evaluate_forecasts(rows, ours)
     if theirs is None:
@@ -142,17 +196,19 @@ def compare(scores: Sequence[SymbolScore], to: str) -> Comparison | None:
     return Comparison(len(ratios), float(np.mean(ratios)), float(np.mean(np.array(ratios) < 1)), p_value)
 
 
-def symbol_lines(scores: Sequence[SymbolScore], left_out: int) -> list[str]:
+def symbol_lines(scores: SymbolScores, left_out: int) -> list[str]:
     """Lines that compare the model with others over all symbols, and say how many were left out."""
-    lines = []
-    for to in ("persistence", BASELINE):
-        found = compare(scores, to)
-        if found is not None:
-            p_value = "" if found.p_value is None else f" (p {found.p_value:.2g}, by session)"
-            lines.append(
-                f"Test {METRIC} is on average {found.ratio:.4f} of {to}'s over {found.symbols} symbols{p_value}, and "
-                f"lower on {100 * found.better:.0f} % of them"
-            )
+    kinds = {
+        f"Test {METRIC}": scores.seen,
+        f"Without the market, test {METRIC}": scores.without_market,
+        f"On symbols never seen, test {METRIC}": scores.unseen,
+    }
+    lines = [
+        _comparison_line(start, to, found)
+        for start, each in kinds.items()
+        for to in ("persistence", BASELINE)
+        if (found := compare(each, to)) is not None
+    ]
     if left_out:
         lines.append(
             f"{left_out} symbol{'s were' if left_out > 1 else ' was'} left out: symbols.csv says why"
@@ -160,8 +216,18 @@ def symbol_lines(scores: Sequence[SymbolScore], left_out: int) -> list[str]:
     return lines
 
 
-def symbols_grid(scores: Sequence[SymbolScore]) -> Grid:
-    """A table of the symbols' ratios and coverages."""
+def _comparison_line(start: str, to: str, found: Comparison) -> str:
+    p_value = "" if found.p_value is None else f" (p {found.p_value:.2g}, by session)"
+    return (
+        f"{start} is on average {found.ratio:.4f} of {to}'s over {found.symbols} symbols{p_value}, and lower on "
+        f"{100 * found.better:.0f} % of them"
+    )
+
+
+def symbols_grid(scores: SymbolScores) -> Grid:
+    """A table of the symbols' ratios and coverages, best first by the ratio to persistence."""
+    every = sorted([*scores.seen, *scores.unseen], key=lambda score: score.ratio("persistence") or math.inf)
+    unseen = {score.symbol for score in scores.unseen}
     header = [
         "symbol",
         "test rows",
@@ -169,29 +235,33 @@ def symbols_grid(scores: Sequence[SymbolScore]) -> Grid:
         f"{METRIC} / {BASELINE}'s",
         "MAE / persistence's",
     ]
-    levels = [f"in {100 * each.level:g} %" for each in scores[0].test.intervals] if scores else []
+    levels = [f"in {100 * each.level:g} %" for each in every[0].test.intervals] if every else []
     rows = []
-    for score in scores:
+    for score in every:
         ratios = [score.ratio("persistence"), score.ratio(BASELINE)]
         naive = score.test.persistence["MAE"]
         ratios.append(score.test.model["MAE"] / naive if naive > 0 else None)
         shown = ["" if ratio is None else f"{ratio:.4f}" for ratio in ratios]
         covered = [f"{100 * each.coverage:.1f} %" for each in score.test.intervals]
-        rows.append([score.symbol, str(score.test.rows), *shown, *covered])
+        name = f"{score.symbol} (never seen)" if score.symbol in unseen else score.symbol
+        rows.append([name, str(score.test.rows), *shown, *covered])
     return Grid([*header, *levels], rows, explored=True)
 
 
-def write_symbols(scores: Sequence[SymbolScore], prepared: PreparedPanel, path: Path) -> None:
+def write_symbols(scores: SymbolScores, prepared: PreparedPanel, path: Path) -> None:
     """Write a line for each symbol: its scores beside persistence's and the baseline's, or why it was left out."""
     rows: list[dict[str, Any]] = []
-    for score in scores:
+    blind = {score.symbol: score.test.model[METRIC] for score in scores.without_market}
+    for score in [*scores.seen, *scores.unseen]:
         interval = next((each for each in score.test.intervals if each.level == MAIN_LEVEL), None)
         rows.append(
             {
                 "symbol": score.symbol,
-                "rows": len(prepared.series[score.symbol].normalized),
+                "seen": score.symbol in prepared.series,
+                "rows": len(_series_of(prepared, score.symbol).normalized),
                 "test_rows": score.test.rows,
                 **{f"test_{name}": score.test.model[name] for name in METRICS},
+                f"test_{METRIC}_without_market": blind.get(score.symbol),
                 **{f"persistence_test_{name}": score.test.persistence[name] for name in METRICS},
                 **{f"{BASELINE}_test_{name}": (score.baseline or {}).get(name) for name in METRICS},
                 "test_in_90": interval.coverage if interval else None,

@@ -18,27 +18,39 @@ from ray.tune.result import DONE
 
 from forecast.config import ExperimentConfig, TrainConfig
 from forecast.errors import ForecastError
+from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import device_for_share
 from forecast.model.network import multiply_adds
 from forecast.model.panel import Prepared
 from forecast.model.split import Part
+from forecast.model.start import member_of
 from forecast.model.training import Trainer
 from forecast.scores.metrics import METRICS
 from tune_jobs.folds import FoldTrainers
 from tune_jobs.placement import Slot
-from tune_jobs.space import complete_params
+from tune_jobs.space import SearchSpace, complete_params
 from tune_jobs.states import StateStore
 
 FIRST_RUNG = 1
-"""Epochs before the first comparison with other trials."""
+"""Work before the first comparison with other trials.
+
+The work of a trial is the number of windows that it has seen times the cost of one, in units of an epoch of the search
+space's typical configuration: trials are compared after the same computation, not after the same epochs.
+"""
 REDUCTION = 3
 """Each rung is this many times the previous one; one in this many trials continues past it."""
+LAST_RUNG = 81
+"""Work after which a trial ends."""
+EXPECTED_WORK = FIRST_RUNG * (1 + (1 - 1 / REDUCTION) * round(math.log(LAST_RUNG / FIRST_RUNG, REDUCTION)))
+"""Mean work of a trial of which one in ``REDUCTION`` continues past each rung."""
+LEAST_SHARE = 1 / 8
+"""Smallest share of an epoch between comparisons: validating a model more often would cost more than its training."""
 
-REPORTED = ("val_loss_best", "epoch", "best_epoch", "seconds", "started", "gpus", "rungs")
+REPORTED = ("val_loss_best", "epoch", "best_epoch", "work", "seconds", "started", "gpus", "comparisons")
 """Keys that a trial reports in addition to its objectives; kept as attributes of the study's trial.
 
 ``val_loss_best`` is the mean over the validation folds; ``best_epoch`` is that of the last fold. ``seconds`` is its
-training time; ``rungs`` holds, for each rung it reached, the pair of epoch and best validation loss.
+training time; ``comparisons`` holds, for each rung it reached, the pair of work and best validation loss.
 """
 EARLIER_SECONDS = "earlier_seconds"
 """Key of a result: the part of ``seconds`` from before the trial was interrupted and put back."""
@@ -69,12 +81,20 @@ class Ticket:
     state: str | None = None
 
 
-def next_rung(epoch: int) -> int:
-    """Return the first rung after ``epoch``; rungs are 1, 3, 9, 27, 81, ..."""
+def next_rung(work: float) -> int:
+    """Return the first rung after so much work; rungs are 1, 3, 9, 27 and 81."""
     rung = FIRST_RUNG
-    while rung <= epoch:
+    while rung <= work:
         rung *= REDUCTION
     return rung
+
+
+def typical_epoch(experiment: ExperimentConfig, space: SearchSpace, prepared: Prepared) -> float:
+    """Return the unit of work: windows times cost of an epoch of the space's typical configuration."""
+    params = space.typical
+    length = int(params["sequence_length"])
+    windows = sum(max(0, part.split.train_end - length) for part in prepared.parts)
+    return max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
 
 
 def trial_config(
@@ -117,6 +137,8 @@ class TrainingTrial(tune.Trainable):
         experiment: ExperimentConfig,
         part: Part,
         states: StateStore,
+        unit: float,
+        start: Checkpoint | None = None,
     ) -> None:
         """Store what all trials share, then start the first configuration.
 
@@ -126,8 +148,11 @@ class TrainingTrial(tune.Trainable):
             experiment: settings that all trials share.
             part: rows the objectives are computed on.
             states: where interrupted trials left their state.
+            unit: the unit of work, as ``typical_epoch``.
+            start: the model that the trials start from; None for untrained networks.
         """
         self._folds, self._experiment, self._part, self._states = folds, experiment, part, states
+        self._unit, self._start_from = unit, start
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -142,7 +167,7 @@ class TrainingTrial(tune.Trainable):
         self._params = {name: value for name, value in config.items() if name != Ticket.KEY}
         self._trainers: FoldTrainers | None = None
         self._seconds = self._earlier_seconds = 0.0
-        self._rungs: list[tuple[int, float]] = []
+        self._comparisons: list[tuple[float, float]] = []
         self._started = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     @property
@@ -160,7 +185,8 @@ class TrainingTrial(tune.Trainable):
 
     def _new_trainer(self, prepared: Prepared, config: TrainConfig) -> Trainer:
         """Create the trainer of one fold; benchmarks replace it."""
-        return Trainer(prepared, config)
+        start = self._start_from
+        return Trainer(prepared, config, member_of(start, config, 0) if start else None)
 
     def _go_on_from(self, saved: tune.Checkpoint) -> None:
         """Continue where the trial was interrupted, or start again if its saved state cannot be read."""
@@ -169,7 +195,7 @@ class TrainingTrial(tune.Trainable):
                 self.load_checkpoint(directory)
             self._earlier_seconds = self._seconds
         except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
-            self._trainers, self._seconds, self._rungs = self._new_trainers(), 0.0, []
+            self._trainers, self._seconds, self._comparisons = self._new_trainers(), 0.0, []
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung and report; an exception is reported too, unless it is the GPU's.
@@ -179,7 +205,7 @@ class TrainingTrial(tune.Trainable):
         try:
             trainers = self._current
             started = time.perf_counter()
-            trainers.advance(next_rung(trainers.epoch))
+            self._advance(trainers)
             self._seconds += time.perf_counter() - started
             metrics = trainers.evaluate(self._part)
         except GPU_ERRORS:
@@ -188,22 +214,36 @@ class TrainingTrial(tune.Trainable):
             self._trainers = None
             nothing = dict.fromkeys((*METRICS, "val_loss_best"), math.nan)
             return {**nothing, "epoch": 0, FAILURE: in_one_line(error), DONE: True}
-        self._rungs.append((trainers.epoch, trainers.best_loss))
+        work = self._work(trainers)
+        self._comparisons.append((work, trainers.best_loss))
         report = (
             trainers.best_loss,
-            trainers.epoch,
+            trainers.position,
             trainers.last.best_epoch,
+            work,
             self._seconds,
             self._started,
             self._ticket.slot.demand.gpus,
-            list(self._rungs),
+            list(self._comparisons),
         )
         return {
             **{name: metrics[name] for name in METRICS},
             **dict(zip(REPORTED, report, strict=True)),
             EARLIER_SECONDS: self._earlier_seconds,
-            DONE: trainers.finished,
+            DONE: trainers.finished or work >= LAST_RUNG,
         }
+
+    def _epoch_work(self, trainers: FoldTrainers) -> float:
+        """Return the work of one epoch."""
+        return trainers.last.epoch_windows * max(1, trial_cost(self._experiment, self._params)) / self._unit
+
+    def _work(self, trainers: FoldTrainers) -> float:
+        return round(trainers.position * self._epoch_work(trainers), 6)
+
+    def _advance(self, trainers: FoldTrainers) -> None:
+        """Train to the next rung."""
+        rung = next_rung(self._work(trainers)) / self._epoch_work(trainers)
+        trainers.advance(max(rung, trainers.position + LEAST_SHARE))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the full state: a trial continues from it after a failure, and the job keeps its best weights."""
@@ -217,7 +257,7 @@ class TrainingTrial(tune.Trainable):
             "device": last.device.type,
             "threads": last.config.threads,
             "seconds": self._seconds,
-            "rungs": self._rungs,
+            "comparisons": self._comparisons,
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
@@ -225,7 +265,7 @@ class TrainingTrial(tune.Trainable):
         """Continue from a state that ``save_checkpoint`` wrote."""
         state = read_state(checkpoint_dir)
         self._current.load_state_dict(state)
-        self._seconds, self._rungs = state["seconds"], list(state["rungs"])
+        self._seconds, self._comparisons = state["seconds"], list(state.get("comparisons", ()))
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:

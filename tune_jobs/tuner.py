@@ -22,7 +22,7 @@ from tune_jobs.scheduler import Rungs
 from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import SearchStopper, Stop, stop_on_signals
-from tune_jobs.trial import Ticket, TrainingTrial
+from tune_jobs.trial import Ticket, TrainingTrial, typical_epoch
 
 MIN_STARTUP = 10
 """Finished trials below which the sampler draws at random; Optuna's default."""
@@ -111,6 +111,8 @@ def run_search(
         experiment=search.experiment,
         part=search.part,
         states=states,
+        unit=typical_epoch(search.experiment, search.space, search.prepared),
+        start=search.start,
     )
     started, cores_before = time.perf_counter(), placement.core_seconds
     with _failure_first(stop), stop_on_signals(stop):
@@ -123,8 +125,7 @@ def run_search(
                     search_alg=searcher,
                     scheduler=Rungs(
                         placement,
-                        search.space.longest_training,
-                        [trial.user_attrs.get("rungs", []) for trial in studies.completed(study)],
+                        [trial.user_attrs.get("comparisons", []) for trial in studies.completed(study)],
                     ),
                     num_samples=samples - ended,
                     reuse_actors=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,18 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.errors import UsageError
     from forecast.model.checkpoint import load_checkpoint, save_checkpoint
     from forecast.model.network import ARCHITECTURES
+    from forecast.model.panel import held_out
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.model.split import require_rows
+    from forecast.model.start import same_options, seen_too_late
     from forecast.model.training import train
     from forecast.pages.describe import evaluations_table, left_out_lines, panel_lines, series_lines
     from forecast.prices.panel import Panel, panel_from_config
     from forecast.prices.source import say_on_stderr, series_from_config
+    from forecast.scores.metrics import mean_evaluation
 
-    trial = None
+    trial = start = None
+    apart: frozenset[str] = frozenset()
     if options.from_trial is not None:
         require_only_from_trial(given, {"device", "source"})
         if options.symbols:
@@ -82,11 +87,14 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     else:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         ARCHITECTURES.find(config.network)
-        series = (
-            panel_from_config(options.symbols, options, notify=say_on_stderr)
-            if options.symbols
-            else series_from_config(options, notify=say_on_stderr)
-        )
+        if config.start_from:
+            start = load_checkpoint(config.start_from)
+            config = same_options(config, start, given)
+        if options.symbols:
+            series = panel_from_config(options.symbols, options, notify=say_on_stderr)
+            apart = held_out(series, options, config.seed)
+        else:
+            series = series_from_config(options, notify=say_on_stderr)
     if isinstance(series, Panel):
         described = panel_lines(series)
     else:
@@ -98,13 +106,21 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         print(*described, sep="\n")
     # A trial's epochs after its best one were no better, or were never trained.
     until = [member.best_epoch for member in trial.members] if trial else [None] * config.members
-    longest = sum(epochs or config.max_epochs for epochs in until)
+    longest = sum(math.ceil(epochs or config.max_epochs) for epochs in until)
     with live_progress("epochs", longest, quiet=silent) as show:
         result = train(
-            series, config, until_epochs=until, on_epoch=lambda trainer: show(_progress_of(trainer))
+            series,
+            config,
+            held_out=apart,
+            until_epochs=until,
+            on_epoch=lambda trainer: show(_progress_of(trainer)),
         )
     trained = again_of(trial, result.checkpoint) if trial else result.checkpoint
     save_checkpoint(trained, options.checkpoint)
+    if start:
+        ends = [part.validated_until for part in trained.symbols.values()] or [trained.validated_until]
+        if doubt := seen_too_late(start, ends):
+            say_on_stderr(f"warning: {doubt}")
     same = same_metrics(trial, trained) if trial else None
     if trial:
         for line in differing_versions(trial, trained):
@@ -116,6 +132,8 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
                     "checkpoint": str(options.checkpoint),
                     "validation": to_jsonable_python(result.validation),
                     "test": to_jsonable_python(result.test),
+                    "test_without_market": trained.metrics_test_without_market,
+                    "test_of_symbols_never_seen": to_jsonable_python(result.unseen),
                     "epochs": sum(result.epochs),
                     "best_epoch": result.checkpoint.best_epoch,
                     "members": [
@@ -139,12 +157,21 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             print(f"Means over {len(trained.symbols)} symbols of each metric divided by persistence's:")
         evaluations = {"validation": result.validation, "test": result.test}
         Console().print(evaluations_table(evaluations, relative=bool(trained.symbols)))
+        if trained.metrics_test_without_market:
+            print(f"Test where the market is not known: {_named(trained.metrics_test_without_market)}")
+        if result.unseen:
+            unseen = mean_evaluation([*result.unseen.values()]).model
+            print(f"Test of {len(result.unseen)} symbols never seen: {_named(unseen)}")
         if trial:
             print(
                 f"The trial's validation metrics {'were reproduced exactly' if same else 'were not reproduced exactly'}"
             )
         print(f"Written to {options.checkpoint}")
     return 0
+
+
+def _named(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def _data_of(series: Series | Panel, trained: Checkpoint) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class Predictor:
 
     def _normalized(self, windows: ArrayLike) -> Array:
         values = self.check(windows)
-        return self._encoding.normalization.normalize(values)
+        return self._encoding.with_market(self._encoding.normalization.normalize(values))
 
     def check(self, windows: ArrayLike) -> Array:
         """Validate windows and return the part that the model uses, (n, up to ``rows_used``, columns).

@@ -28,6 +28,7 @@ from forecast.atomic import write_atomically
 from forecast.config import TrainConfig
 from forecast.errors import CheckpointError, UsageError
 from forecast.model.lstm import lstm_size
+from forecast.model.market import Market
 from forecast.model.network import build_network
 from forecast.model.normalization import Normalization
 from forecast.model.panel import Prepared
@@ -61,6 +62,8 @@ ADDED_LATER = frozenset(
         "scored_model",
         "symbols",
         "left_out",
+        "market",
+        "metrics_test_without_market",
     }
 )
 """Fields that files of earlier schemas may lack."""
@@ -83,7 +86,9 @@ class Member(BaseModel):
     model_state: dict[str, Tensor] = Field(description="weights by name, on the CPU")
     config: Options = Field(description="every option it was trained with")
     recursions: tuple[Recursion, ...] = Field(description="recursions of its volatility")
-    best_epoch: int | None = Field(default=None, description="epoch of `model_state`")
+    best_epoch: int | float | None = Field(
+        default=None, description="epochs after which `model_state` was best"
+    )
 
     def trained_network(self) -> nn.Module:
         """The network with these weights, on the CPU, in eval mode.
@@ -226,7 +231,9 @@ class Checkpoint(BaseModel):
         default=None, description="library versions at training, and the kind of device it ran on"
     )
     created: str | None = Field(default=None, description="UTC time of training, ISO 8601")
-    best_epoch: int | None = Field(default=None, description="epoch of `model_state`")
+    best_epoch: int | float | None = Field(
+        default=None, description="epochs after which `model_state` was best"
+    )
     configurations_tried: int | None = Field(
         default=None,
         description="number of configurations trained before this one was chosen; none if unknown",
@@ -256,6 +263,13 @@ class Checkpoint(BaseModel):
     left_out: dict[str, str] = Field(
         default={}, description="symbols that a model of many could not use, with the reason"
     )
+    market: Market | None = Field(
+        default=None, description="units of the market's columns; none for models that do not see it"
+    )
+    metrics_test_without_market: dict[str, float] | None = Field(
+        default=None,
+        description="`metrics_test` where the market is not known; none for models that do not see it",
+    )
     schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
     sha256: str | None = Field(
         default=None,
@@ -271,7 +285,7 @@ class Checkpoint(BaseModel):
         config: TrainConfig,
         prepared: Prepared,
         val_loss_best: float,
-        best_epoch: int | None,
+        best_epoch: float | None,
         device: str,
         provenance: dict[str, Any],
         further_members: tuple[Member, ...] = (),
@@ -300,7 +314,7 @@ class Checkpoint(BaseModel):
             train_range=first.train_range,
             trained_until=first.trained_until,
             validated_until=first.validated_until,
-            **_of_panel(prepared),
+            **_of_panel(prepared, config),
         )
 
     def calibrated(
@@ -372,6 +386,7 @@ class Checkpoint(BaseModel):
         scores = ("metrics_validation", "metrics_test", "persistence", "intervals")
         kept = (
             *scores,
+            "metrics_test_without_market",
             "trial_number",
             "trial_params",
             "configurations_tried",
@@ -462,14 +477,15 @@ class Checkpoint(BaseModel):
         return max(encoding.rows for encoding in self.encodings)
 
 
-def _of_panel(prepared: Prepared) -> dict[str, Any]:
+def _of_panel(prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
     """The fields of a model of many symbols that say which they are."""
     if isinstance(prepared, PreparedSeries):
         return {}
     symbols = {
         symbol: SymbolPart.of(part, prepared.provenances[symbol]) for symbol, part in prepared.series.items()
     }
-    return {"symbols": symbols, "left_out": dict(prepared.left_out)}
+    market = prepared.market if config.market else None
+    return {"symbols": symbols, "left_out": dict(prepared.left_out), "market": market}
 
 
 def library_versions() -> dict[str, str]:
@@ -513,7 +529,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path} is not a forecaster checkpoint (no {', '.join(missing)}); {HOW_TO_MAKE_ONE}"
         )
     try:
-        checkpoint = Checkpoint.model_validate({**_upgraded(content, version), "sha256": sha256})
+        checkpoint = from_content(content, sha256)
         _check_weights(checkpoint)
     except UsageError as error:
         raise CheckpointError(f"{path} cannot be used here ({error})") from error
@@ -521,6 +537,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         reason = _first_line(error)
         raise CheckpointError(f"{path} is not a usable checkpoint ({reason}); {HOW_TO_MAKE_ONE}") from error
     return checkpoint
+
+
+def from_content(content: dict[str, Any], sha256: str | None = None) -> Checkpoint:
+    """The checkpoint in a file's content, of any schema version up to the newest; its weights are not checked.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: when the content is not that of a checkpoint.
+    """
+    version = content.get("schema_version", 0)
+    return Checkpoint.model_validate({**_upgraded(content, version), "sha256": sha256})
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

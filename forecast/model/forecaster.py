@@ -113,12 +113,14 @@ class Forecaster:
         return self.run(inputs), volatility
 
     def prices(self, normalized: Array, horizon: int) -> Array:
-        """Point forecasts (n, horizon), in price units."""
+        """Point forecasts (n, horizon), in price units; steps beyond the first do not see the market."""
         rows, prices = normalized, np.empty((len(normalized), horizon))
         for step in range(horizon):
             if step:
                 bars = self.encoding.normalization.following_bars(prices[:, step - 1])
-                rows = np.concatenate([rows, bars[:, np.newaxis]], axis=1)[:, -self.rows :]
+                following = self.encoding.with_market(bars[:, np.newaxis])
+                rows = np.concatenate([rows, following], axis=1)[:, -self.rows :]
+                rows = self.encoding.hide_market(rows)
             outputs, _ = self.outputs(rows)
             prices[:, step] = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
         return prices
@@ -204,7 +206,8 @@ def look_ahead(
     """
     horizons = tuple(sorted(horizons))
     rows = prepared.target_rows(part, forecaster.encoding.config.sequence_length)
-    histories, feature = prepared.histories(forecaster.rows), forecaster.encoding.normalization.feature
+    histories = prepared.histories(forecaster.rows, forecaster.encoding)
+    feature = forecaster.encoding.normalization.feature
     values = np.concatenate([prepared.normalized[: rows[-1] + 1, 0], np.full(horizons[-1], np.nan)])
     rows = rows[offset::every]
     points, quantiles = [], []

@@ -6,20 +6,23 @@ training changes, every symbol's variance is one, and a fit on all of them is be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.config import DataConfig
-from forecast.errors import DataError
+from forecast.config import DataConfig, PanelOptions
+from forecast.errors import DataError, UsageError
+from forecast.model.market import Market, moves_of
 from forecast.model.split import MIN_TARGETS, Part, Split, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel
 from forecast.prices.series import Dates, Provenance, Series
 from forecast.scores.metrics import Evaluation, mean_evaluation
+
+Array = NDArray[np.float64]
 
 FITTED_CHANGES = 100_000
 """About the most changes that a shared recursion is fitted on: more take time and hardly change it."""
@@ -32,10 +35,13 @@ class PreparedPanel:
     Attributes:
         series: by symbol.
         provenances: the origin of each series.
-        sessions: for each series, the number of each row's session in the whole panel, shape (n,).
+        sessions: for each series, the number of each row's session in the whole panel, shape (n,); also of those held
+            out.
         left_out: by symbol, why each of the others cannot be used, in one line.
         borders: the split of the panel's sessions.
         dates: the dates or times of these sessions, shape (sessions,).
+        market: the units of the market's columns; None where too few symbols have changes.
+        held_out: series that nothing is trained on, split in the same way; they are only scored.
     """
 
     series: Mapping[str, PreparedSeries]
@@ -44,6 +50,8 @@ class PreparedPanel:
     left_out: Mapping[str, str]
     borders: Split
     dates: Dates
+    market: Market | None = None
+    held_out: Mapping[str, PreparedSeries] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[PreparedSeries, ...]:
@@ -57,8 +65,14 @@ class PreparedPanel:
         return edges[at], edges[at + 1]
 
     def without_test(self) -> PreparedPanel:
-        """The same panel without its test rows, for a search, which must not see them."""
-        return replace(self, series={symbol: part.without_test() for symbol, part in self.series.items()})
+        """The same panel without its test rows, and those held out, for a search, which must not see them."""
+        return replace(
+            self, series={symbol: part.without_test() for symbol, part in self.series.items()}, held_out={}
+        )
+
+    def without_market(self) -> PreparedPanel:
+        """The same panel, of a market that is not known."""
+        return replace(self, series={symbol: part.without_market() for symbol, part in self.series.items()})
 
 
 Prepared = PreparedSeries | PreparedPanel
@@ -70,8 +84,28 @@ def evaluation_of(prepared: Prepared, evaluations: Sequence[Evaluation]) -> Eval
     return evaluations[0] if isinstance(prepared, PreparedSeries) else mean_evaluation(evaluations)
 
 
+def held_out(panel: Panel, options: PanelOptions, seed: int) -> frozenset[str]:
+    """Draw the symbols that a model is not trained on.
+
+    Raises:
+        UsageError: when it would be none, or all.
+    """
+    count = round(options.holdout_symbols * len(panel))
+    if options.holdout_symbols and not 0 < count < len(panel):
+        raise UsageError(
+            f"`holdout_symbols` {options.holdout_symbols:g} holds out {count} of {len(panel)} symbols; give a share "
+            "that leaves some of both"
+        )
+    drawn = np.random.default_rng(seed).permutation(sorted(panel.series))[:count]
+    return frozenset(drawn.tolist())
+
+
 def prepare_panel(
-    panel: Panel, config: DataConfig, longest_window: int, split: Callable[[int], Split] | None = None
+    panel: Panel,
+    config: DataConfig,
+    longest_window: int,
+    split: Callable[[int], Split] | None = None,
+    held_out: Collection[str] = (),
 ) -> PreparedPanel:
     """Split every series at the same dates, and normalize each on its own training rows.
 
@@ -83,6 +117,7 @@ def prepare_panel(
         config: ratios of the split, and whether to take the logarithm of prices.
         longest_window: the largest ``sequence_length`` that is trained.
         split: splits a number of sessions in another way; None for the ratios.
+        held_out: symbols that nothing is fitted on.
 
     Raises:
         DataError: when no symbol is left.
@@ -97,30 +132,54 @@ def prepare_panel(
         )
         prepared, problems = _prepared(kept, config, sessions, borders, longest_window)
         left_out |= problems
-        if not prepared:
+        if not prepared.keys() - set(held_out):
             first, reason = next(iter(left_out.items()))
             raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
         if not problems:
             break
         # A symbol that is left out has no say in the split: the others are split again without it.
         kept = {symbol: panel.series[symbol] for symbol in prepared}
-    every = list(prepared.values())
-    fitted_on = every[:: fitting_step(every)]
+    every = {symbol: part for symbol, part in prepared.items() if symbol not in held_out}
+    parts = list(every.values())
+    fitted_on = parts[:: fitting_step(parts)]
     changes = np.concatenate([part.train_changes for part in fitted_on])
     ranges = [found for part in fitted_on if (found := part.train_ranges) is not None]
     shared = fit_recursion(changes)
     shared_range = fit_recursion(changes, np.concatenate(ranges)) if ranges else None
+    at = {symbol: np.searchsorted(sessions, panel.series[symbol].dates) for symbol in prepared}
+    market, columns = _market(every, at, borders)
+    whole = {
+        symbol: replace(
+            part,
+            shared_recursion=shared,
+            shared_range_recursion=shared_range,
+            market=None if columns is None else columns[at[symbol]],
+        )
+        for symbol, part in prepared.items()
+    }
     return PreparedPanel(
-        series={
-            symbol: replace(part, shared_recursion=shared, shared_range_recursion=shared_range)
-            for symbol, part in prepared.items()
-        },
+        series={symbol: whole[symbol] for symbol in every},
         provenances={symbol: panel.series[symbol].provenance for symbol in prepared},
-        sessions={symbol: np.searchsorted(sessions, panel.series[symbol].dates) for symbol in prepared},
+        sessions=at,
         left_out=left_out,
         borders=borders,
         dates=sessions,
+        market=market,
+        held_out={symbol: part for symbol, part in whole.items() if symbol not in every},
     )
+
+
+def _market(
+    prepared: Mapping[str, PreparedSeries], sessions: Mapping[str, NDArray[np.intp]], borders: Split
+) -> tuple[Market | None, Array | None]:
+    """The units of the market's columns, and the columns (sessions, 2); None where there are too few symbols."""
+    moves = moves_of(
+        [part.changes for part in prepared.values()],
+        [sessions[symbol][1:] for symbol in prepared],
+        borders.rows,
+    )
+    market = Market.fit(moves[: borders.train_end])
+    return market, market.columns(moves) if market else None
 
 
 def fitting_step(parts: Sequence[PreparedSeries]) -> int:

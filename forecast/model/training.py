@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from forecast.config import SEEDS, TrainConfig
 from forecast.errors import DataError, TrainingError
-from forecast.model.checkpoint import Checkpoint, Member
+from forecast.model.checkpoint import Checkpoint, Member, load_checkpoint
 from forecast.model.device import choose_device, threads
 from forecast.model.forecaster import horizon_stretches, networks, views
 from forecast.model.likelihood import (
@@ -31,9 +31,13 @@ from forecast.model.likelihood import (
     loss,
     point_forecasts,
 )
+from forecast.model.market import CHANNELS as MARKET_CHANNELS
+from forecast.model.market import HIDDEN_SHARE, LEAST_SYMBOLS
 from forecast.model.network import build_network, forward_in_batches
 from forecast.model.panel import Prepared, evaluation_of, fitting_step, prepare_panel
 from forecast.model.split import Part, Split, require_rows, split_rows
+from forecast.model.start import member_of, with_recursions_of
+from forecast.model.unseen import forecast_unseen
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
 from forecast.prices.panel import Panel
@@ -43,6 +47,8 @@ from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_for
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-6
+"""Tolerance for a share of an epoch that is a whole number of batches."""
 STAGES_PER_SEED = 1_000_003
 """Distance between the generator seeds of consecutive values of ``seed``; larger than any number of epochs."""
 
@@ -77,18 +83,33 @@ class WindowTensors:
 class Trainer:
     """Trains one model on a prepared series, or on all series of a panel at once.
 
+    Raises:
+        DataError: when the model is to see the market, and the prepared series do not show one.
+        TrainingError: when the network does not start as persistence.
+
     Attributes:
-        epoch: epochs done.
-        best_epoch: the epoch whose validation loss was lowest, 0 before the first.
+        epoch: whole epochs done.
+        best_epoch: epochs done when the validation loss was lowest, 0 before the first validation.
         best_loss: that loss, in units of the model's output: mean squared error, or negative log-likelihood.
-        stale_epochs: epochs since ``best_epoch``.
     """
 
-    def __init__(self, prepared: Prepared, config: TrainConfig) -> None:
+    def __init__(self, prepared: Prepared, config: TrainConfig, start: Member | None = None) -> None:
+        """Build the network and the windows.
+
+        Args:
+            prepared: the series, or the panel.
+            config: the options of the training.
+            start: a trained network of the same configuration to start from; None for an untrained one.
+        """
         self.config = config
         self.device = choose_device(config.device)
         # A metric that cannot be loaded ends the work before the training, not after it.
         dict(METRICS)
+        if config.market and prepared.market is None and start is None:
+            raise DataError(
+                f"`market` needs sessions in which at least {LEAST_SYMBOLS} symbols have a change; give more "
+                "`symbols`, or omit `market`"
+            )
         self._prepared, self._parts = prepared, prepared.parts
         self._encodings = [part.encoding(config) for part in self._parts]
         self._validation = self._windows("validation")
@@ -97,16 +118,23 @@ class Trainer:
 
         with self._seeded(0):
             self.network = build_network(config).to(self.device)
-        self._require_persistence()
+        if start is None:
+            self._require_persistence()
+        else:
+            self.network.load_state_dict(start.model_state)
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
-        self.epoch = 0
-        self.best_epoch = 0
+        self.epoch = self._batches = 0
+        self._generators: list[Tensor] = []
+        self.best_epoch: float = 0
         self.best_loss = math.inf
         self._best_state: dict[str, Tensor] = _copy_state(self.network)
         self._best_outputs: Outputs = np.zeros(
             (len(self._validation_tensors), OUTPUTS[config.likelihood]), np.float32
         )
-        self._scored: tuple[int, Evaluation] | None = None
+        self._scored: tuple[float, Evaluation] | None = None
+        if start is not None:
+            with threads(config.threads):
+                self._validate()
 
     def _windows(self, part: Part) -> list[Windows]:
         """The windows of each series."""
@@ -130,37 +158,68 @@ class Trainer:
                 )
 
     @property
-    def stale_epochs(self) -> int:
+    def stale_epochs(self) -> float:
         """Epochs since the best one."""
-        return self.epoch - self.best_epoch
+        return self.position - self.best_epoch
+
+    @property
+    def epoch_windows(self) -> int:
+        """Number of windows of an epoch."""
+        return min(len(self._train_tensors), self.config.windows_per_epoch)
+
+    @property
+    def position(self) -> float:
+        """Epochs done, with the share of the one under way; an integer at the end of one."""
+        return self.epoch + self._batches / self._batches_per_epoch if self._batches else self.epoch
+
+    @property
+    def _batches_per_epoch(self) -> int:
+        return -(-self.epoch_windows // self.config.batch_size)
 
     @property
     def finished(self) -> bool:
         """Whether the epochs or the patience are used up."""
         return self.epoch >= self.config.max_epochs or self.stale_epochs >= self.config.patience
 
-    def advance(self, until_epoch: int | None = None) -> None:
-        """Train until ``until_epoch`` epochs are done, or until finished.
+    def advance(self, until: float | None = None) -> None:
+        """Train until so many epochs are done, or until finished.
+
+        The model is validated after each epoch, and also where ``until`` ends within one: by its next batch.
 
         Raises:
             TrainingError: when a validation loss is not finite.
         """
-        stop = self.config.max_epochs if until_epoch is None else until_epoch
+        stop = self.config.max_epochs if until is None else until
         with threads(self.config.threads):
-            while self.epoch < stop and not self.finished:
+            while self.position < stop and not self.finished:
+                batches = self._batches_per_epoch
+                last = min(
+                    batches, max(self._batches + 1, math.ceil((stop - self.epoch) * batches - ROUNDING))
+                )
                 with self._seeded(self.epoch + 1):
-                    self._train_epoch()
-                self.epoch += 1
+                    self._train_batches(last)
+                if last == batches:
+                    self.epoch, self._batches = self.epoch + 1, 0
                 self._validate()
 
-    def _train_epoch(self) -> None:
+    def _train_batches(self, last: int) -> None:
+        """Train on the batches of this epoch up to ``last``, from where it was left."""
         self.network.train()
         # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
         windows = self._train_tensors
-        order = torch.randperm(len(windows)).to(self.device)
+        order = torch.randperm(len(windows))[: self.epoch_windows].to(self.device)
+        if self._batches:
+            processor, *gpus = self._generators
+            torch.set_rng_state(processor)
+            for device, state in zip(self._gpus, gpus, strict=True):
+                torch.cuda.set_rng_state(state, device)
         parameters = list(self.network.parameters())
-        for batch in order.split(self.config.batch_size):
-            outputs = self.network(windows.inputs(batch))
+        for batch in order.split(self.config.batch_size)[self._batches : last]:
+            inputs = windows.inputs(batch)
+            if self.config.market:
+                hidden = (torch.rand(len(batch)) < HIDDEN_SHARE).to(self.device)
+                inputs[hidden, :, -MARKET_CHANNELS:] = 0.0
+            outputs = self.network(inputs)
             batch_loss = loss(
                 self.config.likelihood, outputs, windows.volatility[batch], windows.targets[batch]
             )
@@ -168,6 +227,8 @@ class Trainer:
             batch_loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
             self._optimizer.step()
+        self._batches = last
+        self._generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state(each) for each in self._gpus)]
 
     def _validate(self) -> None:
         windows = self._validation_tensors
@@ -175,11 +236,11 @@ class Trainer:
         validation_loss = float(loss(self.config.likelihood, outputs, windows.volatility, windows.targets))
         if not math.isfinite(validation_loss):
             raise TrainingError(
-                f"validation loss is {validation_loss} after epoch {self.epoch}: training diverged; "
+                f"validation loss is {validation_loss} after epoch {self.position:g}: training diverged; "
                 f"lower `learning_rate` (now {self.config.learning_rate:g})"
             )
         if validation_loss < self.best_loss:
-            self.best_loss, self.best_epoch = validation_loss, self.epoch
+            self.best_loss, self.best_epoch = validation_loss, self.position
             self._best_state = _copy_state(self.network)
             self._best_outputs = outputs.cpu().numpy()
 
@@ -238,6 +299,8 @@ class Trainer:
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "epoch": self.epoch,
+            "batches": self._batches,
+            "generators": self._generators,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -255,7 +318,13 @@ class Trainer:
         self.best_loss = state["best_loss"]
         self.best_epoch = state["best_epoch"]
         self.epoch = state["epoch"]
+        # States of version 0.1.0 end with an epoch.
+        self._batches, self._generators = state.get("batches", 0), state.get("generators", [])
         self._scored = None
+
+    @property
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
 
     @contextmanager
     def _seeded(self, stage: int) -> Iterator[None]:
@@ -264,8 +333,7 @@ class Trainer:
         An epoch's batches and dropout then do not depend on how training was cut into pieces, on the process it runs
         in, or on other uses of torch's generators in that process.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=self._gpus):
             torch.manual_seed(self.config.seed * STAGES_PER_SEED + stage)
             yield
 
@@ -355,20 +423,25 @@ def cross_calibrated(seen: Sequence[Seen]) -> list[Forecasts]:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of ``train``: the checkpoint, its scores on validation and test, its members' epochs, and seconds."""
+    """The result of ``train``: the checkpoint, its scores on validation and test, its members' epochs, and seconds.
+
+    ``unseen`` holds the test scores of each symbol held out.
+    """
 
     checkpoint: Checkpoint
     validation: Evaluation
     test: Evaluation
-    epochs: tuple[int, ...]
+    epochs: tuple[float, ...]
     seconds: float
+    unseen: dict[str, Evaluation] = field(default_factory=dict)
 
 
 def train(
     series: Series | Panel,
     config: TrainConfig,
     *,
-    until_epochs: Sequence[int | None] | None = None,
+    held_out: Collection[str] = (),
+    until_epochs: Sequence[float | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> TrainResult:
     """Train one model on a series or a panel, score it on validation and test, and wrap it as a checkpoint.
@@ -378,31 +451,46 @@ def train(
     Args:
         series: clean prices; of one symbol, ``config.symbol`` and ``config.feature`` are taken from it.
         config: the options of the training.
+        held_out: symbols of a panel that the model is not trained on, and only scored on.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
     Raises:
         DataError: when the series is too short for the window length or does not vary.
         TrainingError: when training diverges.
+        CheckpointError: when the model of ``config.start_from`` cannot be used.
+        UsageError: when it has another network.
     """
     started = time.perf_counter()
     config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
     prepared: Prepared
     if isinstance(series, Panel):
-        prepared = prepare_panel(series, config, config.sequence_length)
+        prepared = prepare_panel(series, config, config.sequence_length, held_out=held_out)
     else:
         require_rows(len(series), config.sequence_length, config.train_ratio, config.val_ratio_within_train)
         prepared = prepare(series, config)
-    fitted = fit(prepared, config, series.provenance, until_epochs=until_epochs, on_epoch=on_epoch)
+    start = load_checkpoint(config.start_from) if config.start_from else None
+    if start:
+        prepared = with_recursions_of(start, prepared)
+    fitted = fit(
+        prepared, config, series.provenance, start=start, until_epochs=until_epochs, on_epoch=on_epoch
+    )
     seconds = time.perf_counter() - started
     checkpoint, test = scored_on_test(fitted.checkpoint, prepared)
-    return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds)
+    apart = {} if isinstance(prepared, PreparedSeries) else prepared.held_out
+    unseen = {
+        symbol: evaluate_forecasts(part.rows("test", 2), forecast_unseen(checkpoint, part, "test", symbol))
+        for symbol, part in apart.items()
+    }
+    return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds, unseen)
 
 
 def scored_on_test(
     checkpoint: Checkpoint, prepared: Prepared, **search: Any
 ) -> tuple[Checkpoint, Evaluation]:
     """The checkpoint with its scores on the test rows, of a panel with those of each symbol too; and the scores.
+
+    A model that sees the market is also scored without it.
 
     Args:
         checkpoint: the model.
@@ -412,7 +500,11 @@ def scored_on_test(
     evaluations = evaluate_each(checkpoint, prepared, "test")
     test = evaluation_of(prepared, evaluations)
     of_symbols = dict(zip(checkpoint.symbols, evaluations, strict=False))
-    return checkpoint.with_test(test, prepared, of_symbols, **search), test
+    scored = checkpoint.with_test(test, prepared, of_symbols, **search)
+    if checkpoint.market:
+        blind = evaluate_part(checkpoint, prepared.without_market(), "test").model
+        scored = scored.model_copy(update={"metrics_test_without_market": blind})
+    return scored, test
 
 
 @dataclass(frozen=True)
@@ -421,7 +513,7 @@ class Fitted:
 
     checkpoint: Checkpoint
     validation: Evaluation
-    epochs: tuple[int, ...]
+    epochs: tuple[float, ...]
 
 
 def fit(
@@ -429,7 +521,8 @@ def fit(
     config: TrainConfig,
     provenance: Provenance,
     *,
-    until_epochs: Sequence[int | None] | None = None,
+    start: Checkpoint | None = None,
+    until_epochs: Sequence[float | None] | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> Fitted:
     """Train the members of one model without the test rows, each to its best state, and calibrate it.
@@ -438,6 +531,7 @@ def fit(
         prepared: the series, or the panel.
         config: the options of the training.
         provenance: where the series came from.
+        start: the model to start from.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
@@ -447,7 +541,7 @@ def fit(
     prepared = prepared.without_test()
     limits = until_epochs or [None] * config.members
     trained = [
-        train_member(prepared, config, number, until_epoch=limit, on_epoch=on_epoch)
+        train_member(prepared, config, number, start=start, until_epoch=limit, on_epoch=on_epoch)
         for number, limit in enumerate(limits)
     ]
     return assemble(prepared, trained, provenance)
@@ -459,7 +553,7 @@ class Trained:
 
     member: Member
     val_loss: float
-    epochs: int
+    epochs: float
     device: str
 
 
@@ -468,20 +562,23 @@ def train_member(
     config: TrainConfig,
     number: int,
     *,
-    until_epoch: int | None = None,
+    start: Checkpoint | None = None,
+    until_epoch: float | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> Trained:
     """Train member ``number`` of a model; its seed is that of the first, which is member 0, plus the number.
 
     Raises:
         TrainingError: when training diverges.
+        UsageError: when the model to ``start`` from has another network.
     """
-    trainer = Trainer(prepared, config.model_copy(update={"seed": (config.seed + number) % SEEDS}))
-    while not trainer.finished and (until_epoch is None or trainer.epoch < until_epoch):
-        trainer.advance(trainer.epoch + 1)
+    own = config.model_copy(update={"seed": (config.seed + number) % SEEDS})
+    trainer = Trainer(prepared, own, member_of(start, own, number) if start else None)
+    while not trainer.finished and (until_epoch is None or trainer.position < until_epoch):
+        trainer.advance(min(trainer.epoch + 1, until_epoch or math.inf))
         if on_epoch:
             on_epoch(trainer)
-    return Trained(trainer.best_member(), trainer.best_loss, trainer.epoch, trainer.device.type)
+    return Trained(trainer.best_member(), trainer.best_loss, trainer.position, trainer.device.type)
 
 
 def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provenance) -> Fitted:

@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from forecast.config import DataConfig, TrainConfig, VolatilityName
 from forecast.errors import DataError
+from forecast.model.market import CHANNELS as MARKET_CHANNELS
+from forecast.model.market import COLUMNS as MARKET_COLUMNS
+from forecast.model.market import market_channels
 from forecast.model.normalization import Normalization
 from forecast.model.split import Part, Split, split_rows
 from forecast.model.volatility import Recursion, ewma, fit_recursion
@@ -51,10 +54,12 @@ def sees_volatility(config: TrainConfig) -> bool:
 def channels(config: TrainConfig) -> int:
     """Count the numbers that a network sees per step.
 
-    They are one per column; for ``student_t`` also the size of the change, and the logarithm of each volatility.
+    They are one per column; for ``student_t`` also the size of the change, and the logarithm of each volatility; and
+    those of the market.
     """
     further = 1 + len(RECURSIONS[config.volatility]) * sees_volatility(config)
-    return 1 + len(config.input_columns) + further * (config.likelihood == "student_t")
+    own = 1 + len(config.input_columns) + further * (config.likelihood == "student_t")
+    return own + MARKET_CHANNELS * config.market
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class Encoding:
     ``residual``: the inputs are the window's one-step changes, softly bounded, and the output is the next change, all
     in units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
     are normalized prices (the original design). Parts of the bar are seen as they are normalized, not as changes.
+
+    Rows (n, rows, columns) are normalized values, the feature first; for models that see the market, with its columns
+    behind them.
 
     Attributes:
         normalization: the scaling of each column.
@@ -134,7 +142,7 @@ class Encoding:
         if normalized.shape[1] < needed:
             unknown = np.full((len(normalized), needed - normalized.shape[1], normalized.shape[2]), np.nan)
             normalized = np.concatenate([unknown, normalized], axis=1)
-        rows = normalized[:, -needed:]
+        rows, market = self._without_market(normalized[:, -needed:])
         changes, recent = self._changes(rows), rows[:, -count:]
         seen = [recent]
         if self.config.target == "residual":
@@ -147,8 +155,31 @@ class Encoding:
             seen.append(np.sqrt(np.abs(np.nan_to_num(changes[:, -count:, :1]))))
         if sees_volatility(self.config):
             seen.append(LOG_SCALE * logs)
+        if market is not None:
+            seen.append(market_channels(market, count, BOUND, LOG_SCALE))
         steps = np.concatenate(seen, axis=-1, dtype=np.float32, casting="same_kind")
         return steps, (np.exp(logs[..., 0]) * self.output_scale).astype(np.float32)
+
+    def _without_market(self, rows: Array) -> tuple[Array, Array | None]:
+        """Rows without the market's columns, and these; None for models that do not see it."""
+        if not self.config.market:
+            return rows, None
+        return rows[..., :-MARKET_COLUMNS], rows[..., -MARKET_COLUMNS:]
+
+    def with_market(self, rows: Array, market: Array | None = None) -> Array:
+        """Rows (n, k, columns) with the market's columns, which are not known unless given, shape (n, k, 2).
+
+        The same rows for models that do not see the market.
+        """
+        if not self.config.market:
+            return rows
+        if market is None:
+            market = np.full((*rows.shape[:-1], MARKET_COLUMNS), np.nan)
+        return np.concatenate([rows, market], axis=-1)
+
+    def hide_market(self, rows: Array) -> Array:
+        """The same rows, of a market that is not known."""
+        return self.with_market(self._without_market(rows)[0])
 
     def _log_volatilities(self, rows: Array, changes: Array, count: int) -> Array:
         """Logarithms of the volatilities after each of the last ``count`` changes, shape (n, count, recursions)."""
@@ -253,6 +284,7 @@ class PreparedSeries:
         validated_until: date or time of the last validation row, ISO 8601; None when it is not known.
         shared_recursion: the recursion of the variance that all series of a panel share; None for a series alone.
         shared_range_recursion: the same with a range term; None also where the columns do not hold the bar's range.
+        market: the market's columns at each row, shape (n, 2); None where it is not known.
     """
 
     normalized: Array
@@ -262,6 +294,7 @@ class PreparedSeries:
     validated_until: str | None = None
     shared_recursion: Recursion | None = None
     shared_range_recursion: Recursion | None = None
+    market: Array | None = None
 
     @property
     def parts(self) -> tuple[PreparedSeries, ...]:
@@ -311,10 +344,15 @@ class PreparedSeries:
         return fit_recursion(self.train_changes, ranges)
 
     @property
+    def changes(self) -> Array:
+        """The feature's changes, in units of the training changes' standard deviation, shape (n - 1,)."""
+        changes: Array = np.diff(self.normalized[:, 0])
+        return changes / self.normalization.feature.change_std
+
+    @property
     def train_changes(self) -> Array:
         """The feature's training changes, in units of their standard deviation, shape (n,)."""
-        changes: Array = np.diff(self.normalized[: self.split.train_end, 0])
-        return changes / self.normalization.feature.change_std
+        return self.changes[: self.split.train_end - 1]
 
     @property
     def train_ranges(self) -> Array | None:
@@ -347,11 +385,11 @@ class PreparedSeries:
         """
         rows = self.target_rows(part, encoding.config.sequence_length)
         first = rows[0] - encoding.length
-        pieces = []
+        seen, pieces = self._seen_by(encoding), []
         for start in range(first, rows[-1], ENCODED_AT_A_TIME):
             stop = min(start + ENCODED_AT_A_TIME, rows[-1])
             # As many in every piece, also the last: weights are kept by this number.
-            known = self.normalized[np.newaxis, max(0, stop - ENCODED_AT_A_TIME - encoding.history) : stop]
+            known = seen[np.newaxis, max(0, stop - ENCODED_AT_A_TIME - encoding.history) : stop]
             found = encoding.steps(known, ENCODED_AT_A_TIME)
             pieces.append([array[0, start - stop :] for array in found])
         steps, volatility = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
@@ -366,10 +404,24 @@ class PreparedSeries:
             last=last,
         )
 
-    def histories(self, rows: int) -> Array:
-        """A view of the ``rows`` rows before each row: shape (n + 1, rows, columns), NaN before the first row."""
-        unknown = np.full((rows, self.normalized.shape[1]), np.nan)
-        known = np.concatenate([unknown, self.normalized])
+    def _seen_by(self, encoding: Encoding) -> Array:
+        """The rows as ``encoding`` takes them, shape (n, columns)."""
+        market = None if self.market is None else self.market[: len(self.normalized)]
+        return encoding.with_market(self.normalized, market)
+
+    def without_market(self) -> PreparedSeries:
+        """The same series, of a market that is not known."""
+        return replace(self, market=None)
+
+    def histories(self, rows: int, encoding: Encoding) -> Array:
+        """The ``rows`` rows before each row, as ``encoding`` takes them, and NaN before the first row.
+
+        Returns:
+            A view of shape (n + 1, rows, columns).
+        """
+        seen = self._seen_by(encoding)
+        unknown = np.full((rows, seen.shape[1]), np.nan)
+        known = np.concatenate([unknown, seen])
         # The last axis of the view is the steps.
         return np.lib.stride_tricks.sliding_window_view(known, rows, axis=0).swapaxes(1, 2)
 
