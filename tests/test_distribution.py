@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
+from scipy.special import stdtrit
 
 from forecast import TrainConfig
 from forecast.backtest.significance import clark_west, diebold_mariano, long_run_variance
@@ -18,7 +19,14 @@ from forecast.model.split import split_rows
 from forecast.model.training import Seen, cross_calibrated
 from forecast.model.volatility import RISKMETRICS_DECAY, ewma
 from forecast.model.windows import LOG_SCALE, Encoding, PreparedSeries, window_recursion
-from forecast.scores.distribution import PROBABILITIES, Conformal, StudentT, interval_probabilities
+from forecast.scores.distribution import (
+    NODES,
+    PROBABILITIES,
+    Conformal,
+    StudentT,
+    interval_probabilities,
+    t_quantiles,
+)
 from forecast.scores.metrics import (
     LEVELS,
     METRICS,
@@ -276,3 +284,13 @@ def test_validation_intervals_are_not_made_from_the_errors_they_are_scored_on():
     middle = len(windows) // 2
     assert np.array_equal(before.quantiles[:middle], after.quantiles[:middle])
     assert not np.array_equal(before.quantiles[middle:], after.quantiles[middle:])
+
+
+@given(
+    st.lists(st.floats(2.0, 1e9), min_size=NODES + 1, max_size=60),
+    st.lists(st.floats(5e-5, 1 - 5e-5), min_size=1, max_size=9),
+)
+def test_interpolated_quantiles_of_student_t_are_the_exact_ones(df, probabilities):
+    exact = stdtrit(np.array(df)[:, np.newaxis], probabilities)
+    found = t_quantiles(np.array(df), np.array(probabilities))
+    assert found == pytest.approx(exact, rel=1e-9, abs=1e-9)

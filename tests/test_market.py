@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_panel import SMALL, closes, write_long
 
-from forecast import evaluate, load_checkpoint, load_series, save_checkpoint, train
+from forecast import Predictor, evaluate, load_checkpoint, load_series, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.errors import DataError, UsageError
+from forecast.inference.predictor import forecast_together
 from forecast.model.forecaster import Forecaster
 from forecast.model.market import CHANNELS, LEAST_SYMBOLS, Market, moves_of
 from forecast.model.normalization import Normalization
 from forecast.model.panel import held_out, prepare_panel
 from forecast.model.start import member_of, same_options, seen_too_late, with_recursions_of
-from forecast.model.training import Trainer, forecast_part
+from forecast.model.training import Trainer, forecast_each, forecast_part
 from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import channels, prepare
 from forecast.prices.panel import load_panel
@@ -236,3 +237,21 @@ def test_one_symbol_alone_is_scored_without_the_market(prepared, pooled, source)
     found = evaluate(pooled.checkpoint, load_series("A", source=source))
     assert found.model["MAE"] == pytest.approx(np.abs(points - actual).mean(), rel=1e-9)
     assert np.abs(points - forecast_part(own, prepared.series["A"], "test").points).max() > 1e-6
+
+
+def test_windows_that_end_together_are_forecast_with_the_market_that_they_show(tmp_path, panel, prepared):
+    pooled = train(panel, SEEN).checkpoint
+    save_checkpoint(pooled, tmp_path / "model.pt")
+    first = Predictor(tmp_path / "model.pt")
+    predictors = [first.of_symbol(symbol) for symbol in NAMES]
+    windows = [panel.series[symbol].matrix[:-1, 0].tolist() for symbol in NAMES]
+    together = forecast_together(predictors, windows, same_session=True)
+    for found, points in zip(together, forecast_each(pooled, prepared, "test"), strict=True):
+        assert found.prices[0] == pytest.approx(points.points[-1], rel=1e-6)
+    blind = forecast_together(predictors, windows)
+    for found, points in zip(blind, forecast_each(pooled, prepared.without_market(), "test"), strict=True):
+        assert found.prices[0] == pytest.approx(points.points[-1], rel=1e-6)
+    assert first.market_doubt(NAMES[:4]).startswith("this forecast does not know what the market did")
+    assert first.market_doubt(NAMES[:5]) is None
+    few = forecast_together(predictors[:4], windows[:4], same_session=True)
+    assert [each.prices[0] for each in few] == pytest.approx([each.prices[0] for each in blind[:4]], rel=1e-6)

@@ -31,7 +31,7 @@ from tune_jobs.placement import Slot
 from tune_jobs.space import SearchSpace, complete_params
 from tune_jobs.states import StateStore
 
-FIRST_RUNG = 1
+FIRST_RUNG = 1 / 3
 """Work before the first comparison with other trials.
 
 The work of a trial is the number of windows that it has seen times the cost of one, in units of an epoch of the search
@@ -39,7 +39,7 @@ space's typical configuration: trials are compared after the same computation, n
 """
 REDUCTION = 3
 """Each rung is this many times the previous one; one in this many trials continues past it."""
-LAST_RUNG = 81
+LAST_RUNG = 9
 """Work after which a trial ends."""
 EXPECTED_WORK = FIRST_RUNG * (1 + (1 - 1 / REDUCTION) * round(math.log(LAST_RUNG / FIRST_RUNG, REDUCTION)))
 """Mean work of a trial of which one in ``REDUCTION`` continues past each rung."""
@@ -81,8 +81,8 @@ class Ticket:
     state: str | None = None
 
 
-def next_rung(work: float) -> int:
-    """Return the first rung after so much work; rungs are 1, 3, 9, 27 and 81."""
+def next_rung(work: float) -> float:
+    """Return the first rung after so much work; rungs are 1/3, 1, 3 and 9."""
     rung = FIRST_RUNG
     while rung <= work:
         rung *= REDUCTION

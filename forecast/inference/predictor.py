@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.device import choose_device
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
 from forecast.model.likelihood import Outputs, distribution, point_forecasts, widest_level
+from forecast.model.market import LEAST_SYMBOLS, moves_of
 from forecast.model.normalization import Normalization
 from forecast.model.windows import plain_window
 from forecast.scores.distribution import interval_probabilities
 
 Array = NDArray[np.float64]
+
+MARKET_SHARE = 0.5
+"""Share of a model's symbols whose windows say enough of the market."""
 
 
 class Predictor:
@@ -255,6 +259,22 @@ class Predictor:
         which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
         return f"{which} {counts} values, but this model computes its volatility from {enough}; give {self.rows_used}"
 
+    def market_doubt(self, symbols: Collection[str] = ()) -> str | None:
+        """Why forecasts do not see what the market did, in one line; None when they do, or the model never does.
+
+        Args:
+            symbols: the symbols whose windows, all ending with the same session, are known together.
+        """
+        if self.whole.market is None:
+            return None
+        needed = max(LEAST_SYMBOLS, math.ceil(MARKET_SHARE * len(self.whole.symbols)))
+        if len(self.whole.symbols.keys() & set(symbols)) >= needed:
+            return None
+        return (
+            f"this forecast does not know what the market did, which the model computes from at least {needed} of its "
+            "symbols, whose windows end with the same session"
+        )
+
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
         """Whether any of the last ``sequence_length`` prices of one window is outside the training range.
 
@@ -336,12 +356,16 @@ def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
     return f"value {values[window, day, column]} ({where})"
 
 
-def forecast_together(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Prediction]:
+def forecast_together(
+    predictors: Sequence[Predictor], windows: Sequence[Any], *, same_session: bool = False
+) -> list[Prediction]:
     """The next prices of several symbols of one model, from one window each, with one run of its networks.
 
     Args:
         predictors: predictors of the symbols; they share an engine.
         windows: a window for each symbol, as in ``Predictor.predict``.
+        same_session: whether all windows end with the same session and leave none out, so that a model that sees the
+            market computes it from them.
 
     Raises:
         BadWindow: for the first window that does not fit the model.
@@ -350,21 +374,45 @@ def forecast_together(predictors: Sequence[Predictor], windows: Sequence[Any]) -
         normalized = []
         for index, (predictor, window) in enumerate(zip(predictors, windows, strict=True)):
             try:
-                normalized.append(predictor._normalized([window]))
+                normalized.append(predictor._encoding.normalization.normalize(predictor.check([window])))
             except WindowError as error:
                 raise BadWindow(index, error) from None
-        seen = [
-            predictor._forecaster.inputs(rows) for predictor, rows in zip(predictors, normalized, strict=True)
+        market = _market_of(predictors, normalized) if same_session else None
+        rows = [
+            predictor._encoding.with_market(
+                own, None if market is None else market[np.newaxis, -own.shape[1] :]
+            )
+            for predictor, own in zip(predictors, normalized, strict=True)
         ]
+        seen = [predictor._forecaster.inputs(own) for predictor, own in zip(predictors, rows, strict=True)]
         views = [np.concatenate(inputs) for inputs in zip(*(inputs for inputs, _ in seen), strict=True)]
         outputs = predictors[0].engine(views)
         found = []
-        for index, (predictor, rows) in enumerate(zip(predictors, normalized, strict=True)):
+        for index, (predictor, own) in enumerate(zip(predictors, normalized, strict=True)):
             try:
-                found.append(predictor._decoded(outputs[index : index + 1], seen[index][1], rows[:, -1, 0]))
+                found.append(predictor._decoded(outputs[index : index + 1], seen[index][1], own[:, -1, 0]))
             except WindowError as error:
                 raise BadWindow(index, error) from None
     return found
+
+
+def _market_of(predictors: Sequence[Predictor], normalized: Sequence[Array]) -> Array | None:
+    """The market's columns (rows, 2) from the normalized rows (1, rows, columns) of symbols that the model knows.
+
+    None for a model that does not see the market, or when these are too few.
+    """
+    whole = predictors[0].whole
+    known = {
+        predictor.checkpoint.config.symbol: own[0, :, 0]
+        / predictor._encoding.normalization.feature.change_std
+        for predictor, own in zip(predictors, normalized, strict=True)
+        if predictor.checkpoint.config.symbol in whole.symbols
+    }
+    if whole.market is None or predictors[0].market_doubt(known):
+        return None
+    count = max(own.shape[1] for own in normalized)
+    sessions = [np.arange(count - len(rows) + 1, count) for rows in known.values()]
+    return whole.market.columns(moves_of([np.diff(rows) for rows in known.values()], sessions, count))
 
 
 def predict_next_from_values(

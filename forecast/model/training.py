@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from forecast.config import SEEDS, TrainConfig
 from forecast.errors import DataError, TrainingError
+from forecast.model.adam import Adam
 from forecast.model.checkpoint import Checkpoint, Member, load_checkpoint
 from forecast.model.device import choose_device, threads
 from forecast.model.forecaster import horizon_stretches, networks, views
@@ -122,7 +123,7 @@ class Trainer:
             self._require_persistence()
         else:
             self.network.load_state_dict(start.model_state)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
+        self._optimizer = Adam(self.network.parameters(), config.learning_rate)
         self.epoch = self._batches = 0
         self._generators: list[Tensor] = []
         self.best_epoch: float = 0
@@ -223,7 +224,7 @@ class Trainer:
             batch_loss = loss(
                 self.config.likelihood, outputs, windows.volatility[batch], windows.targets[batch]
             )
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             batch_loss.backward()
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
             self._optimizer.step()
