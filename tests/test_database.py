@@ -16,6 +16,7 @@ import pytest
 from forecast import load_series
 from forecast.errors import DataError, SourceUnavailable, UsageError
 from forecast.prices import database, locations
+from forecast.prices.panel import load_panel
 
 CLOSES = [10.0, 11.0, 12.5, 12.0, 13.0, 14.25]
 DAYS = [dt.date(2024, 1, 10 + day) for day in range(6)]
@@ -56,12 +57,18 @@ def test_sqlite_gives_the_rows_of_the_symbol(file, query):
     assert series.provenance.source == f"sqlite:///{file}?{query}"
 
 
-def test_only_the_rows_of_the_symbol_are_fetched(file, monkeypatch):
+def test_only_the_rows_of_the_symbols_are_fetched_in_one_query(file, monkeypatch):
     fetched = []
     frame = database._frame
     monkeypatch.setattr(database, "_frame", lambda result: fetched.append(frame(result)) or fetched[-1])
     load_series("ACME", source=f"sqlite:///{file}?table=prices")
-    assert [len(rows) for rows in fetched] == [len(DAYS)]
+    for names in (["ACME"], ["ACME", "LEAD"], ["all"], ["ACME", "ZINC"]):
+        panel = load_panel(names, source=f"sqlite:///{file}?table=prices")
+        assert panel.series["ACME"].values.tolist() == CLOSES
+        assert list(panel.left_out) == [name for name in names if name == "LEAD"]
+    assert [len(rows) for rows in fetched] == [len(DAYS)] * 3 + [2 * len(DAYS)] * 2
+    with pytest.raises(DataError, match="holds ACME, ZINC, not LEAD"):
+        load_panel(["LEAD", "TIN"], source=f"sqlite:///{file}?table=prices")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from serving_here import serving
 
 from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
+from forecast.cli.infer import Window, with_the_same_sessions
 from forecast.errors import DataError, UsageError, WindowError
 from forecast.model import forecaster
 from forecast.model.panel import prepare_panel
@@ -546,4 +547,89 @@ def test_the_commands_train_a_panel_and_forecast_a_symbol_of_it_or_another(tmp_p
     assert main(["train", *options, "--symbols", "all", *small]) == 0
     printed = capsys.readouterr().out
     assert "3 symbols' Close" in printed
+    assert "3 symbols used; train 231 sessions to " in printed
     assert "Means over 3 symbols of each metric divided by persistence's" in printed
+
+
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory):
+    """The prices of three symbols, and the file of a model of them that a command has trained."""
+    path = tmp_path_factory.mktemp("commanded")
+    source, model = write_wide(closes(), path), path / "model.pt"
+    small = [
+        "--sequence-length",
+        "20",
+        "--hidden-size",
+        "4",
+        "--max-epochs",
+        "1",
+        "--members",
+        "1",
+        "--quiet",
+    ]
+    assert (
+        main(["train", "--source", str(source), "--symbols", "all", "--checkpoint", str(model), *small]) == 0
+    )
+    return path, str(model)
+
+
+def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(commanded, capsys):
+    path, model = commanded
+    assert main(["infer", "--checkpoint", model, "--json", "--levels", "0.9"]) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert together["left_out"] == {}
+    assert [answer["symbol"] for answer in together["forecasts"]] == list(SYMBOLS)
+    for answer in together["forecasts"]:
+        assert (
+            main(["infer", "--checkpoint", model, "--json", "--levels", "0.9", "--symbol", answer["symbol"]])
+            == 0
+        )
+        alone = json.loads(capsys.readouterr().out)
+        assert answer["prediction"] == pytest.approx(alone.pop("prediction"), rel=1e-6)
+        assert answer["intervals"][0]["lower"] == pytest.approx(alone.pop("intervals")[0]["lower"], rel=1e-6)
+        assert {name: answer[name] for name in alone} == alone
+    later = closes().iloc[:-5].assign(BETA=np.nan)
+    later.to_csv(path / "later.csv")
+    options = ["--horizon", "2", "--levels", "0.5", "0.9"]
+    assert main(["infer", "--checkpoint", model, "--file", str(path / "later.csv"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(str(later.index[-1].date())) == 2
+    assert f"{later['CORP'].iloc[-1]:,.6g}" in printed
+    assert "left out: 1\n  BETA: " in printed
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize("write", [write_wide, write_long, write_levels])
+def test_infer_reads_one_symbol_of_a_file_of_many(commanded, write, tmp_path, capsys):
+    _, model = commanded
+    file = str(write(closes(symbols=("CORP", "BETA", "NEW")), tmp_path))
+    for symbol in ("BETA", "NEW"):
+        assert main(["infer", "--checkpoint", model, "--file", file, "--symbol", symbol, "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["symbol"] == symbol
+        assert answer["last_value"] == pytest.approx(closes(symbols=("CORP", "BETA", "NEW"))[symbol].iloc[-1])
+
+
+def test_values_without_a_symbol_are_not_taken_for_those_of_the_first(commanded, tmp_path, capsys):
+    _, model = commanded
+    (tmp_path / "values.txt").write_text("\n".join(map(str, range(100, 140))))
+    given = (["--values", *map(str, range(100, 140))], ["--file", str(tmp_path / "values.txt")])
+    for values in given:
+        with pytest.raises(UsageError, match="`symbol` is needed for the values of one symbol"):
+            main(["infer", "--checkpoint", model, *values])
+        assert main(["infer", "--checkpoint", model, *values, "--symbol", "ACME"]) == 0
+        capsys.readouterr()
+
+
+def test_symbols_whose_windows_end_with_the_same_session_are_forecast_together():
+    days = np.arange("2020-01-01", "2020-01-11", dtype="datetime64[D]")
+    windows = {
+        "ACME": Window([1.0] * 10, days),
+        "SHORT": Window([1.0] * 5, days[-5:]),
+        "OLD": Window([1.0] * 9, days[:-1]),
+        "HOLES": Window([1.0] * 5, days[[1, 3, 5, 7, 9]]),
+        "BETA": Window([1.0] * 10, days),
+        "UNDATED": Window([1.0] * 10),
+    }
+    groups = sorted(with_the_same_sessions(windows))
+    assert groups == [["ACME", "BETA", "SHORT"], ["HOLES"], ["OLD"], ["UNDATED"]]

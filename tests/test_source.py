@@ -3,7 +3,11 @@
 import datetime as dt
 import logging
 import socket
+import subprocess
+import sys
+import textwrap
 import time
+from email.utils import format_datetime
 
 import numpy as np
 import pandas as pd
@@ -14,7 +18,8 @@ from yahoo_server import DAY, serving
 from forecast import load_series
 from forecast.config import DataConfig
 from forecast.errors import DataError, SourceUnavailable, UnknownSymbol, UsageError
-from forecast.prices import cache, yahoo
+from forecast.prices import cache, many, yahoo
+from forecast.prices.panel import load_panel
 from forecast.prices.table import Table
 
 
@@ -311,3 +316,171 @@ def test_load_series_and_the_configuration_have_the_same_defaults():
     parameters = inspect.signature(load_series).parameters
     for name in ("symbol", "feature", "source", "start", "end", "keep_non_positive"):
         assert parameters[name].default == DataConfig.model_fields[name].default
+
+
+UNIVERSE = {f"S{number:02}-USD": 1.0 + number for number in range(12)}
+"""Symbols, and the factor of their prices."""
+
+
+@pytest.fixture
+def universe(yahoo_at, monkeypatch):
+    """A server that knows the symbols of ``UNIVERSE``, and pauses of tenths of a second."""
+    monkeypatch.setattr(many, "FIRST_PAUSE", 0.3)
+    with serving() as server:
+        yahoo_at(server.url)
+        server.symbols = dict(UNIVERSE)
+        yield server
+
+
+def closes_of(panel):
+    return {symbol: series.values[0] / 100 for symbol, series in panel.series.items()}
+
+
+def test_many_symbols_are_fetched_at_the_same_time_each_with_its_own_prices(universe):
+    panel = load_panel([*UNIVERSE, "NOPE-USD"], source="yahoo")
+    assert closes_of(panel) == UNIVERSE
+    assert list(panel.series) == list(UNIVERSE)
+    assert list(panel.left_out) == ["NOPE-USD"]
+    assert "has no prices for 'NOPE-USD'" in panel.left_out["NOPE-USD"]
+    assert {series.provenance.source for series in panel.series.values()} == {"yahoo"}
+    assert yfinance.config.debug.hide_exceptions
+
+
+@pytest.mark.parametrize("retry_after", [None, "1", "date"])
+def test_a_limit_of_the_rate_is_waited_for_and_said_in_one_line(universe, retry_after):
+    if retry_after == "date":
+        at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
+        retry_after = format_datetime(at.replace(microsecond=0), usegmt=True)
+    universe.retry_after, universe.limited = retry_after, range(10, 20)
+    said = []
+    panel = load_panel([*UNIVERSE], source="yahoo", notify=said.append)
+    assert closes_of(panel) == UNIVERSE
+    assert said
+    for line in said:
+        assert line.startswith("Yahoo Finance limits the rate of requests; waiting ")
+        assert line.endswith(" of 12 symbols fetched)")
+    # Requests that were under way when a pause began fall into it.
+    assert max(np.diff(universe.times)) > (0.5 if retry_after else 0.15)
+
+
+def test_pauses_grow_and_end_and_a_second_run_asks_only_for_what_is_missing(universe, monkeypatch):
+    monkeypatch.setattr(many, "LONGEST_PAUSES", 2.0)
+    universe.limited = range(10, 10_000)
+    said = []
+    with pytest.raises(
+        SourceUnavailable, match=r"limits the rate .* is kept \(prices of (\d+) of 12 symbols fetched\)"
+    ) as caught:
+        load_panel([*UNIVERSE], source="yahoo", notify=said.append)
+    fetched = int(str(caught.value).partition("prices of ")[2].split()[0])
+    assert 0 < fetched < 12
+    assert 2 <= len(said) <= 4
+    before = len(universe.requests)
+    universe.limited = range(0)
+    again = []
+    panel = load_panel([*UNIVERSE], source="yahoo", notify=again.append)
+    assert closes_of(panel) == UNIVERSE
+    assert len(universe.asked(before)) == 12 - fetched
+    (line,) = again
+    assert line.startswith(
+        f"prices of {fetched} of 12 symbols were fetched before, and no bar has ended since"
+    )
+
+
+def test_what_was_fetched_before_a_kill_is_not_asked_for_again(universe):
+    universe.limited = range(10, 10_000)
+    code = f"""
+        import yfinance
+        yfinance.set_tz_cache_location({yfinance.cache._TzDBManager.get_location()!r})
+        yfinance.data.YfData._get_cookie_and_crumb = lambda self, timeout=30: (None, "basic")
+        for module in (yfinance.const, yfinance.base, yfinance.scrapers.history, yfinance.scrapers.quote):
+            module._BASE_URL_ = {universe.url!r}
+        from forecast.prices.panel import load_panel
+        load_panel({[*UNIVERSE]!r}, source="yahoo")
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert "waiting" in program.stderr.readline()
+        program.kill()
+    kept = [symbol for symbol in UNIVERSE if cache.load(symbol) is not None]
+    assert kept
+    before = len(universe.requests)
+    universe.limited = range(0)
+    assert closes_of(load_panel([*UNIVERSE], source="yahoo")) == UNIVERSE
+    assert universe.asked(before) == set(UNIVERSE) - set(kept)
+
+
+def test_auto_uses_the_copies_of_many_symbols_in_one_line_and_stops_for_one_without(
+    universe, closed_port, yahoo_at, monkeypatch
+):
+    load_panel([*UNIVERSE], notify=None)
+    monkeypatch.setattr(cache, "load_current", lambda *asked: None)
+    yahoo_at(closed_port)
+    said = []
+    panel = load_panel([*UNIVERSE], notify=said.append)
+    assert closes_of(panel) == UNIVERSE
+    assert {series.provenance.source for series in panel.series.values()} == {"cache"}
+    assert len(said) == 1
+    assert "Failed to connect" in said[0]
+    assert "of which the oldest ends on 2024-01-03" in said[0]
+    with pytest.raises(SourceUnavailable, match="no cached copy or snapshot of 'NEW-USD'"):
+        load_panel([*UNIVERSE, "NEW-USD"], notify=None)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "exchange", "interval", "taken", "current_until"),
+    [
+        ("A", "NMS", "1d", dt.date(2024, 1, 5), "2024-01-05 20:59"),
+        ("A", "NMS", "1d", dt.date(2024, 1, 6), "2024-01-08 20:59"),
+        ("BTC-USD", "CCC", "1d", dt.date(2024, 1, 5), "2024-01-05 23:59"),
+        ("7203.T", None, "1d", dt.date(2024, 1, 5), "2024-01-05 05:59"),
+        ("A", "NMS", "1wk", dt.datetime(2024, 1, 5, 18, tzinfo=dt.UTC), "2024-01-05 20:59"),
+        ("A", "NMS", "15m", dt.datetime(2024, 1, 5, 16, 31, tzinfo=dt.UTC), "2024-01-05 16:44"),
+        ("A", "NMS", "1h", dt.datetime(2024, 1, 5, 21, 1, tzinfo=dt.UTC), "2024-01-08 14:59"),
+    ],
+)
+def test_a_copy_is_current_until_the_next_bar_ends(symbol, exchange, interval, taken, current_until):
+    prices = pd.DataFrame({"Close": [1.0, 2.0]})
+    intraday = interval not in ("1d", "1wk")
+    dates = np.array(["2024-01-03", "2024-01-04"], "datetime64[s]" if intraday else "datetime64[D]")
+    offsets = np.zeros(2, np.int64) if intraday else None
+    table = Table(dates, prices, taken, "Yahoo", dt.date(2024, 1, 5), offsets=offsets, exchange=exchange)
+    assert cache.store(symbol, table, interval) is None
+    last = dt.datetime.fromisoformat(current_until).replace(tzinfo=dt.UTC)
+    assert cache.load_current(symbol, interval, last) is not None
+    assert cache.load_current(symbol, interval, last + dt.timedelta(minutes=1)) is None
+    assert cache.load_current("OTHER", interval, last) is None
+
+
+def test_a_symbol_of_no_known_calendar_is_always_asked_for(universe):
+    table = Table(
+        np.array(["2024-01-03"], "datetime64[D]"),
+        pd.DataFrame({"Close": [1.0]}),
+        dt.date(9999, 1, 1),
+        "Yahoo",
+    )
+    cache.store("X", table)
+    assert cache.load_current("X", "1d", dt.datetime.now(dt.UTC)) is None
+
+
+def test_a_source_of_many_symbols_that_does_not_answer_is_not_asked_for_all():
+    asked = []
+
+    def ask(symbol):
+        asked.append(symbol)
+        raise SourceUnavailable("no answer; try again")
+
+    answers = many.ask_for_many([f"S{number}" for number in range(100)], ask, print)
+    assert len(asked) == many.MOST_UNANSWERED
+    assert len(answers) == 100
+    assert all(isinstance(answer, many.SourceStopped) for answer in answers.values())
+    assert str(answers["S99"]) == "no answer; try again (prices of 0 of 100 symbols fetched)"
+
+
+def test_progress_of_many_symbols_is_a_line_now_and_then_and_a_bug_is_raised(monkeypatch):
+    monkeypatch.setattr(many, "PROGRESS_SECONDS", 0.0)
+    table, said = Table(np.array([], "datetime64[D]"), pd.DataFrame(), dt.date(2024, 1, 1), "x"), []
+    assert many.ask_for_many(["A", "B"], lambda symbol: table, said.append) == {"A": table, "B": table}
+    assert said == [f"prices of {number} of 2 symbols fetched" for number in (1, 2)]
+    with pytest.raises(ZeroDivisionError):
+        many.ask_for_many(["A"], lambda symbol: 1 / 0, said.append)

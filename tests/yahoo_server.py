@@ -17,12 +17,16 @@ class YahooServer(ThreadingHTTPServer):
     """Answers according to ``mode``: success, empty, unknown, rate_limit, refusal, garbage or slow.
 
     Attributes:
-        closes: the daily closes of its one symbol, BTC-USD; None is a row without a price.
+        closes: the daily closes of BTC-USD; None is a row without a price.
+        symbols: the symbols that it knows, and the factor between their closes and those of BTC-USD.
         first: time of the first row, seconds since 1970.
         step: seconds from row to row.
         session_end: the end of the current trading session.
         garbage_first: answers that are garbage before those of ``mode``.
+        limited: numbers of the requests whose answer is that there are too many; the first request is 0.
+        retry_after: what such an answer asks to wait; None where it does not say.
         requests: paths asked for so far.
+        times: when they were asked for, by the monotonic clock.
     """
 
     daemon_threads = True
@@ -34,18 +38,29 @@ class YahooServer(ThreadingHTTPServer):
         self.first = 1_700_006_400
         self.step = DAY
         self.session_end = 0
+        self.symbols = {"BTC-USD": 1.0}
         self.garbage_first = 0
+        self.limited = range(0)
+        self.retry_after: str | None = None
         self.requests: list[str] = []
+        self.times: list[float] = []
+        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def chart(self) -> dict:
+    def asked(self, first: int = 0) -> set[str]:
+        """The symbols asked for from request number ``first`` on."""
+        return {symbol_of(path) for path in self.requests[first:]}
+
+    def chart(self, symbol: str = "BTC-USD") -> dict:
+        factor = self.symbols[symbol]
+        closes = [None if close is None else factor * close for close in self.closes]
         times = [self.first + row * self.step for row in range(len(self.closes))]
         meta = {
             "currency": "USD",
-            "symbol": "BTC-USD",
+            "symbol": symbol,
             "instrumentType": "CRYPTOCURRENCY",
             "exchangeTimezoneName": "UTC",
             "gmtoffset": 0,
@@ -71,14 +86,18 @@ class YahooServer(ThreadingHTTPServer):
             meta["tradingPeriods"] = [
                 [{"timezone": "UTC", "start": day, "end": day + DAY, "gmtoffset": 0}] for day in days
             ]
-        quote = dict.fromkeys(("open", "high", "low", "close"), self.closes)
-        quote["volume"] = [None if close is None else 1000 for close in self.closes]
+        quote = dict.fromkeys(("open", "high", "low", "close"), closes)
+        quote["volume"] = [None if close is None else 1000 for close in closes]
         result = {
             "meta": meta,
             "timestamp": times,
-            "indicators": {"quote": [quote], "adjclose": [{"adjclose": self.closes}]},
+            "indicators": {"quote": [quote], "adjclose": [{"adjclose": closes}]},
         }
         return {"chart": {"result": [result], "error": None}}
+
+
+def symbol_of(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,34 +108,39 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append(path)
-        mode = "garbage" if len(self.server.requests) <= self.server.garbage_first else self.server.mode
-        symbol = path.rsplit("/", 1)[-1]
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(path)
+            self.server.times.append(time.monotonic())
+        mode = "garbage" if number < self.server.garbage_first else self.server.mode
+        symbol = symbol_of(path)
         if mode == "slow":
             time.sleep(5)
-        if mode == "rate_limit":
+        if mode == "rate_limit" or number in self.server.limited:
             self._answer(429, "Too Many Requests")
         elif mode == "garbage":
             self._answer(503, "<html>We will return shortly</html>")
         elif mode == "refusal":
             error = {"code": "Internal Server Error", "description": "An internal error"}
             self._answer(500, json.dumps({"chart": {"result": None, "error": error}}))
-        elif mode == "unknown" or symbol != "BTC-USD":
+        elif mode == "unknown" or symbol not in self.server.symbols:
             error = {"code": "Not Found", "description": "No data found, symbol may be delisted"}
             self._answer(404, json.dumps({"chart": {"result": None, "error": error}}))
         elif mode == "empty":
-            chart = self.server.chart()
+            chart = self.server.chart(symbol)
             chart["chart"]["result"][0].pop("timestamp")
             chart["chart"]["result"][0]["indicators"] = {"quote": [{}], "adjclose": [{}]}
             self._answer(200, json.dumps(chart))
         else:
-            self._answer(200, json.dumps(self.server.chart()))
+            self._answer(200, json.dumps(self.server.chart(symbol)))
 
     def _answer(self, status: int, text: str) -> None:
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if status == 429 and self.server.retry_after is not None:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         self.wfile.write(body)
 

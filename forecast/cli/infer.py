@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +13,12 @@ from pydantic import Field, model_validator
 
 from forecast.config import AgeOptions, DataConfig, FileConfig, TrainConfig
 from forecast.errors import UsageError
+from forecast.names import listed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.table import Table
 
     from forecast.inference.dating import Dating
     from forecast.inference.predictor import Predictor
@@ -29,6 +31,9 @@ Level = Annotated[float, Field(gt=0, lt=1)]
 
 DEFAULT_PICK = Path("artifacts/best_pareto_lstm.pt")
 """Path at which a tuning job writes its pick."""
+
+LONGEST_LINE = 1000
+"""Characters of a row of forecasts."""
 
 EXAMPLES = """\
 examples:
@@ -46,8 +51,8 @@ class InferOptions(AgeOptions, FileConfig):
     symbol: str | None = Field(
         None,
         min_length=1,
-        description="symbol to forecast with a model of many, also one that it was not trained on (default: its "
-        "first)",
+        description="symbol to forecast with a model of many, also one that it was not trained on (default: all of "
+        "its symbols)",
     )
     values: list[float] | None = Field(
         None,
@@ -110,9 +115,10 @@ def infer_command(options: InferOptions) -> int:
     """Forecast the next values of the window that the options give."""
     from forecast.inference.predictor import Predictor
     from forecast.prices.source import say_on_stderr
-    from forecast.scores.distribution import MAIN_LEVEL
 
     predictor = Predictor(options.checkpoint, options.device)
+    if predictor.whole.symbols and options.symbol is None:
+        return _infer_all(options, predictor)
     symbol = options.symbol or predictor.checkpoint.config.symbol
     if symbol in predictor.whole.symbols or not predictor.whole.symbols:
         predictor = predictor.of_symbol(symbol)
@@ -124,13 +130,9 @@ def infer_command(options: InferOptions) -> int:
             f"warning: the model was not trained on {symbol}; its prices are normalized by the window's "
             f"{len(window.values)} values alone"
         )
-    dated = _dated(options, predictor.dating, window.dates)
+    dated = _dated(options, predictor.dating, window.dates, say_on_stderr)
     steps = predictor.predict_steps([window.values], options.horizon)[0].tolist()
-    levels = options.levels
-    if levels is None:
-        # Many steps are many lines: their intervals are printed only on request.
-        shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
-        levels = (MAIN_LEVEL,) if shown else ()
+    levels = _levels(options, predictor)
     bounds = None
     if levels:
         bounds = predictor.predict_intervals([window.values], levels, options.horizon, [steps])[0]
@@ -144,14 +146,173 @@ def infer_command(options: InferOptions) -> int:
     return 0
 
 
-def _dated(options: InferOptions, dating: Dating, dates: Dates | None) -> dict[str, Any]:
+def _infer_all(options: InferOptions, predictor: Predictor) -> int:
+    """Forecast every symbol of a model of many: a row of a table, or an item of JSON, for each."""
+    from rich.console import Console
+
+    from forecast.pages.describe import left_out_lines
+    from forecast.prices.source import each_once, say_on_stderr
+
+    say = each_once(say_on_stderr)
+    windows, left_out = _windows_of_all(options, predictor, say)
+    predictors = {symbol: predictor.of_symbol(symbol) for symbol in windows}
+    levels = _levels(options, predictor)
+    forecasts = _forecasts_of_all(options, predictors, windows, levels, say)
+    dated = {
+        symbol: _dated(options, predictors[symbol].dating, window.dates, say)
+        for symbol, window in windows.items()
+    }
+    for symbol, window in windows.items():
+        if complaint := predictors[symbol].short_history([window.values]):
+            say(f"warning: {symbol}: {complaint}")
+    if options.json_output:
+        answers = [
+            _answer(options, predictors[symbol], windows[symbol], dated[symbol], steps, levels, bounds)
+            for symbol, (steps, bounds) in forecasts.items()
+        ]
+        print(json.dumps({"forecasts": answers, "left_out": left_out}, allow_nan=False))
+    else:
+        # A line that is too long for the terminal is wrapped, rather than cut within its numbers.
+        Console(width=LONGEST_LINE).print(_table(windows, dated, forecasts, levels))
+        print(*left_out_lines(left_out), sep="\n", end="\n" if left_out else "")
+    return 0
+
+
+def _windows_of_all(
+    options: InferOptions, predictor: Predictor, say: Callable[[str], None]
+) -> tuple[dict[str, Window], dict[str, str]]:
+    """The latest window of each symbol of the model, and why others have none."""
+    from forecast.errors import WindowError
+    from forecast.prices.files import open_sheet
+    from forecast.prices.panel import panel_from_config, panel_of_sheet
+    from forecast.prices.values import read_values
+
+    content, name = _content(options.file) if options.file is not None else (b"", "")
+    if options.values is not None or (content and read_values(content, name, options) is not None):
+        raise UsageError(
+            "`symbol` is needed for the values of one symbol of a model of many; the model has "
+            f"{listed(predictor.symbols)}"
+        )
+    if options.last_date is not None:
+        raise UsageError("`last_date` is known from the prices; give it with the values of one `symbol` only")
+    reading = _reading(predictor, options)
+    if options.file is not None:
+        panel = panel_of_sheet(open_sheet(content, name, reading), predictor.symbols, reading, notify=say)
+    else:
+        panel = panel_from_config(predictor.symbols, reading, notify=say)
+    windows, left_out = {}, dict(panel.left_out)
+    for symbol, series in panel.series.items():
+        try:
+            source = name or series.provenance.source
+            windows[symbol] = _end_of(series, predictor.of_symbol(symbol), source)
+        except WindowError as error:
+            left_out[symbol] = str(error)
+    if not windows:
+        symbol, reason = next(iter(left_out.items()))
+        raise WindowError(f"no symbol has a window ({len(left_out)} left out); {symbol}: {reason}")
+    return windows, left_out
+
+
+def _forecasts_of_all(
+    options: InferOptions,
+    predictors: dict[str, Predictor],
+    windows: dict[str, Window],
+    levels: Sequence[float],
+    say: Callable[[str], None],
+) -> dict[str, tuple[list[float], Bounds | None]]:
+    """The forecast prices of each symbol and their intervals, as ``_answer`` takes them."""
+    from forecast.inference.predictor import forecast_together
+
+    found: dict[str, tuple[list[float], Bounds | None]] = {}
+    if options.horizon > 1:
+        for symbol, window in windows.items():
+            steps = predictors[symbol].predict_steps([window.values], options.horizon)
+            bounds = (
+                predictors[symbol].predict_intervals([window.values], levels, options.horizon, steps)[0]
+                if levels
+                else None
+            )
+            found[symbol] = steps[0].tolist(), bounds
+        return found
+    for symbols in with_the_same_sessions(windows):
+        own = [predictors[symbol] for symbol in symbols]
+        if doubt := own[0].market_doubt(symbols):
+            say(f"warning: {listed(symbols)}: {doubt}")
+        predictions = forecast_together(
+            own, [windows[symbol].values for symbol in symbols], same_session=True
+        )
+        for symbol, prediction in zip(symbols, predictions, strict=True):
+            found[symbol] = prediction.prices.tolist(), prediction.intervals(levels) if levels else None
+    return {symbol: found[symbol] for symbol in windows}
+
+
+def with_the_same_sessions(windows: dict[str, Window]) -> list[list[str]]:
+    """The symbols in groups whose windows hold the same dates, as far back as the shorter one reaches."""
+    import numpy as np
+
+    groups: list[tuple[Dates, list[str]]] = []
+    longest_first = sorted(windows, key=lambda symbol: -len(windows[symbol].values))
+    for symbol in longest_first:
+        dates = windows[symbol].dates
+        fitting = (
+            symbols
+            for known, symbols in groups
+            if dates is not None and np.array_equal(known[-len(dates) :], dates)
+        )
+        if (group := next(fitting, None)) is not None:
+            group.append(symbol)
+        else:
+            groups.append((np.array([]) if dates is None else dates, [symbol]))
+    return [symbols for _, symbols in groups]
+
+
+def _table(
+    windows: dict[str, Window],
+    dated: dict[str, dict[str, Any]],
+    forecasts: dict[str, tuple[list[float], Bounds | None]],
+    levels: Sequence[float],
+) -> Table:
+    """The forecasts for a person: a row for each symbol and step."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title in ("symbol", "last value", "of", "forecast", "for"):
+        table.add_column(
+            title, justify="right" if title in ("last value", "forecast") else "left", no_wrap=True
+        )
+    for level in levels:
+        table.add_column(f"{100 * level:g} % interval", no_wrap=True)
+    for symbol, (steps, bounds) in forecasts.items():
+        dates = dated[symbol].get("forecast_dates") or [None] * len(steps)
+        before = (symbol, f"{_last(windows[symbol]):,.6g}", dated[symbol]["last_date"] or "")
+        for step, (price, date) in enumerate(zip(steps, dates, strict=True)):
+            intervals = (
+                [] if bounds is None else [f"{lower:,.6g} to {upper:,.6g}" for lower, upper in bounds[step]]
+            )
+            table.add_row(*(before if not step else ("", "", "")), f"{price:,.6g}", date or "", *intervals)
+    return table
+
+
+def _levels(options: InferOptions, predictor: Predictor) -> Sequence[float]:
+    """The levels of the intervals that are shown."""
+    from forecast.scores.distribution import MAIN_LEVEL
+
+    if options.levels is not None:
+        return options.levels
+    # Many steps are many lines: their intervals are printed only on request.
+    shown = not options.json_output and options.horizon == 1 and predictor.widest_level >= MAIN_LEVEL
+    return (MAIN_LEVEL,) if shown else ()
+
+
+def _dated(
+    options: InferOptions, dating: Dating, dates: Dates | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """The fields of an answer that say when: the bars of the steps, the window's dates, and the model's age.
 
     Raises:
         AgeError: when the model is too old, and ``options`` refuse it.
     """
-    from forecast.prices.source import say_on_stderr
-
     fields: dict[str, Any] = {"first_date": None, "last_date": None}
     if dates is not None:
         texts = dating.require_timeline().text(dates)
@@ -159,10 +320,10 @@ def _dated(options: InferOptions, dating: Dating, dates: Dates | None) -> dict[s
         steps = dating.describe(dates, options.horizon)
         fields |= steps
         if not steps:
-            say_on_stderr(f"warning: {dating.unknown}")
+            say(f"warning: {dating.unknown}")
     age = dating.age(None if dates is None else dates[-1])
     if complaint := options.complaint(age):
-        say_on_stderr(f"warning: {complaint}")
+        say(f"warning: {complaint}")
     return fields if age is None else {**fields, "model_age": age}
 
 
@@ -269,11 +430,16 @@ def _of_table(
 ) -> Window:
     """The window at the end of a table of prices."""
     from forecast.prices.files import open_sheet
+    from forecast.prices.panel import panel_of_sheet
     from forecast.prices.source import say_on_stderr, series_of_table
 
     reading = _reading(predictor, options)
-    table = open_sheet(content, name, reading).table(reading.symbol, reading)
-    series = series_of_table(table, reading, notify=say_on_stderr)
+    sheet = open_sheet(content, name, reading)
+    if predictor.whole.symbols:
+        series = panel_of_sheet(sheet, [reading.symbol], reading, notify=say_on_stderr).series[reading.symbol]
+    else:
+        table = sheet.table(reading.symbol, reading)
+        series = series_of_table(table, reading, notify=say_on_stderr)
     if told is not None and told[-1] != series.dates[-1]:
         raise UsageError(
             f"`last_date` {options.last_date} is not the last date of {name}, {series.provenance.last_date}; omit it"
@@ -302,7 +468,11 @@ def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
         name: value for name in FileConfig.model_fields if (value := getattr(options, name)) is not None
     }
     if timeline is not None and (options.symbol or config.symbol) in predictor.symbols:
-        given |= {"interval": timeline.interval, "calendar": timeline.calendar_name}
+        given["interval"] = timeline.interval
+        if (
+            options.symbol or not predictor.whole.symbols
+        ):  # the calendars of all symbols of a model can differ
+            given["calendar"] = timeline.calendar_name
     asked = {"source": options.source or config.source, "symbol": options.symbol or config.symbol}
     return DataConfig(**{**given, "start": None, "end": None, **asked})
 

@@ -55,12 +55,18 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.errors import UsageError
     from forecast.model.checkpoint import load_checkpoint, save_checkpoint
     from forecast.model.network import ARCHITECTURES
-    from forecast.model.panel import held_out
+    from forecast.model.panel import held_out, prepare_panel
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.model.split import require_rows
     from forecast.model.start import same_options, seen_too_late
     from forecast.model.training import train
-    from forecast.pages.describe import evaluations_table, left_out_lines, panel_lines, series_lines
+    from forecast.pages.describe import (
+        evaluations_table,
+        left_out_lines,
+        panel_lines,
+        series_lines,
+        sessions_line,
+    )
     from forecast.prices.panel import Panel, panel_from_config
     from forecast.prices.source import say_on_stderr, series_from_config
     from forecast.scores.metrics import mean_evaluation
@@ -104,6 +110,9 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     silent = options.quiet or options.json_output
     if not silent:
         print(*described, sep="\n")
+        if isinstance(series, Panel):
+            prepared = prepare_panel(series, config, config.sequence_length, held_out=apart)
+            print(sessions_line(series, prepared))
     # A trial's epochs after its best one were no better, or were never trained.
     until = [member.best_epoch for member in trial.members] if trial else [None] * config.members
     longest = sum(math.ceil(epochs or config.max_epochs) for epochs in until)

@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forecast.atomic import write_atomically
+from forecast.errors import DataError
+from forecast.prices import calendars
+from forecast.prices.intervals import parse_interval
 from forecast.prices.table import Table
 
 DIRECTORY_VARIABLE = "FORECAST_CACHE_DIR"
@@ -72,6 +75,27 @@ def load(symbol: str, interval: str = "1d") -> Table | None:
     except Exception:  # a damaged file can make the decoders raise anything, and no copy is ever required
         return None
     return table if whole else None
+
+
+def load_current(symbol: str, interval: str, now: dt.datetime) -> Table | None:
+    """The copy of ``symbol``, if no bar has ended since it was taken; None also where nothing names its calendar."""
+    copy = load(symbol, interval)
+    if copy is None or (name := calendars.named(symbol, copy.exchange)[0]) is None:
+        return None
+    calendar = calendars.get(name)
+    # Of days, it is the first that was not complete: its close comes after the moment of the copy.
+    taken = np.datetime64(copy.as_of.isoformat()[:19])
+    until = np.datetime64(now.astimezone(dt.UTC).replace(tzinfo=None), "s")
+    first, last = taken.astype("datetime64[D]"), until.astype("datetime64[D]") + calendars.DAY
+    try:
+        if seconds := parse_interval(interval).seconds:
+            grids = [calendars.BarGrid(seconds, anchor, "end") for anchor in calendars.ANCHORS]
+            ends = np.concatenate([calendar.bars(first - calendars.DAY, last, grid) for grid in grids])
+        else:
+            ends = calendar.open_close(calendar.sessions(first, last))[1]
+    except DataError:  # outside the years that the calendar knows
+        return None
+    return None if ((ends > taken) & (ends <= until)).any() else copy
 
 
 def _digest(symbol: str, table: Table) -> str:

@@ -609,7 +609,7 @@ def choose_calendar(
     # Weeks and months may bear any day of the week.
     dense = interval not in PERIODS
     weekends = dense and (weekday(days_of(get(ALWAYS))) >= 5).mean() > WEEKEND_SHARE
-    name, reason = _named(symbol, exchange)
+    name, reason = named(symbol, exchange)
     contradicted = ""
     if name is not None:
         calendar = get(name)
@@ -678,7 +678,7 @@ def zone_of_naive(
     return "exchange" if exchange else "utc"
 
 
-def _named(symbol: str, exchange: str | None) -> tuple[str | None, str]:
+def named(symbol: str, exchange: str | None) -> tuple[str | None, str]:
     """The calendar that the exchange or the form of the symbol names, and how; None when neither does."""
     if exchange:
         known = EXCHANGES.get(exchange.upper().replace(" ", ""))

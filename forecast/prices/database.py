@@ -13,6 +13,7 @@ written in the address is refused (``forecast.prices.locations``).
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -33,6 +34,8 @@ from forecast.prices.symbols import COLUMN_NAMES, find_column, rows_of_symbol
 
 DIALECTS = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 """Databases that SQLAlchemy knows by itself."""
+MOST_PARAMETERS = 1000
+"""Largest number of symbols that a query asks for by name: SQL Server allows 2100 parameters."""
 NAMED_TABLES = 20
 """Largest number of tables that an error lists."""
 
@@ -49,16 +52,16 @@ def is_database(address: str) -> bool:
     return True
 
 
-def open_database(source: str, address: str, symbol: str | None, reading: FileConfig) -> Sheet:
+def open_database(source: str, address: str, symbols: Sequence[str] | None, reading: FileConfig) -> Sheet:
     """The rows of the table or the query that an address names, read in a read-only transaction.
 
-    Of a table with a column of symbols, only the rows of ``symbol`` are fetched, if one is given. Times with a zone are
-    read as UTC, so that the zone of the session does not matter.
+    Of a table with a column of symbols, only the rows of ``symbols`` are fetched, in one query, if some are given.
+    Times with a zone are read as UTC, so that the zone of the session does not matter.
 
     Args:
         source: the address as it was given, for messages.
         address: the address with the values of its variables.
-        symbol: the symbol whose prices are read; None for all.
+        symbols: the symbols whose prices are read; None for all.
         reading: how the columns are read.
 
     Raises:
@@ -87,7 +90,7 @@ def open_database(source: str, address: str, symbol: str | None, reading: FileCo
             connection = connection.execution_options(postgresql_readonly=True)
             if query is not None:
                 return _frame(connection.execution_options(no_parameters=True).exec_driver_sql(query))
-            return _rows(connection, table, source, symbol, reading)
+            return _rows(connection, table, source, symbols, reading)
 
     try:
         frame = within_time(read, source)
@@ -134,16 +137,16 @@ def _parsed(source: str, address: str) -> tuple[URL, str | None, str | None]:
 
 
 def _rows(
-    connection: Connection, given: str | None, source: str, symbol: str | None, reading: FileConfig
+    connection: Connection, given: str | None, source: str, symbols: Sequence[str] | None, reading: FileConfig
 ) -> pd.DataFrame:
-    """The rows of ``symbol`` where a column of symbols tells them, else all rows of the table."""
+    """The rows of ``symbols`` where a column of symbols tells them, else all rows of the table."""
     table, texts = _table(connection, given, source)
-    if symbol is None:
+    if not symbols or len(symbols) > MOST_PARAMETERS:
         return _frame(connection.execute(sa.select(table)))
     for column in _symbol_columns(table, source, reading):
         if column.name not in texts:
             continue
-        frame = _frame(connection.execute(sa.select(table).where(column == symbol)))
+        frame = _frame(connection.execute(sa.select(table).where(column.in_(symbols))))
         if len(frame):
             return frame
         distinct, rows = connection.execute(
@@ -151,7 +154,7 @@ def _rows(
         ).one()
         if 1 < distinct < rows:  # symbols, rather than one symbol's other name or the numbers of rows
             there = _frame(connection.execute(sa.select(column).distinct().order_by(column)))
-            rows_of_symbol(there, symbol, column.name, source, lambda: None)
+            rows_of_symbol(there, symbols[0], column.name, source, lambda: None)
     return _frame(connection.execute(sa.select(table)))
 
 

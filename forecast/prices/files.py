@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forecast.config import FileConfig, parse_settings
+from forecast.config import DataConfig, FileConfig, parse_settings
 from forecast.errors import DataError
 from forecast.names import plain_name
 from forecast.prices.cells import text_of
@@ -31,15 +31,18 @@ from forecast.prices.dates import (
     weekday,
 )
 from forecast.prices.layout import MOST_HEADERS, read_layout, unpacked
+from forecast.prices.numbers import proved_signs
 from forecast.prices.symbols import (
+    columns_by_symbol,
     columns_of_symbol,
     find_column,
+    refuse_blocks,
     rows_of_symbol,
     symbol_place,
     symbols_of_levels,
     symbols_of_names,
 )
-from forecast.prices.table import Table
+from forecast.prices.table import Table, texts_of
 
 READABLE = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 """Endings of the files that can be read, each also packed as ``.gz``, ``.bz2``, ``.xz`` or ``.zip``."""
@@ -86,8 +89,7 @@ class Sheet:
         """
         name = self.name
         places, names, other = columns_of_symbol(self.header, self.labels, symbol, name)
-        if not len(self.frame):
-            raise DataError(f"{name} has a header but no rows; give a file with prices")
+        self._require_rows()
         whole_frame = self.frame.iloc[:, places].set_axis(names, axis=1)
         frame, another = rows_of_symbol(
             whole_frame,
@@ -97,53 +99,101 @@ class Sheet:
             dates=lambda: text_of(whole_frame.iloc[:, _date_place(whole_frame, names, name, reading)]),
         )
         stamps, columns = _split_dates(frame, name, reading)
+        return self._table(stamps, columns, reading, tuple(note for note in (other, another) if note))
+
+    def _require_rows(self) -> None:
+        if not len(self.frame):
+            raise DataError(f"{self.name} has a header but no rows; give a file with prices")
+
+    def _table(
+        self, stamps: Stamps, columns: pd.DataFrame, reading: FileConfig, notes: tuple[str, ...] = ()
+    ) -> Table:
         whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
         return Table(
             dates=stamps.days if whole else stamps.local,
             columns=columns.reset_index(drop=True),
             as_of=dt.datetime.now(dt.UTC),
-            origin=name,
+            origin=self.name,
             offsets=None if whole else stamps.offsets,
-            notes=tuple(note for note in (other, another) if note),
+            notes=notes,
             retrieved=self.retrieved,
             outside=self.outside,
             decimal=reading.decimal,
         )
 
-    def of_each_symbol(self, feature: str, reading: FileConfig) -> dict[str, Sheet]:
-        """The sheet of each symbol, in the order of the file, with ``feature`` as the name of its column of prices.
+    def readers(self, config: DataConfig) -> dict[str, Callable[[], Table]]:
+        """Functions that return the table of each symbol, with its prices as ``config.feature``, in the file's order.
+
+        What the cells prove, they prove for all symbols: dates are read once.
 
         Raises:
-            DataError: when the file does not name the symbols of its rows or of its columns.
+            DataError: when the file does not name the symbols of its rows or of its columns, or has no dates.
         """
+        self._require_rows()
+        feature = config.feature
         if len(self.header) > 1:
             found = symbols_of_levels(self.header, self.labels, feature)
-            return dict.fromkeys(found, self) if found else self._nameless()
+            return {symbol: partial(self.table, symbol, config) for symbol in found} or self._nameless()
         names = list(self.header[0])
-        frame = self.frame.copy(deep=False)
-        frame.columns = pd.Index(names)
-        if (place := symbol_place(frame, reading.symbol_column, self.name)) is not None:
-            codes, symbols = pd.factorize(pd.Series(text_of(frame.iloc[:, place]), dtype=object))
-            order = np.argsort(codes, kind="stable")
-            ends = np.searchsorted(codes[order], np.arange(len(symbols) + 1))
-            rows = [order[start:end] for start, end in itertools.pairwise(ends)]
-            return {
-                str(symbol): replace(self, frame=self.frame.iloc[of_symbol])
-                for symbol, of_symbol in zip(symbols.tolist(), rows, strict=True)
-            }
-        if found := symbols_of_names(names, feature):
-            return dict.fromkeys(found, self)
+        frame = self.frame.set_axis(names, axis=1)
+        if (place := symbol_place(frame, config.symbol_column, self.name)) is not None:
+            return self._readers_of_rows(frame, place, config)
+        found = symbols_of_names(names, feature)
         bare = [plain_name(text) for text in names]
         # Some symbols are called Open or Low, but not two of them and nothing else.
-        if plain_name(feature) in bare or sum(text in PRICE_NAMES for text in bare) > 1:
-            return self._nameless()
+        if not found and (plain_name(feature) in bare or sum(text in PRICE_NAMES for text in bare) > 1):
+            self._nameless()
+        refuse_blocks(frame, self.name)
+        stamps, columns = _split_dates(frame, self.name, config)
+        names = list(columns.columns)
+        signs = cache(lambda: proved_signs(texts_of(columns)))
+
+        def read(places: list[int], its_names: list[str]) -> Table:
+            own = columns.iloc[:, places].set_axis(its_names, axis=1)
+            return replace(self._table(stamps, own, config), signs_of_file=signs)
+
+        if found:
+            return {symbol: partial(read, *its) for symbol, its in columns_by_symbol(names, found).items()}
         # A column for each symbol, which has its name.
-        date_place = _date_place(frame, names, self.name, reading)
+        inputs = [plain_name(text) for text in config.input_columns]
+
+        def read_named(symbol: str) -> Table:
+            places = [at for at, text in enumerate(names) if text == symbol or plain_name(text) in inputs]
+            return read(places, [feature if names[at] == symbol else names[at] for at in places])
+
         return {
-            symbol: replace(self, header=[[feature if text == symbol else text for text in names]])
-            for at, symbol in enumerate(names)
-            if symbol and at != date_place and not symbol.startswith(UNNAMED)
+            symbol: partial(read_named, symbol)
+            for symbol in names
+            if symbol and not symbol.startswith(UNNAMED)
         }
+
+    def _readers_of_rows(
+        self, frame: pd.DataFrame, place: int, reading: FileConfig
+    ) -> dict[str, Callable[[], Table]]:
+        """As ``readers``, of a file whose column at ``place`` names the symbol of each row."""
+        codes, symbols = pd.factorize(pd.Series(text_of(frame.iloc[:, place]), dtype=object))
+        order = np.argsort(codes, kind="stable")
+        ends = np.searchsorted(codes[order], np.arange(len(symbols) + 1))
+        rows = {
+            str(symbol): order[start:end]
+            for symbol, (start, end) in zip(symbols.tolist(), itertools.pairwise(ends), strict=True)
+        }
+        nameless = len(rows.pop("", ()))
+        notes = (f"{self.name} has {nameless} rows without a symbol; they are left out",) if nameless else ()
+        try:
+            stamps, columns = _split_dates(frame, self.name, reading)
+        except DataError:  # a bad cell costs only the symbol of its row
+            return {
+                symbol: partial(replace(self, frame=self.frame.iloc[its]).table, symbol, reading)
+                for symbol, its in rows.items()
+            }
+        signs = cache(lambda: proved_signs(texts_of(columns)))
+
+        def read(its: NDArray[np.int64]) -> Table:
+            table = self._table(stamps[its], columns.iloc[its], reading, notes)
+            return replace(table, signs_of_file=signs)
+
+        return {symbol: partial(read, its) for symbol, its in rows.items()}
 
     def _nameless(self) -> NoReturn:
         raise DataError(
@@ -198,14 +248,21 @@ def open_sheet(content: bytes, name: str, reading: FileConfig) -> Sheet:
 
 def sheet_of_frame(frame: pd.DataFrame, name: str) -> Sheet:
     """The cells of a frame whose columns have types; its index may hold dates and symbols."""
+    from_index = 0
     if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex):
         dated = isinstance(frame.index, pd.DatetimeIndex | pd.PeriodIndex)
         if dated and frame.index.name is None:
             frame = frame.rename_axis(index="Date")
+        from_index = frame.index.nlevels
         frame = frame.reset_index(allow_duplicates=True)
-    levels = frame.columns.nlevels
-    header = [[str(cell) for cell in frame.columns.get_level_values(at).fillna("")] for at in range(levels)]
+    lines = [frame.columns.get_level_values(at).fillna("") for at in range(frame.columns.nlevels)]
+    header = [[str(cell).strip() for cell in line] for line in lines]
     labels = [str(label or "") for label in frame.columns.names]
+    if len(header) > 1:
+        # The names of the index get a line of their own, as in a text file: in a line of symbols, they would be some.
+        rest = [""] * (frame.shape[1] - from_index)
+        header = [[""] * from_index + line[from_index:] for line in header] + [header[0][:from_index] + rest]
+        labels.append("")
     return Sheet(frame.set_axis(range(frame.shape[1]), axis=1), header, labels, name)
 
 
@@ -243,7 +300,7 @@ def _read_excel(content: bytes, name: str) -> tuple[pd.DataFrame, list[list[str]
     for row in reversed(rows[max(0, first - MOST_HEADERS) : first]):
         if header and sum(cell is not None for cell in row) < 2:
             break  # a title
-        header.insert(0, ["" if cell is None else str(cell) for cell in row])
+        header.insert(0, ["" if cell is None else str(cell).strip() for cell in row])
     body = [row for row in rows[first:] if sum(cell is not None for cell in row) > 1]
     return pd.DataFrame(body).infer_objects(), header
 

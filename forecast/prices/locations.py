@@ -202,42 +202,53 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def file_of_symbol(folder: Path, symbol: str) -> Path:
-    """The file in ``folder`` that has the name of ``symbol``, such as ``AAPL.csv`` or ``btc-usd.parquet``.
+class Folder:
+    """The files of prices in a directory, which is listed once."""
 
-    Case does not matter. A sign of the symbol that is no letter or digit may be ``-`` or ``_`` in the name (``BTC/USD``
-    is in ``BTC-USD.csv``), unless another file has the sign itself.
+    def __init__(self, path: Path) -> None:
+        """List the directory at ``path``.
 
-    Raises:
-        DataError: when no file or more than one has that name.
-    """
-    stems = _stems(folder)
-    found = [name for name, stem in stems.items() if stem.casefold() == symbol.casefold()]
-    found = found or [name for name, stem in stems.items() if _stands_for(stem.casefold(), symbol.casefold())]
-    if len(found) == 1:
-        return folder / found[0]
-    if found:
+        Raises:
+            DataError: when it cannot be read.
+        """
+        try:
+            names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name[0] != ".")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+        self._path = path
+        self._stems = {name: stem for name in names if (stem := _stem(name)) is not None}
+        self._names: dict[str, list[str]] = {}
+        for name, stem in self._stems.items():
+            self._names.setdefault(stem.casefold(), []).append(name)
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols that the files are named after, in alphabetical order."""
+        return list(dict.fromkeys(self._stems.values()))
+
+    def file_of(self, symbol: str) -> Path:
+        """The file that has the name of ``symbol``, such as ``AAPL.csv`` or ``btc-usd.parquet``.
+
+        Case does not matter. A sign of the symbol that is no letter or digit may be ``-`` or ``_`` in the name
+        (``BTC/USD`` is in ``BTC-USD.csv``), unless another file has the sign itself.
+
+        Raises:
+            DataError: when no file or more than one has that name.
+        """
+        wanted = symbol.casefold()
+        found = self._names.get(wanted) or [
+            name for stem, names in self._names.items() if _stands_for(stem, wanted) for name in names
+        ]
+        if len(found) == 1:
+            return self._path / found[0]
+        if found:
+            raise DataError(
+                f"{self._path} has several files of {symbol} ({', '.join(found)}); give one of them as `source`"
+            )
         raise DataError(
-            f"{folder} has several files of {symbol} ({', '.join(found)}); give one of them as `source`"
+            f"{self._path} has no file of {symbol}, such as {symbol.replace('/', '-')}.csv; "
+            f"it has {listed(self._stems) or 'no files of prices'}; choose another `symbol` or `source`"
         )
-    raise DataError(
-        f"{folder} has no file of {symbol}, such as {symbol.replace('/', '-')}.csv; "
-        f"it has {listed(stems) or 'no files of prices'}; choose another `symbol` or `source`"
-    )
-
-
-def symbols_of_files(folder: Path) -> list[str]:
-    """The symbols that the files in ``folder`` are named after, in alphabetical order."""
-    return list(dict.fromkeys(_stems(folder).values()))
-
-
-def _stems(folder: Path) -> dict[str, str]:
-    """The files of prices in ``folder``, by name, and their names without endings."""
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
-    return {name: stem for name in names if (stem := _stem(name)) is not None}
 
 
 def _stem(name: str) -> str | None:

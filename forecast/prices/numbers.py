@@ -7,7 +7,7 @@ proof is refused, because a wrong guess is wrong by a factor of a thousand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import numpy as np
@@ -60,7 +60,7 @@ def parse_numbers(
     where: Callable[[int], str],
     *,
     decimal: Sign | None = None,
-    others: Callable[[], Iterable[Cells]] = tuple,
+    others: Callable[[], Collection[Sign]] = tuple,
 ) -> NDArray[np.float64]:
     """Numbers of a column of text, shape (n,); cells without a number are NaN.
 
@@ -68,7 +68,7 @@ def parse_numbers(
         text: the column.
         where: describes a row's place for a message, such as ``prices.csv, column Close, row 3``.
         decimal: the decimal sign; None to find the sign that the cells prove.
-        others: returns the file's other columns, which prove the sign where this column does not.
+        others: returns the signs that the file's other cells prove; called where this column proves none.
 
     Raises:
         DataError: when a cell is not a number, or nothing proves the decimal sign; names the cell and the remedy.
@@ -143,9 +143,9 @@ def _plain(text: Cells, where: Callable[[int], str]) -> Cells:
 
 
 def _sign(
-    cells: Cells, text: Cells, where: Callable[[int], str], others: Callable[[], Iterable[Cells]]
+    cells: Cells, text: Cells, where: Callable[[int], str], others: Callable[[], Collection[Sign]]
 ) -> Sign:
-    """The decimal sign that the cells prove, or else the other columns.
+    """The decimal sign that the cells prove, or else the others of the file.
 
     Raises:
         DataError: when nothing proves it, or two cells prove the opposite.
@@ -162,7 +162,7 @@ def _sign(
     unproved = first_true(matches(cells, "[.,]"))
     if unproved is None or _first_other(cells, f"{FORMS['.']}|{FORMS[',']}") is not None:
         return "."
-    proved = {sign for column in others() if (sign := _proved_by(column))}
+    proved = set(others())
     if len(proved) == 1:
         return proved.pop()
     raise DataError(
@@ -171,11 +171,15 @@ def _sign(
     )
 
 
-def _proved_by(text: Cells) -> Sign | None:
-    """The decimal sign that a column of numbers proves; percentages and amounts such as 32.94M count too."""
-    text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"\s*[%KMBT]$", "")
-    found: list[Sign] = [sign for sign in PROOFS if any_true(matches(text, PROOFS[sign]))]
-    return found[0] if len(found) == 1 else None
+def proved_signs(columns: Iterable[Cells]) -> set[Sign]:
+    """The decimal signs that columns of text prove; percentages and amounts such as 32.94M count too."""
+    proved: set[Sign] = set()
+    for text in columns:
+        text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"\s*[%KMBT]$", "")
+        found = [sign for sign in PROOFS if any_true(matches(text, PROOFS[sign]))]
+        if len(found) == 1:  # a column of dates such as 1.12.2019 can seem to prove both
+            proved.update(found)
+    return proved
 
 
 def _first_other(cells: Cells, form: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,21 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from forecast.config import DataConfig, parse_settings
-from forecast.errors import DataError, SourceUnavailable, UsageError
+from forecast.errors import DataError, UsageError
 from forecast.names import listed
-from forecast.prices import locations
-from forecast.prices.files import read_file
+from forecast.prices.files import Sheet, read_file
 from forecast.prices.integrity import IntegrityReport
+from forecast.prices.locations import Folder
+from forecast.prices.many import SourceStopped
 from forecast.prices.series import Provenance, Series
 from forecast.prices.source import (
     SOURCES,
     Notify,
+    each_once,
     open_source,
+    readers_of_many,
     say_on_stderr,
-    series_from_config,
     series_of_table,
     source_path,
 )
+from forecast.prices.symbols import require_one_spelling
 from forecast.prices.table import Table
 
 ALL = "all"
@@ -32,7 +36,7 @@ ALL = "all"
 UNNAMED = "panel"
 """The name of a panel unless it has its own."""
 LISTED = "@"
-"""What the path of a file of names starts with; spaces or line breaks separate the names."""
+"""What the path of a file of names starts with; spaces, commas, semicolons or line breaks separate the names."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def load_panel(symbols: Sequence[str], *, notify: Notify | None = say_on_stderr,
     Raises:
         UsageError: when no name is given, an argument is invalid, or ``all`` is asked of a source that cannot list its
             symbols.
-        DataError: when the source cannot be read, or no symbol has usable prices.
+        DataError: when the source cannot be read or stops answering, or no symbol has usable prices.
     """
     return panel_from_config(symbols, parse_settings(DataConfig, reading), notify=notify)
 
@@ -109,15 +113,29 @@ def panel_from_config(
     symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr
 ) -> Panel:
     """Load each symbol's prices as ``config`` describes them; see ``load_panel``."""
-    say = notify or (lambda line: None)
     names = named_symbols(symbols)
     if not names:
         raise UsageError("`symbols` gives no name; give names, all, or @ and the path of a file of names")
+    say = each_once(notify)
+    return _panel_of(_readers(names, config, say), config, say)
+
+
+def panel_of_sheet(
+    sheet: Sheet, symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr
+) -> Panel:
+    """The prices of symbols in a file that is open, as ``config`` describes them; errors as ``load_panel``."""
+    return _panel_of(_readers_of_sheet(sheet, symbols, config), config, each_once(notify))
+
+
+def _panel_of(readers: dict[str, Callable[[], Table]], config: DataConfig, say: Notify) -> Panel:
+    """The panel of the tables that ``readers`` return or raise why there is none; it empties them."""
     series: dict[str, Series] = {}
     left_out: dict[str, str] = {}
-    for symbol, load in _loaders(names, config, say).items():
+    for symbol in list(readers):
         try:
-            found = load()
+            # A table is much larger than its series, and is not kept.
+            table = readers.pop(symbol)()
+            found = series_of_table(table, config.model_copy(update={"symbol": symbol}), notify=say)
             first = next(iter(series.values()), found)
             if found.timeline.interval != first.timeline.interval:
                 raise DataError(
@@ -125,12 +143,11 @@ def panel_from_config(
                     "give symbols with the same bars, or set `interval`"
                 )
             series[symbol] = found
-        except SourceUnavailable as error:
-            if not series and config.source in SOURCES:
-                raise  # nothing will answer for the other symbols either
-            left_out[symbol] = str(error)
+        except SourceStopped:
+            raise  # no fault of the symbol
         except DataError as error:
             left_out[symbol] = str(error)
+    _say_fallbacks(series, say)
     if not series:
         name, reason = next(iter(left_out.items()))
         raise DataError(f"no symbol has usable prices ({len(left_out)} left out); {name}: {reason}")
@@ -149,7 +166,8 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
             names.append(name)
             continue
         try:
-            names += Path(name[len(LISTED) :]).expanduser().read_text().split()
+            text = Path(name[len(LISTED) :]).expanduser().read_text("utf-8-sig")
+            names += re.findall(r"[^\s,;]+", text)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"`symbols` {name}: the file of names cannot be read ({error}); give a text file"
@@ -157,47 +175,56 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _loaders(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[str, Callable[[], Series]]:
-    """Functions that load the series of each symbol; a file is read once for all of them."""
+def _say_fallbacks(series: Mapping[str, Series], say: Notify) -> None:
+    """Say in a line for each reason which symbols have prices from elsewhere."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for symbol, each in series.items():
+        if each.provenance.fallback is not None:
+            groups.setdefault((each.provenance.fallback, each.provenance.source), []).append(symbol)
+    for (reason, source), symbols in groups.items():
+        ends = [series[symbol].provenance.last_date for symbol in symbols]
+        say(
+            f"{reason}; using the {source} of {listed(symbols)} instead, of which the oldest ends on {min(ends)}"
+        )
+
+
+def _readers(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[str, Callable[[], Table]]:
+    """Functions that read the table of each symbol; what can be read once for all of them is read now."""
     if config.source in SOURCES:
         if ALL in names:
             raise UsageError(
                 f"`symbols` all: the source {config.source} cannot list its symbols; name them, or give a file"
             )
-        configs = {name: config.model_copy(update={"symbol": name}) for name in names}
-        return {name: partial(series_from_config, each, notify=notify) for name, each in configs.items()}
-
-    def load(symbol: str, read: Callable[[str], Table]) -> Series:
-        return series_of_table(read(symbol), config.model_copy(update={"symbol": symbol}), notify=notify)
-
-    return {name: partial(load, name, read) for name, read in _readers(names, config).items()}
-
-
-def _readers(names: Sequence[str], config: DataConfig) -> dict[str, Callable[[str], Table]]:
-    """Functions that read the table of each symbol of a file, a directory or a database."""
+        return readers_of_many(names, config, notify)
     path = source_path(config.source)
     if path is not None and path.is_dir():
-        folder = path
-        chosen = _with_all(names, locations.symbols_of_files(folder))
+        folder = Folder(path)
 
         def read(symbol: str) -> Table:
-            return read_file(locations.file_of_symbol(folder, symbol), symbol, config)
+            return read_file(folder.file_of(symbol), symbol, config)
 
-        return dict.fromkeys(chosen, read)
-    whole = open_source(config, None)
+        return {symbol: partial(read, symbol) for symbol in _with_all(names, folder.symbols)}
+    return _readers_of_sheet(open_source(config, None if ALL in names else names), names, config)
+
+
+def _readers_of_sheet(
+    whole: Sheet, names: Sequence[str], config: DataConfig
+) -> dict[str, Callable[[], Table]]:
     try:
-        sheets = whole.of_each_symbol(config.feature, config)
+        readers = whole.readers(config)
     except DataError:
         if ALL in names or len(names) > 1:
             raise
-        sheets = {names[0]: whole}  # the prices of one symbol, in a file that names none
+        # The prices of one symbol, in a file that names none.
+        readers = {names[0]: partial(whole.table, names[0], config)}
 
     def choose(symbol: str) -> Table:
-        if symbol not in sheets:
-            raise DataError(f"{whole.name} has no symbol {symbol!r}; choose from {listed(sheets)}")
-        return sheets[symbol].table(symbol, config)
+        if symbol not in readers:
+            raise DataError(f"{whole.name} has no symbol {symbol!r}; choose from {listed(readers)}")
+        require_one_spelling(readers, symbol, whole.name)
+        return readers[symbol]()
 
-    return dict.fromkeys(_with_all(names, list(sheets)), choose)
+    return {symbol: partial(choose, symbol) for symbol in _with_all(names, list(readers))}
 
 
 def _with_all(names: Sequence[str], there: Sequence[str]) -> list[str]:

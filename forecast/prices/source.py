@@ -6,6 +6,7 @@ import datetime as dt
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from forecast.prices import cache, locations, snapshot, yahoo
 from forecast.prices.bars import arrange
 from forecast.prices.files import PACKED, READABLE, Sheet, open_file, read_file
 from forecast.prices.integrity import RuleResult, check_integrity
+from forecast.prices.many import Answer, ask_for_many, given
 from forecast.prices.series import Provenance, Series, hash_rows
 from forecast.prices.table import Table
 from forecast.registry import Registry
@@ -31,6 +33,18 @@ def say_on_stderr(line: str) -> None:
 
 def _say_nothing(line: str) -> None:
     pass
+
+
+def each_once(notify: Notify | None) -> Notify:
+    """A function that says each line once: most lines on a source of many symbols are the same for each symbol."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if notify and line not in said:
+            said.add(line)
+            notify(line)
+
+    return say
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,8 @@ class Request:
 Source = Callable[[Request], Table]
 """Returns the whole history of a symbol.
 
-It raises SourceUnavailable when it gets no answer, and UnknownSymbol when it is sure that the symbol has no prices.
+It raises SourceUnavailable when it gets no answer, RateLimited when it is asked too often, and UnknownSymbol when it is
+sure that the symbol has no prices. For many symbols, it is called in other threads than the main one.
 """
 
 
@@ -85,22 +100,25 @@ def read_snapshot(request: Request) -> Table:
 
 
 def read_auto(request: Request) -> Table:
-    """Read Yahoo, else the cached copy, else the snapshot; announce a fallback in one line and note it in the table.
+    """Read Yahoo, else the cached copy, else the snapshot; a fallback is noted in the table.
 
     Raises:
         DataError: when none of the three has prices.
     """
+    return _or_a_copy(request, partial(read_yahoo, request))
+
+
+def _or_a_copy(request: Request, read: Callable[[], Table]) -> Table:
+    """The table that ``read`` returns, else the cached copy or the snapshot of the symbol, which says why."""
     symbol = request.symbol
     try:
-        return replace(read_yahoo(request), source="yahoo")
+        return replace(read(), source="yahoo")
     except DataError as error:
-        reason = str(error)
+        reason, kind = str(error), type(error)
     for name, copy in (("cache", cache.load(symbol, request.bars)), ("snapshot", snapshot.load(symbol))):
         if copy is not None:
-            first, last = copy.dates.min(), copy.dates.max()
-            request.notify(f"{reason}; using {copy.origin} of {symbol} instead, {first} to {last}")
             return replace(copy, source=name, fallback=reason)
-    raise DataError(
+    raise kind(
         f"{reason}, and there is no cached copy or snapshot of {symbol!r}; check the network and the symbol, or give "
         "a file as `source`"
     )
@@ -164,7 +182,11 @@ def load_series(
 def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_stderr) -> Series:
     """Load the prices that ``config`` describes; see ``load_series``."""
     say = notify or _say_nothing
-    return series_of_table(_read(config, say), config, notify=say)
+    table = _read(config, say)
+    if table.fallback is not None:
+        first, last = table.dates.min(), table.dates.max()
+        say(f"{table.fallback}; using {table.origin} of {config.symbol} instead, {first} to {last}")
+    return series_of_table(table, config, notify=say)
 
 
 def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Series:
@@ -238,8 +260,39 @@ def _read(config: DataConfig, notify: Notify) -> Table:
         return SOURCES[config.source](Request(config.symbol, notify, config.interval))
     path = source_path(config.source)
     if path is not None and path.is_dir():
-        return read_file(locations.file_of_symbol(path, config.symbol), config.symbol, config)
-    return open_source(config, config.symbol).table(config.symbol, config)
+        return read_file(locations.Folder(path).file_of(config.symbol), config.symbol, config)
+    return open_source(config, [config.symbol]).table(config.symbol, config)
+
+
+def readers_of_many(
+    symbols: Sequence[str], config: DataConfig, notify: Notify
+) -> dict[str, Callable[[], Table]]:
+    """Ask a named source for all symbols; the functions return each one's table, or raise why there is none.
+
+    Yahoo is not asked for a symbol whose cached copy is still all that it has.
+    """
+    requests = {symbol: Request(symbol, notify, config.interval) for symbol in symbols}
+    read, at_a_time, copies = SOURCES[config.source], 1, dict[str, Answer]()
+    if config.source in ("auto", "yahoo"):
+        read, at_a_time = read_yahoo, yahoo.AT_A_TIME
+        for symbol, request in requests.items():
+            if (copy := cache.load_current(symbol, request.bars, dt.datetime.now(dt.UTC))) is not None:
+                copies[symbol] = copy
+    if copies:
+        notify(
+            f"prices of {len(copies)} of {len(symbols)} symbols were fetched before, and no bar has ended since; they "
+            "are not asked for again"
+        )
+    missing = [symbol for symbol in symbols if symbol not in copies]
+    answers = copies | ask_for_many(
+        missing, lambda symbol: read(requests[symbol]), notify, at_a_time=at_a_time
+    )
+    if config.source == "auto":
+        return {
+            symbol: partial(_or_a_copy, request, partial(given, answers[symbol]))
+            for symbol, request in requests.items()
+        }
+    return {symbol: partial(given, answers[symbol]) for symbol in symbols}
 
 
 def source_path(source: str) -> Path | None:
@@ -260,13 +313,13 @@ def source_path(source: str) -> Path | None:
     return path
 
 
-def open_source(config: DataConfig, symbol: str | None) -> Sheet:
-    """The cells of a file or a database; of a database only those of ``symbol``, if one is given."""
+def open_source(config: DataConfig, symbols: Sequence[str] | None) -> Sheet:
+    """The cells of a file or a database; of a database only those of ``symbols``, if some are given."""
     if (path := source_path(config.source)) is not None:
         return open_file(path, config)
     from forecast.prices import database
 
     address = locations.resolve(config.source)
     if database.is_database(address):
-        return database.open_database(config.source, address, symbol, config)
+        return database.open_database(config.source, address, symbols, config)
     return locations.open_address(config.source, address, config)

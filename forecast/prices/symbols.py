@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ LABELS = ("ticker", "tickers", "symbol", "symbols")
 """Names of the level of a header that holds symbols."""
 COLUMN_NAMES = (
     *LABELS, "tic", "uniqueid", "name", "code", "instrument", "security", "company", "asset", "pair", "index", "item",
-    "ativo", "papel",
+    "ativo", "papel", "isin", "cusip", "sedol", "figi", "ric", "permno",
 )  # fmt: skip
 """Columns that hold each row's symbol, whatever it is, in ``plain_name``'s form and without brackets."""
 SEPARATORS = ("_", ".", "-", "/", "|", ":", " ")
@@ -53,6 +53,7 @@ def columns_of_symbol(
     """
     if len(header) == 1:
         return list(range(len(header[0]))), [_without_symbol(text, symbol) for text in header[0]], None
+    header = _unmerged(header)
     level = next((at for at, line in enumerate(header) if symbol in line), None)
     chosen, note = symbol, None
     if level is None:
@@ -65,12 +66,26 @@ def columns_of_symbol(
     for place, column in enumerate(zip(*header, strict=True)):
         if level is not None and column[level]:
             last = "" if column[level] == labels[level] else column[level]
-        # In a merged header, an empty cell belongs to the symbol before it.
+        # An empty cell belongs to the symbol before it.
         if level is None or last in (chosen, ""):
             parts = [text for at, text in enumerate(column) if text and at != level]
             places.append(place)
             names.append(parts[-1] if parts else "")
     return places, names, note
+
+
+def _unmerged(header: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The header with merged cells above each of their columns: an empty cell above a fuller line is part of one."""
+    lines: list[Sequence[str]] = []
+    fullest = 0
+    for line in reversed(header):
+        filled = sum(map(bool, line))
+        if filled < fullest:
+            last = ""
+            line = [last := cell or last for cell in line]
+        fullest = max(fullest, filled)
+        lines.insert(0, line)
+    return lines
 
 
 def _without_symbol(name: str, symbol: str) -> str:
@@ -118,6 +133,7 @@ def rows_of_symbol(
             )
         there = pc.unique(cells).to_pylist()
         _require(symbol in there, there, symbol, name)
+        require_one_spelling(there, symbol, name)
         return frame[pc.equal(cells, symbol).to_numpy()], None
     rows = _rows_that_hold(frame, texts, symbol, name, dates)
     if rows is not None:
@@ -142,6 +158,8 @@ def _rows_that_hold(
     }
     if not masks:
         return None
+    for column in masks:
+        require_one_spelling(pc.unique(texts[column]).to_pylist(), symbol, name)
     first: NDArray[np.bool_]
     first, *others = masks.values()
     if any((first != other).any() for other in others):
@@ -175,13 +193,29 @@ def _note_of_another(frame: pd.DataFrame, texts: dict[int, Cells], symbol: str, 
             _require(len(there) < 2, there, symbol, name)
             if there:
                 return other_symbol(name, there[0], symbol)
-        elif len(there) > 1 and all(map(TICKER.fullmatch, there)) and _in_blocks(cells, len(there)):
-            noted = str(frame.columns[column])
-            raise DataError(
-                f"{name} has {listed(there)} in column {noted}, one after the other; if they are "
-                f"symbols, add `symbol_column={noted}`, otherwise delete the column"
-            )
+        else:
+            _refuse_blocks(cells, there, str(frame.columns[column]), name)
     return None
+
+
+def refuse_blocks(frame: pd.DataFrame, name: str) -> None:
+    """Refuse a table whose rows can be those of several symbols, one after the other, in a column that says nothing.
+
+    Raises:
+        DataError: when there is such a column.
+    """
+    for column, cells in _texts(frame).items():
+        if all(TICKER.fullmatch(cell) for cell in cells[:SAMPLE].to_pylist() if cell):
+            there = [text for text in pc.unique(cells).to_pylist() if text]
+            _refuse_blocks(cells, there, str(frame.columns[column]), name)
+
+
+def _refuse_blocks(cells: Cells, there: Sequence[str], column: str, name: str) -> None:
+    if len(there) > 1 and all(map(TICKER.fullmatch, there)) and _in_blocks(cells, len(there)):
+        raise DataError(
+            f"{name} has {listed(there)} in column {column}, one after the other; if they are symbols, add "
+            f"`symbol_column={column}`, otherwise delete the column"
+        )
 
 
 def _in_blocks(cells: Cells, distinct: int) -> bool:
@@ -220,8 +254,10 @@ def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], fe
     """The symbols in a header of several lines: in a line with such a label, else in the one without ``feature``."""
     level = next((at for at, label in enumerate(labels) if plain_name(label) in LABELS), None)
     if level is None:
-        without = [at for at, line in enumerate(header) if plain_name(feature) not in map(plain_name, line)]
-        if len(without) != len(header) - 1:
+        # Of three lines, one may hold the name of the index alone.
+        lines = [at for at, line in enumerate(header) if len(header) == 2 or sum(map(bool, line)) > 1]
+        without = [at for at in lines if plain_name(feature) not in map(plain_name, header[at])]
+        if len(without) != 1 or len(lines) != 2:
             return []
         level = without[0]
     return [text for text in dict.fromkeys(header[level]) if text and text != labels[level]]
@@ -260,6 +296,32 @@ def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) ->
         raise DataError(f"{name} has {len(places)} columns called {wanted!r}; give each column its own name")
     kind = "feature" if parameter == "feature" else "column"
     raise DataError(f"{name} has no {kind} {wanted!r}; choose one of: {listed}, with `{parameter}`")
+
+
+def require_one_spelling(there: Iterable[str], symbol: str, name: str) -> None:
+    """Refuse a symbol that is there in another case too: its rows may be divided between the two."""
+    others = [text for text in there if text != symbol and text.casefold() == symbol.casefold()]
+    if others:
+        raise DataError(f"{name} has {symbol} and {listed(others)}; write the symbol in one way")
+
+
+def columns_by_symbol(names: Sequence[str], symbols: Iterable[str]) -> dict[str, tuple[list[int], list[str]]]:
+    """The columns of each symbol and those of none, by the names in one line: places, and names without the symbol."""
+    owned: dict[str | None, list[int]] = {symbol: [] for symbol in (None, *symbols)}
+    for place, name in enumerate(names):
+        pair = PAIR.match(name)
+        ends = [
+            end for at, sign in enumerate(name) if sign in SEPARATORS for end in (name[:at], name[at + 1 :])
+        ]
+        # Of B and BRK.B, the longer one is meant by Close_BRK.B.
+        parts = [part for part in (pair.groups() if pair else ends) if part in owned]
+        owned[max(parts, key=len, default=None)].append(place)
+    shared = owned.pop(None)
+    return {
+        symbol: (places, [_without_symbol(names[place], symbol) for place in places])
+        for symbol, own in owned.items()
+        if symbol is not None and (places := sorted(shared + own))
+    }
 
 
 def other_symbol(name: str, there: str, symbol: str) -> str:

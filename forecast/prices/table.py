@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forecast.errors import DataError
-from forecast.prices.cells import cells_of, is_text
-from forecast.prices.numbers import Sign, parse_numbers
+from forecast.prices.cells import Cells, cells_of, is_text
+from forecast.prices.numbers import Sign, parse_numbers, proved_signs
 from forecast.prices.symbols import find_column
 
 
@@ -34,6 +35,7 @@ class Table:
         notes: lines that tell a person about the table.
         outside: lines of the file that are not rows of the table.
         decimal: the decimal sign of numbers in text; None to find the sign that the cells prove.
+        signs_of_file: returns the decimal signs that all cells of the file prove, where the table has some of them.
     """
 
     dates: NDArray[np.datetime64]
@@ -48,6 +50,7 @@ class Table:
     notes: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     decimal: Sign | None = None
+    signs_of_file: Callable[[], Collection[Sign]] = tuple
 
     def values(self, feature: str) -> NDArray[np.float64]:
         """The column ``feature`` as numbers, shape (n,); empty and null cells are NaN.
@@ -64,7 +67,7 @@ class Table:
                 pc.fill_null(cells, ""),
                 lambda row: f"{self.origin}, column {feature}, row {row + 1} ({self.dates[row]}),",
                 decimal=self.decimal,
-                others=lambda: self._other_texts(place),
+                others=lambda: self._other_signs(place),
             )
         try:
             if pa.types.is_boolean(cells.type):
@@ -78,6 +81,12 @@ class Table:
             ) from None
         return numbers
 
-    def _other_texts(self, place: int) -> list[pa.ChunkedArray]:
-        others = (cells_of(self.columns.iloc[:, at]) for at in range(self.columns.shape[1]) if at != place)
-        return [pc.fill_null(cells, "") for cells in others if is_text(cells)]
+    def _other_signs(self, place: int) -> set[Sign]:
+        others = self.columns.iloc[:, [at for at in range(self.columns.shape[1]) if at != place]]
+        return proved_signs(texts_of(others)) | set(self.signs_of_file())
+
+
+def texts_of(frame: pd.DataFrame) -> list[Cells]:
+    """The columns of text, empty for null."""
+    columns = (cells_of(frame.iloc[:, at]) for at in range(frame.shape[1]))
+    return [pc.fill_null(cells, "") for cells in columns if is_text(cells)]

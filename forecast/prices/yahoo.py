@@ -7,10 +7,11 @@ import logging
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import ModuleType
+from contextlib import ExitStack, contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,8 +19,11 @@ import pandas as pd
 
 from forecast.errors import SourceUnavailable, UnknownSymbol
 from forecast.prices.dates import parse_dates
+from forecast.prices.many import RateLimited
 from forecast.prices.table import Table
 
+AT_A_TIME = 4
+"""Number of symbols that are fetched at a time."""
 ATTEMPTS = 3
 """Number of attempts before Yahoo counts as unreachable."""
 FIRST_WAIT = 0.5
@@ -39,12 +43,13 @@ PERIODS = {"1m": "7d", "5m": "60d", "15m": "60d", "30m": "60d", "1h": "730d"}
 def fetch(symbol: str, interval: str = "1d") -> Table:
     """Fetch the bars of ``symbol`` as far back as Yahoo gives them, prices not adjusted for dividends.
 
+    Several threads may fetch at the same time.
+
     Raises:
         UnknownSymbol: when Yahoo answers that it has no prices under that symbol.
-        SourceUnavailable: when Yahoo does not answer, limits the rate, or gives any other answer.
+        RateLimited: when Yahoo limits the rate of requests.
+        SourceUnavailable: when Yahoo does not answer, or gives any other answer.
     """
-    import yfinance
-
     result: list[Table | BaseException] = []
 
     def work() -> None:
@@ -56,7 +61,7 @@ def fetch(symbol: str, interval: str = "1d") -> Table:
     # The client also makes requests (cookies, crumbs) with time limits that we do not set: the thread bounds
     # them all.
     thread = threading.Thread(target=work, name="yahoo", daemon=True)
-    with _client_lock, _exceptions_shown(yfinance):
+    with _exceptions_shown():
         thread.start()
         thread.join(TOTAL_TIMEOUT)
     if not result:
@@ -67,12 +72,32 @@ def fetch(symbol: str, interval: str = "1d") -> Table:
 
 
 _client_lock = threading.Lock()
-"""Held while the client has our settings, which apply to the whole process."""
+_client_users = 0
+_client_settings = ExitStack()
+"""Undoes our settings of the client, which apply to the whole process."""
 
 
 @contextmanager
-def _exceptions_shown(yfinance: ModuleType) -> Iterator[None]:
-    """Make the client raise its failures instead of logging them and returning an empty frame; undone afterwards."""
+def _exceptions_shown() -> Iterator[None]:
+    """While any thread asks, let the client raise its failures instead of logging them and returning an empty frame."""
+    global _client_users
+    with _client_lock:
+        _client_users += 1
+        if _client_users == 1:
+            _client_settings.enter_context(_changed_settings())
+    try:
+        yield
+    finally:
+        with _client_lock:
+            _client_users -= 1
+            if not _client_users:
+                _client_settings.close()
+
+
+@contextmanager
+def _changed_settings() -> Iterator[None]:
+    import yfinance
+
     debug, log = yfinance.config.debug, logging.getLogger("yfinance")
     hidden, level = debug.hide_exceptions, log.level
     debug.hide_exceptions = False
@@ -94,6 +119,8 @@ def _fetch_with_retries(symbol: str, interval: str) -> Table:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _fetch_once(symbol, interval)
+        except RateLimited:
+            raise  # to ask again at once would prolong it
         except SourceUnavailable:
             if attempt == ATTEMPTS or time.monotonic() + wait > deadline:
                 raise
@@ -116,7 +143,10 @@ def _fetch_once(symbol: str, interval: str) -> Table:
             f"Yahoo Finance has no prices for {symbol!r} ({reason}); check the symbol's spelling"
         ) from error
     except YFRateLimitError as error:
-        raise SourceUnavailable("Yahoo Finance limits the rate of requests; try again later") from error
+        raise RateLimited(
+            "Yahoo Finance limits the rate of requests; try again later, what was fetched is kept",
+            _retry_after(error),
+        ) from error
     except Exception as error:  # whatever the client's network and parsing layers raise
         raise SourceUnavailable(f"Yahoo Finance could not be read ({_short(error)})") from error
     if frame.empty:
@@ -164,6 +194,21 @@ def _history(symbol: str, interval: str) -> tuple[pd.DataFrame, Mapping[str, Any
         ticker.history(period="5d", timeout=REQUEST_TIMEOUT)
         raise ValueError(f"no time zone for {symbol!r}") from None
     return frame, ticker.get_history_metadata() or {}
+
+
+def _retry_after(error: Exception) -> float | None:
+    """The seconds that Yahoo's answer asks to wait; None where it does not say.
+
+    The client's error does not have the answer; only the client's frames still do.
+    """
+    answers = (frame.f_locals.get("response") for frame, _ in traceback.walk_tb(error.__traceback__))
+    given = next((answer.headers.get("Retry-After") for answer in answers if answer is not None), None)
+    if given is None or given.isdigit():
+        return given and float(given)
+    try:
+        return (parsedate_to_datetime(given) - dt.datetime.now(dt.UTC)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return None
 
 
 def first_incomplete_day(meta: Mapping[str, Any], now: dt.datetime) -> dt.date:
