@@ -26,7 +26,8 @@ from forecast.model.checkpoint import save_checkpoint
 from forecast.prices.calendars import BarGrid, get
 from forecast.prices.source import series_from_config
 from serve_app.metrics import Measurements
-from serve_app.models import Engines, Models
+from serve_app.models import Models
+from serve_app.served_model import Engines
 from serve_app.service import ForecastService
 
 FIRST, LAST = np.datetime64("2015-01-01"), np.datetime64("2024-12-31")

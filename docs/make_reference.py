@@ -56,8 +56,9 @@ def default_of(field: Any) -> str:
 
 def http() -> str:
     """Routes with what they take and answer, from the description that the server gives of itself."""
-    from serve_app.models import Engines, Models
+    from serve_app.models import Models
     from serve_app.routes import describe_routes
+    from serve_app.served_model import Engines
 
     described = describe_routes(Models(Engines())).openapi()
     schemas = described["components"]["schemas"]

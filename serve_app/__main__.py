@@ -8,13 +8,18 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
 from forecast.config import parse_settings
+from forecast.names import MOST_NAMES
 from serve_app.flags import current_flags
 from serve_app.options import DEFAULT_APP, RunOptions
+
+if TYPE_CHECKING:
+    from serve_app.models import ReloadOutcome
 
 EXAMPLES = """\
 examples:
@@ -99,7 +104,11 @@ def main(argv: Sequence[str]) -> int:
     options = parse_settings(ReloadOptions, given)
     from serve_app.reload import reload
 
-    outcomes = reload(options.address, options.app, options.timeout)
+    return print_outcomes(reload(options.address, options.app, options.timeout))
+
+
+def print_outcomes(outcomes: Sequence[ReloadOutcome]) -> int:
+    """Say what each replica serves and refuses after a reload, and return the exit code."""
     refused = sorted({outcome.refused for outcome in outcomes if outcome.refused})
     for reason in refused:
         count = sum(outcome.refused == reason for outcome in outcomes)
@@ -107,10 +116,19 @@ def main(argv: Sequence[str]) -> int:
             f"refused by {count} of {len(outcomes)} replicas, which keep the old models: {reason}",
             file=sys.stderr,
         )
-    for outcome in {str(o.versions): o for o in outcomes if not o.refused}.values():
-        for symbol, version in outcome.versions.items():
-            print(f"serving {symbol}, version {version[:12]}")
-    return 1 if refused else 0
+    served = [outcome for outcome in outcomes if not outcome.refused]
+    loaded = list(dict.fromkeys(pair for outcome in served for pair in outcome.versions.items()))
+    for symbol, version in loaded[:MOST_NAMES]:
+        print(f"serving {symbol}, version {version[:12]}")
+    known = max((outcome.known for outcome in served), default=0)
+    if known > min(len(loaded), MOST_NAMES):
+        print(f"serving {known} symbols; GET /models lists them")
+    unusable = sorted({reason for outcome in outcomes for reason in outcome.unusable})
+    for reason in unusable[:MOST_NAMES]:
+        print(reason, file=sys.stderr)
+    if len(unusable) > MOST_NAMES:
+        print(f"{len(unusable) - MOST_NAMES} more cannot be used; GET /models lists them", file=sys.stderr)
+    return 1 if refused or unusable else 0
 
 
 if __name__ == "__main__":

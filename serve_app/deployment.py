@@ -22,11 +22,13 @@ from forecast.config import parse_settings
 from forecast.errors import ForecastError, UsageError, spell_parameters
 from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
+from serve_app.catalog import require_usable_file
 from serve_app.gateway import build_web_app
 from serve_app.metrics import Measurements, Publisher
-from serve_app.models import Engines, Models, ReloadOutcome, checkpoint_files, logger
+from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.ports import require_free_port, set_internal_ports
+from serve_app.served_model import Engines
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
 CHECKPOINT = "checkpoint"
@@ -42,7 +44,7 @@ LOCAL = "local"
 
 @serve.ingress()
 class Forecaster:
-    """One replica: loaded models behind the web application."""
+    """One replica: models behind the web application."""
 
     def __init__(self, options: ServeOptions, api_key: str | None) -> None:
         device = assigned_device()
@@ -52,7 +54,7 @@ class Forecaster:
         self._measurements, self._publisher = Measurements(), Publisher()
         wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
         engines = Engines(device, options.engine, options.max_batch_size, wait_s)
-        self._models = Models(engines)
+        self._models = Models(engines, options.cache_mb)
         service = ForecastService(
             self._models,
             self._measurements,
@@ -138,8 +140,10 @@ def build(options: ServeOptions) -> Application:
     """
     # A replica may run in another working directory.
     checkpoint = Path(options.checkpoint).absolute()
-    for path in checkpoint_files(checkpoint):
-        load_checkpoint(path)
+    if checkpoint.is_dir():
+        require_usable_file(checkpoint)
+    else:
+        load_checkpoint(checkpoint)
     gpus = replica_gpus(options.num_gpus, cluster_gpus())
     api_key = os.environ.get(API_KEY_VARIABLE)
     if not api_key and options.require_api_key:

@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 
 from ray.serve import metrics
 
+from serve_app.catalog import Catalog
 from serve_app.models import Models
 
 PUBLISH_EVERY_S = 0.25
 """Seconds between hand-overs: short, so that none blocks the event loop for long."""
+MOST_SYMBOLS = 50
+"""Most symbols with time series of their own: Prometheus keeps each of them, and so is slow with thousands."""
+MANY = "(many)"
+"""The label ``symbol`` where there are more."""
 MODELS_EVERY = 8
 """Hand-overs between updates of the models' state: two seconds, so that a change is visible soon."""
 LATENCY_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
@@ -29,7 +34,7 @@ class Measurements:
     Attributes:
         requests: answers by route and status.
         seconds: the route of each answer, and its time from the request's headers to the answer.
-        out_of_range: windows outside the training range by symbol.
+        out_of_range: windows outside the training range by ``label_of`` their symbol.
         reloads: attempts to load models by outcome, ``loaded`` or ``refused``.
     """
 
@@ -75,8 +80,13 @@ class Publisher:
         )
         self._models = metrics.Gauge(
             "forecast_model_info",
-            "1 for a served model, 0 for a model no longer served; version is the model file's SHA-256, shortened.",
+            "1 for a loaded model, 0 for a model no longer loaded; version is the model file's SHA-256, shortened.",
             tag_keys=("symbol", "version"),  # type: ignore[arg-type]
+        )
+        self._symbols = metrics.Gauge(
+            "forecast_symbols",
+            "Symbols by state: ready (loaded when asked for), loaded, or refused because their file cannot be used.",
+            tag_keys=("state",),
         )
         self._refused = metrics.Gauge(
             "forecast_model_refused",
@@ -97,10 +107,21 @@ class Publisher:
 
     def show_models(self, models: Models) -> None:
         """Report which models are served; Ray drops a gauge that is not set again within some seconds."""
-        served = {(symbol, short_version(model.version)) for symbol, model in models.by_symbol.items()}
+        catalog, loaded = models.catalog, list(models.loaded)
+        served = {(model.symbol, short_version(model.version)) for model in loaded}
+        if len(catalog.by_symbol) > MOST_SYMBOLS:
+            # One file has one version; the versions of many files would be as many time series as their symbols.
+            served = {(MANY, version) for _, version in served} if len(catalog.files) == 1 else set()
         for symbol, version in self._shown | served:
             self._models.set((symbol, version) in served, tags={"symbol": symbol, "version": version})
         self._shown = served
+        counts = {
+            "ready": len(catalog.by_symbol) - len(loaded),
+            "loaded": len(loaded),
+            "refused": len(catalog.refused),
+        }
+        for state, count in counts.items():
+            self._symbols.set(count, tags={"state": state})
         self._refused.set(models.refusal is not None)
 
     async def publish_forever(self, measurements: Measurements, models: Models) -> None:
@@ -110,6 +131,11 @@ class Publisher:
                 self.show_models(models)
             await asyncio.sleep(PUBLISH_EVERY_S)
             self.publish(measurements.take())
+
+
+def label_of(symbol: str, catalog: Catalog) -> str:
+    """The label of a symbol: the symbol itself, unless there are too many."""
+    return symbol if len(catalog.by_symbol) <= MOST_SYMBOLS else MANY
 
 
 def short_version(sha256: str) -> str:

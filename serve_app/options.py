@@ -18,6 +18,11 @@ API_KEY_VARIABLE = "FORECAST_API_KEY"
 """The API key is not an option, because people other than its owner can read command lines and config files."""
 
 
+CACHE_MB, CACHED_MODELS = 24, 16
+"""The memory that loaded models of a directory may take in a replica, unless ``cache_mb`` is given, and the number of
+files that are kept even if they need more: a small directory of large models stays loaded."""
+
+
 class ServeOptions(AgeOptions):
     """Options of the application; an unknown one is an error."""
 
@@ -26,7 +31,7 @@ class ServeOptions(AgeOptions):
     checkpoint: str = Field(
         default_factory=lambda: os.environ.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT),
         min_length=1,
-        description="checkpoint to serve, or a directory with one checkpoint per symbol (unless given, "
+        description="checkpoint to serve, or a directory of checkpoints of different symbols (unless given, "
         f"{CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
     )
     replicas: int = Field(1, ge=1, description="processes that answer requests")
@@ -73,7 +78,7 @@ class ServeOptions(AgeOptions):
         description="seconds that a request has to send its body (else 408) and get its answer (else 503)",
     )
     max_body_bytes: int = Field(
-        1_048_576,
+        4_194_304,
         ge=1024,
         description="largest request body, packed and unpacked; a larger one is refused with 413",
     )
@@ -81,6 +86,12 @@ class ServeOptions(AgeOptions):
         10_000,
         ge=1,
         description="most forecasts per request, windows x horizon; more are refused with 422",
+    )
+    cache_mb: float | None = Field(
+        None,
+        gt=0,
+        description="MB of memory for the loaded models of a directory, in each replica; the models that were not used "
+        f"for longest are unloaded (unless given, {CACHE_MB}, or {CACHED_MODELS} files if they need more)",
     )
     require_api_key: bool = Field(False, description=f"refuse to start if {API_KEY_VARIABLE} is not set")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(

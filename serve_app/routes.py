@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from forecast.model.header import Header
 from forecast.scores.metrics import METRICS
 from forecast.version import installed_version
-from serve_app.models import ModelNotFound, Models, ServedModel
+from serve_app.catalog import Catalog, ModelFile, ModelNotFound
+from serve_app.models import Models
 from serve_app.schemas import (
+    MODELS_PER_PAGE,
+    MOST_PER_PAGE,
     BatchAnswer,
     ErrorAnswer,
     HealthAnswer,
@@ -30,7 +36,9 @@ from serve_app.schemas import (
     RefusalAnswer,
     SeriesAnswer,
     SeriesRequest,
+    UnusableModel,
 )
+from serve_app.served_model import ServedModel
 from serve_app.service import BATCH, PREDICT
 
 PAGE = Path(__file__).with_name("page.html")
@@ -80,18 +88,34 @@ def describe_routes(models: Models) -> FastAPI:
     )
 
     @web.get(
-        "/model", response_model=ModelAnswer, responses=_errors(401, 422), summary="Describe a served model"
+        "/model",
+        response_model=ModelAnswer,
+        responses=_errors(401, 422, 503),
+        summary="Describe a served model",
     )
     async def model(symbol: str | None = None) -> Any:
         try:
-            chosen = models.choose(symbol)
+            chosen = await models.choose(symbol)
         except ModelNotFound as error:
-            return _refusal(422, Problem(loc=["query", "symbol"], msg=str(error), type="symbol"))
+            problem = Problem(loc=["query", "symbol"], msg=str(error), type=error.kind)
+            return _refusal(error.status, problem)
         return _describe(chosen, models)
 
-    @web.get("/models", responses=_errors(401), summary="List the served models")
-    async def list_models() -> ModelsAnswer:
-        return ModelsAnswer(models=[_line(model) for model in models.by_symbol.values()])
+    @web.get("/models", responses=_errors(401, 422), summary="List the served models")
+    async def list_models(
+        offset: Annotated[int, Query(ge=0, description="number of models to skip")] = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=MOST_PER_PAGE, description="most models in the answer")
+        ] = MODELS_PER_PAGE,
+        q: Annotated[
+            str,
+            Query(
+                max_length=100,
+                description="text that the symbols contain, in any case; those that begin with it come first",
+            ),
+        ] = "",
+    ) -> ModelsAnswer:
+        return await _page(models.catalog, q, offset, limit)
 
     @web.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -115,6 +139,14 @@ def describe_routes(models: Models) -> FastAPI:
             loc, message = "method", f"{request.url.path} does not take {request.method}; use {allowed}"
         problem = Problem(loc=[loc], msg=message, type=HTTPStatus(error.status_code).name.lower())
         return _refusal(error.status_code, problem, error.headers)
+
+    @web.exception_handler(RequestValidationError)
+    async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:
+        """Refuse a query in the same form."""
+        first = error.errors()[0]
+        name = first["loc"][-1]
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}; correct {name} in the query, or leave it out"
+        return _refusal(422, Problem(loc=["query", name], msg=message, type=first["type"]))
 
     return web
 
@@ -147,32 +179,57 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer} for status in statuses}
 
 
-def _line(model: ServedModel) -> ModelLine:
+async def _page(catalog: Catalog, text: str, offset: int, limit: int) -> ModelsAnswer:
+    """One page of the models whose symbols contain a text."""
+    symbols, refused = catalog.find(text)
+    shown = {symbol: catalog.by_symbol[symbol] for symbol in symbols[offset : offset + limit]}
+    unread = [file for file in dict.fromkeys(shown.values()) if file.version is None]
+    # A model's version is the hash of its file, which takes long to read if it is large.
+    for file, version in zip(unread, await asyncio.to_thread(_hashes, unread), strict=True):
+        file.version = file.version or version
+    end = offset + len(shown)
+    return ModelsAnswer(
+        models=[_line(symbol, file.header, file.version or "", file.path) for symbol, file in shown.items()],
+        total=len(symbols),
+        next_offset=end if end < len(symbols) else None,
+        unusable=[
+            UnusableModel(symbol=each.symbol, checkpoint_path=str(each.path), reason=each.reason)
+            for each in refused[:limit]
+        ],
+        total_unusable=len(refused),
+    )
+
+
+def _hashes(files: Sequence[ModelFile]) -> list[str]:
+    return [file.hashed() for file in files]
+
+
+def _line(symbol: str, header: Header, version: str, path: str | Path) -> ModelLine:
     return ModelLine(
-        symbol=model.symbol,
-        feature=model.feature,
-        sequence_length=model.predictor.sequence_length,
-        values_used=model.predictor.rows_used,
-        columns=list(model.predictor.columns),
-        sha256=model.version,
-        checkpoint_path=model.predictor.path,
+        symbol=symbol,
+        feature=header.columns[0],
+        sequence_length=header.sequence_length,
+        values_used=header.rows_used,
+        columns=list(header.columns),
+        sha256=version,
+        checkpoint_path=str(path),
     )
 
 
 def _describe(model: ServedModel, models: Models) -> ModelAnswer:
-    checkpoint, engine = model.predictor.checkpoint, model.predictor.engine
-    refusal = models.refusal
+    predictor, refusal = model.predictor, models.refusal
+    checkpoint, engine = predictor.checkpoint, predictor.engine
     return ModelAnswer(
-        **_line(model).model_dump(),
+        **_line(model.symbol, Header.of(checkpoint), model.version, predictor.path).model_dump(),
         target=checkpoint.config.target,
         likelihood=checkpoint.config.likelihood,
         volatility=checkpoint.config.volatility,
         members=len(checkpoint.members),
-        widest_level=model.predictor.widest_level,
+        widest_level=predictor.widest_level,
         many_steps=not checkpoint.columns_not_forecast,
         trained_on=checkpoint.provenance,
         trained_until=checkpoint.trained_until,
-        model_age=model.predictor.dating.age(),
+        model_age=predictor.dating.age(),
         split=checkpoint.split,
         scored_model=checkpoint.scored_model,
         metric_units={name: metric.unit for name, metric in METRICS.items() if metric.unit},

@@ -15,6 +15,9 @@ MAX_HORIZON = 365
 MAX_LEVELS = 20
 """Most intervals per request."""
 
+MODELS_PER_PAGE, MOST_PER_PAGE = 100, 1000
+"""Models on a page of ``GET /models`` unless ``limit`` is given, and the largest ``limit``."""
+
 LENGTH_NEEDED = "number of past prices that a forecast needs"
 
 VALUES_REMEDY = (
@@ -287,10 +290,24 @@ class ModelLine(BaseModel):
     checkpoint_path: str
 
 
+class UnusableModel(BaseModel):
+    """A symbol that is not answered for, because its checkpoint cannot be used."""
+
+    symbol: str = Field(description="the symbol; the file's name where the file does not tell")
+    checkpoint_path: str
+    reason: str
+
+
 class ModelsAnswer(BaseModel):
-    """Every served model."""
+    """The served models, one page of them."""
 
     models: list[ModelLine]
+    total: int = Field(description="number of models on all pages")
+    next_offset: int | None = Field(description="offset of the next page; null on the last one")
+    unusable: list[UnusableModel] = Field(
+        description="symbols whose requests are refused with 503 until a reload, at most limit of them"
+    )
+    total_unusable: int = Field(description="number of all such symbols")
 
 
 class ModelAnswer(ModelLine):

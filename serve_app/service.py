@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from pydantic_core import from_json, to_json
 
 from forecast.config import AgeOptions, parse_settings
 from forecast.errors import AgeError, BadWindow, LevelError, UsageError, WindowError
-from forecast.inference.prediction import Prediction, describe_intervals
-from forecast.inference.predictor import Predictor, forecast_together
+from forecast.inference.prediction import describe_intervals
 from serve_app.batching import Window
-from serve_app.metrics import Measurements, short_version
-from serve_app.models import ModelNotFound, Models, ServedModel
+from serve_app.catalog import ModelNotFound
+from serve_app.computing import Bounds, forecast_aside, forecast_series
+from serve_app.metrics import Measurements, label_of, short_version
+from serve_app.models import Models
 from serve_app.schemas import (
     BatchRequest,
     BatchRowsRequest,
@@ -32,12 +32,8 @@ from serve_app.schemas import (
     SeriesRequest,
     problems_of,
 )
+from serve_app.served_model import ServedModel
 
-CHUNK_COST = 4e9
-"""Multiply-adds that a batch request computes at a time, some tenths of a second on a CPU: after each chunk, other
-requests get a turn, and a request past its time limit ends. A chunk has at least one forecast."""
-MAX_CHUNK = 256
-"""Most windows in a chunk, even where more would be cheap: larger chunks are no faster."""
 RETRY_AFTER_S = 1
 """Seconds that a client refused with 503 should wait before it tries again."""
 
@@ -49,7 +45,6 @@ Kinds = tuple[type[Asked], type[Asked]]
 PREDICT: Kinds[PredictRequest | PredictRowsRequest] = (PredictRequest, PredictRowsRequest)
 BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 
-Bounds = NDArray[np.float64]
 Dates = NDArray[np.datetime64]
 
 RECENT_DATES = 8
@@ -68,6 +63,11 @@ class Answer:
 def refuse(status: int, problems: list[Problem], *headers: tuple[bytes, bytes]) -> Answer:
     """Build an answer that says what is wrong, where, and the remedy."""
     return Answer(status, ErrorAnswer(ok=False, detail=problems).model_dump_json().encode(), (JSON, *headers))
+
+
+def refuse_symbol(error: ModelNotFound, where: list[str | int]) -> Answer:
+    """Build the answer for a symbol, at ``where`` in the request, that has no usable model."""
+    return refuse(error.status, [Problem(loc=where, msg=str(error), type=error.kind)])
 
 
 def busy(reason: str) -> Answer:
@@ -111,7 +111,9 @@ class ForecastService:
         """Answer a ``PredictRequest``, or a ``PredictRowsRequest``."""
         try:
             asked = self._parse(PREDICT, body)
-            model = self._unseen(asked) or self._choose(asked)
+            model = await self._unseen(asked, ["body"]) or await self._choose(
+                asked.symbol, ["body", "symbol"]
+            )
             horizon, levels = self._require_possible(asked, model, 1)
             when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
@@ -121,7 +123,9 @@ class ForecastService:
         bounds: Bounds | None = None
         try:
             if horizon > 1 or asked.horizon is not None:
-                (prices,), bounds = await self._forecast_aside(model, [window], horizon, levels)
+                (prices,), bounds = await forecast_aside(
+                    self.models.threads, model, [window], horizon, levels
+                )
             elif levels:
                 prediction = await model.predictions.forecast(window)
                 prices, bounds = prediction.prices.tolist(), prediction.intervals(levels)[:, np.newaxis]
@@ -142,14 +146,14 @@ class ForecastService:
             return await self._predict_series(body)
         try:
             asked = self._parse(BATCH, body)
-            model = self._choose(asked)
+            model = await self._choose(asked.symbol, ["body", "symbol"])
             horizon, levels = self._require_possible(asked, model, len(asked.windows))
             when = self._when(asked, model, None, 0)
         except Refused as refused:
             return refused.answer
         windows = [values[-model.predictor.rows_used :] for values in asked.windows]
         try:
-            prices, bounds = await self._forecast_aside(model, windows, horizon, levels)
+            prices, bounds = await forecast_aside(self.models.threads, model, windows, horizon, levels)
         except BadWindow as bad:
             return refuse(422, [Problem(loc=["body", "windows", bad.index], msg=str(bad), type="window")])
         except WindowError as error:
@@ -173,7 +177,7 @@ class ForecastService:
                 )
                 raise Refused(refuse(422, [Problem(loc=["body", "last_date"], msg=message, type="date")]))
             warnings: list[str] = []
-            models = [self._model_of(index, item) for index, item in enumerate(asked.series)]
+            models = [await self._model_of(index, item) for index, item in enumerate(asked.series)]
             for model in {id(model.predictor.whole): model for model in models}.values():
                 horizon, levels = self._require_possible(asked, model, len(models))
                 warnings += self._when(asked, model, None, 0).warnings
@@ -184,7 +188,7 @@ class ForecastService:
             for item, model in zip(asked.series, models, strict=True)
         ]
         try:
-            prices, bounds = await self._forecast_series(models, windows, horizon, levels)
+            prices, bounds = await forecast_series(self.models.threads, models, windows, horizon, levels)
         except BadWindow as bad:
             where: list[str | int] = ["body", "series", bad.index, "values"]
             return refuse(422, [Problem(loc=where, msg=str(bad), type="window")])
@@ -202,85 +206,47 @@ class ForecastService:
             answer["warnings"] = warnings
         return Answer(200, to_json(answer), (JSON,))
 
-    def _model_of(self, index: int, item: SeriesItem) -> ServedModel:
+    async def _model_of(self, index: int, item: SeriesItem) -> ServedModel:
         """The model that answers for one symbol of a request.
 
         Raises:
             Refused: when there is none, or the symbol's window does not fit it.
         """
-        try:
-            unseen = self.models.unseen(item.symbol)
-            return unseen.of_window(item.values, item.symbol) if unseen else self.models.choose(item.symbol)
-        except (ModelNotFound, WindowError) as error:
-            field = "symbol" if isinstance(error, ModelNotFound) else "values"
-            problem = Problem(loc=["body", "series", index, field], msg=str(error), type=field)
-            raise Refused(refuse(422, [problem])) from None
+        where: list[str | int] = ["body", "series", index]
+        unseen = await self._unseen(item, where)
+        return unseen or await self._choose(item.symbol, [*where, "symbol"])
 
-    async def _forecast_series(
-        self, models: Sequence[ServedModel], windows: Sequence[Window], horizon: int, levels: list[float]
-    ) -> tuple[list[list[float]], list[Bounds]]:
-        """Return forecasts (n, horizon), and each window's bounds (horizon, levels, 2), from a thread.
-
-        Raises:
-            BadWindow: when a window does not fit its model.
-        """
-        if horizon > 1:
-            forecasts: list[list[float]] = []
-            bounds: list[Bounds] = []
-            for index, (model, window) in enumerate(zip(models, windows, strict=True)):
-                try:
-                    (ahead,), found = await self._forecast_aside(model, [window], horizon, levels)
-                except WindowError as error:
-                    raise BadWindow(index, error) from None
-                forecasts.append(ahead)
-                bounds += [] if found is None else list(found)
-            return forecasts, bounds
-        loop = asyncio.get_running_loop()
-        answers: dict[int, Prediction] = {}
-        by_engine: dict[int, list[int]] = {}
-        for index, model in enumerate(models):
-            by_engine.setdefault(id(model.predictor.engine), []).append(index)
-        for indices in by_engine.values():
-            size = max(1, min(MAX_CHUNK, int(CHUNK_COST / models[indices[0]].cost)))
-            for first in range(0, len(indices), size):
-                chunk = indices[first : first + size]
-                predictors, theirs = [models[at].predictor for at in chunk], [windows[at] for at in chunk]
-                try:
-                    predictions = await loop.run_in_executor(
-                        self.models.threads, forecast_together, predictors, theirs
-                    )
-                except BadWindow as bad:
-                    raise BadWindow(chunk[bad.index], bad) from None
-                answers.update(zip(chunk, predictions, strict=True))
-        ordered = [answers[index] for index in range(len(models))]
-        return [each.prices.tolist() for each in ordered], (
-            [each.intervals(levels) for each in ordered] if levels else []
-        )
-
-    def _unseen(self, asked: PredictRequest | PredictRowsRequest) -> ServedModel | None:
+    async def _unseen(
+        self, asked: PredictRequest | PredictRowsRequest | SeriesItem, where: list[str | int]
+    ) -> ServedModel | None:
         """The model of many symbols, for a symbol that it was not trained on; None for other requests.
 
+        Args:
+            asked: the window and its symbol.
+            where: its place in the request.
+
         Raises:
-            Refused: when the window does not fit the model.
+            Refused: when the model cannot be used, or the window does not fit it.
         """
-        model = self.models.unseen(asked.symbol)
         try:
+            model = await self.models.unseen(asked.symbol)
             return model and model.of_window(asked.values, str(asked.symbol))
+        except ModelNotFound as error:
+            raise Refused(refuse_symbol(error, [*where, "symbol"])) from None
         except WindowError as error:
-            problem = Problem(loc=["body", "values"], msg=str(error), type="window")
+            problem = Problem(loc=[*where, "values"], msg=str(error), type="window")
             raise Refused(refuse(422, [problem])) from None
 
-    def _choose(self, asked: Options) -> ServedModel:
-        """Choose the model that answers a request.
+    async def _choose(self, symbol: str | None, where: list[str | int]) -> ServedModel:
+        """Choose the model that answers for a symbol, which stands at ``where`` in the request.
 
         Raises:
-            Refused: when no served model fits it.
+            Refused: when there is none, or it cannot be used.
         """
         try:
-            return self.models.choose(asked.symbol)
+            return await self.models.choose(symbol)
         except ModelNotFound as error:
-            problem = Problem(loc=["body", "symbol"], msg=str(error), type="symbol")
-            raise Refused(refuse(422, [problem])) from None
+            raise Refused(refuse_symbol(error, where)) from None
 
     def _parse(self, kinds: Kinds[Asked], body: bytes) -> Asked:
         """Validate a body as plain numbers, which most models take, or else as rows of numbers.
@@ -302,7 +268,7 @@ class ForecastService:
                     raise Refused(
                         refuse(422, [Problem(loc=["body"], msg=message, type="encoding")])
                     ) from None
-                if any(len(model.predictor.columns) > 1 for model in self.models.by_symbol.values()):
+                if self.models.catalog.takes_rows:
                     raise Refused(refuse(422, problems_of(rows_error, rows))) from None
                 raise Refused(refuse(422, problems_of(plain_error, plain))) from None
 
@@ -373,50 +339,6 @@ class ForecastService:
             raise Refused(refuse(422, [Problem(loc=["body", field], msg=str(error), type="date")])) from None
         return When(None if last is None else last[-RECENT_DATES:], age, warnings)
 
-    async def _forecast_aside(
-        self, model: ServedModel, windows: Sequence[Window], horizon: int, levels: list[float]
-    ) -> tuple[list[list[float]], Bounds | None]:
-        """Return forecasts (n, horizon), and bounds (n, horizon, levels, 2) if there are levels, from a thread.
-
-        The thread computes them in chunks: they may take long, and other requests use the same thread.
-
-        Raises:
-            BadWindow: when a window does not fit the model.
-        """
-        loop, forecasts, bounds = asyncio.get_running_loop(), [], []
-        at_a_time = max(1, int(CHUNK_COST / model.cost))
-        size = min(at_a_time, MAX_CHUNK)
-        for first in range(0, len(windows), size):
-            chunk = windows[first : first + size]
-            if levels and horizon == 1:
-                piece, their_bounds = await loop.run_in_executor(
-                    self.models.threads, _piece_with_intervals, model.predictor, chunk, levels, first
-                )
-                forecasts += piece
-                bounds.append(their_bounds)
-                continue
-            prices: list[list[float]] = [[] for _ in chunk]
-            while (left := horizon - len(prices[0])) > 0:
-                # Each piece continues from the forecasts of the previous one.
-                past = [
-                    model.predictor.continued(window, done)
-                    for window, done in zip(chunk, prices, strict=True)
-                ]
-                steps = min(left, max(1, at_a_time // len(chunk)))
-                piece = await loop.run_in_executor(
-                    self.models.threads, _forecast_piece, model.predictor, past, steps, first
-                )
-                prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
-            forecasts += prices
-        if levels and horizon > 1:
-            for index, (window, ahead) in enumerate(zip(windows, forecasts, strict=True)):
-                bounds.append(
-                    await loop.run_in_executor(
-                        self.models.threads, _intervals_ahead, model.predictor, window, ahead, levels, index
-                    )
-                )
-        return forecasts, np.concatenate(bounds) if bounds else None
-
     def _answer(
         self,
         model: ServedModel,
@@ -447,7 +369,8 @@ class ForecastService:
             index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
         ]
         if outside:
-            self.measurements.out_of_range[model.symbol] += len(outside)
+            label = label_of(model.symbol, self.models.catalog)
+            self.measurements.out_of_range[label] += len(outside)
             low, high = model.predictor.checkpoint.train_range or (0, 0)
             which = "the window has" if len(windows) == 1 else f"{len(outside)} of the windows have"
             warnings.append(
@@ -478,60 +401,3 @@ class Refused(Exception):
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
         self.answer = answer
-
-
-def _forecast_piece(
-    predictor: Predictor, windows: Sequence[Window], steps: int, first: int
-) -> list[list[float]]:
-    """Forecast (n, steps) a request's windows, the first of which has index ``first``; runs in a thread.
-
-    Raises:
-        BadWindow: when a window does not fit the model.
-    """
-    try:
-        forecasts: list[list[float]] = predictor.predict_steps(windows, steps).tolist()
-        return forecasts
-    except WindowError:
-        _name_bad_window(predictor, windows, steps, first)
-        raise
-
-
-def _piece_with_intervals(
-    predictor: Predictor, windows: Sequence[Window], levels: list[float], first: int
-) -> tuple[list[list[float]], Bounds]:
-    """Forecast (n, 1) a request's windows from index ``first`` on, with bounds (n, 1, levels, 2); runs in a thread.
-
-    Raises:
-        BadWindow: when a window does not fit the model.
-    """
-    try:
-        prediction = predictor.forecast(windows)
-        return prediction.prices[:, np.newaxis].tolist(), prediction.intervals(levels)[:, np.newaxis]
-    except WindowError:
-        _name_bad_window(predictor, windows, 1, first)
-        raise
-
-
-def _intervals_ahead(
-    predictor: Predictor, window: Window, prices: list[float], levels: list[float], index: int
-) -> Bounds:
-    """Bounds (1, horizon, levels, 2) around a window's point forecasts (horizon,); runs in a thread.
-
-    Raises:
-        BadWindow: when a bound is not a finite number.
-    """
-    try:
-        return predictor.predict_intervals([window], levels, len(prices), [prices])
-    except WindowError as error:
-        raise BadWindow(index, error) from None
-
-
-def _name_bad_window(predictor: Predictor, windows: Sequence[Window], steps: int, first: int) -> None:
-    """Raise BadWindow for the first window that does not fit the model."""
-    # The first check is cheap, because it computes no forecast, and finds most misfits.
-    for look in (predictor.check, lambda window: predictor.predict_steps(window, steps)):
-        for index, window in enumerate(windows, first):
-            try:
-                look([window])
-            except WindowError as error:
-                raise BadWindow(index, error) from None

@@ -7,8 +7,9 @@ from fastapi.testclient import TestClient
 
 from serve_app.gateway import build_web_app
 from serve_app.metrics import Measurements
-from serve_app.models import Engines, Models
+from serve_app.models import Models
 from serve_app.options import ServeOptions
+from serve_app.served_model import Engines
 from serve_app.service import ForecastService
 
 LIMIT = 50_000
@@ -18,7 +19,7 @@ LIMIT = 50_000
 def build(checkpoint, api_key=None, **options):
     """Build the ASGI application and the service behind it."""
     options = ServeOptions(**({"max_body_bytes": LIMIT} | options))
-    models = Models(Engines(engine=options.engine))
+    models = Models(Engines(engine=options.engine), options.cache_mb)
     asyncio.run(models.load(str(checkpoint)))
     service = ForecastService(
         models,

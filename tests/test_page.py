@@ -63,6 +63,12 @@ def shown(tab, text="Next value"):
     return tab.text_content("#answer")
 
 
+def choose(tab, text):
+    """Type a part of a symbol, and take the only one that has it."""
+    tab.fill("#symbol", text)
+    tab.press("#symbol", "Enter")
+
+
 def rises(tab, values):
     tab.fill("#values", "\n".join(map(str, values)))
 
@@ -197,7 +203,7 @@ def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, t
     with listening(tmp_path) as address:
         page = open_page(address)
         shown(page.tab)
-        page.tab.select_option("#symbol", "ETH-USD")
+        choose(page.tab, "eth")
         page.tab.wait_for_function("() => document.querySelector('h1').textContent.startsWith('ETH-USD')")
         assert page.tab.input_value("#values") == ""
         # Nothing of the other symbol stays, and no request was sent that cannot be answered.
@@ -211,6 +217,49 @@ def test_one_of_several_models_is_chosen_by_its_symbol(open_page, tiny_result, t
         assert '"symbol":"ETH-USD"' in page.tab.text_content("#curl")
 
 
+def test_a_symbol_among_many_is_found_by_typing_and_with_the_keyboard_alone(open_page, tiny_result, tmp_path):
+    for number in range(24):
+        config = tiny_result.checkpoint.config.model_copy(update={"symbol": f"SYM{number:02d}"})
+        save_checkpoint(
+            tiny_result.checkpoint.model_copy(update={"config": config}), tmp_path / f"SYM{number:02d}.pt"
+        )
+    (tmp_path / "BAD.pt").write_bytes(b"")
+    with listening(tmp_path) as address:
+        page = open_page(address, width=390)
+        shown(page.tab)
+        field, options = page.tab.get_by_role("combobox", name="Symbol"), page.tab.locator("#symbols li")
+
+        def found(text):
+            page.tab.wait_for_function(
+                "text => document.getElementById('found').textContent.includes(text)", arg=text
+            )
+
+        field.focus()
+        found("20 of 24; type to find others")
+        assert field.input_value() == "SYM00"
+        page.tab.keyboard.type("m1")
+        found("10 symbols")
+        assert options.all_text_contents() == [f"SYM{number}" for number in range(10, 20)]
+        for _ in range(3):
+            page.tab.keyboard.press("ArrowDown")
+        active = field.get_attribute("aria-activedescendant")
+        assert page.tab.text_content(f"#{active}") == "SYM12"
+        page.tab.keyboard.press("Enter")
+        page.tab.wait_for_function("() => document.querySelector('h1').textContent === 'SYM12 Close'")
+        assert '"symbol":"SYM12"' in (shown(page.tab), page.tab.text_content("#curl"))[1]
+        assert field.get_attribute("aria-expanded") == "false"
+        for typed, remark in (("zzz", "No symbol contains “zzz”"), ("bad", "BAD cannot be used: ")):
+            field.fill(typed)
+            found(remark)
+            page.tab.keyboard.press("Escape")
+            assert field.input_value() == "SYM12"
+        field.fill("20")
+        options.filter(has_text="SYM20").click()
+        page.tab.wait_for_function("() => document.querySelector('h1').textContent === 'SYM20 Close'")
+        assert page.cut_off() == 0
+        assert page.errors == []
+
+
 def test_a_choice_of_a_model_that_cannot_be_had_is_told_and_taken_back(
     open_page, tiny_result, tiny_checkpoint, tmp_path
 ):
@@ -221,7 +270,7 @@ def test_a_choice_of_a_model_that_cannot_be_had_is_told_and_taken_back(
         page = open_page(address)
         shown(page.tab)
         page.tab.route("**/model?symbol=ETH-USD", lambda route: route.fulfill(status=503, body="busy"))
-        page.tab.select_option("#symbol", "ETH-USD")
+        choose(page.tab, "eth")
         page.tab.locator("#problem").wait_for(state="visible")
         assert page.tab.text_content("#problem") == "The server answered 503"
         assert page.tab.input_value("#symbol") == "BTC-USD"
@@ -240,8 +289,8 @@ def test_a_refusal_that_comes_after_the_next_choice_changes_nothing(
         shown(page.tab)
         held = []
         page.tab.route("**/model?symbol=ETH-USD", lambda route: held.append(route))
-        page.tab.select_option("#symbol", "ETH-USD")
-        page.tab.select_option("#symbol", "SOL-USD")
+        choose(page.tab, "eth")
+        choose(page.tab, "sol")
         page.tab.wait_for_function("() => document.querySelector('h1').textContent.includes('SOL-USD')")
         shown(page.tab)
         with page.tab.expect_response("**/model?symbol=ETH-USD"):

@@ -1,5 +1,6 @@
 """The web application without a cluster: its answers and its refusals."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -203,7 +204,7 @@ def test_the_flags_command_prepares_a_shell_for_the_start_of_a_cluster():
 
 
 def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity(client, monkeypatch):
-    model = client.service.models.choose(None)
+    model = asyncio.run(client.service.models.choose(None))
     forecaster = replace(
         model.predictor._forecaster, run=lambda inputs: np.full((len(inputs[0]), 1, 1), 1e30)
     )

@@ -15,11 +15,12 @@ from bodies import GOOD, SHORT
 from serving_here import LIMIT, build, serving
 
 from forecast import Predictor, TrainConfig, load_checkpoint, load_series, save_checkpoint, train
-from forecast.errors import CheckpointError, UsageError
+from forecast.errors import UsageError
 from forecast.inference import engines
 from forecast.model.network import build_network, multiply_adds
 from serve_app.batching import Batcher
-from serve_app.models import Engines, Models
+from serve_app.models import Models
+from serve_app.served_model import Engines
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,11 @@ def predictions(client, **body):
     answer = client.post("/predict", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def chosen(client):
+    """Return the one model of a server."""
+    return asyncio.run(client.service.models.choose(None))
 
 
 def test_a_horizon_is_forecast_step_by_step_from_the_steps_before(client, predictor):
@@ -136,14 +142,6 @@ def test_a_symbol_is_needed_only_where_there_are_several(client, two_symbols):
         assert both.get("/model").status_code == 422
     # Never another symbol's forecast, even if only one model is served.
     assert client.post("/predict", json={"values": GOOD, "symbol": "ETH-USD"}).status_code == 422
-
-
-def test_a_directory_with_two_models_of_a_symbol_or_with_none_is_refused(two_symbols, tmp_path_factory):
-    shutil.copy(two_symbols / "btc.pt", two_symbols / "btc2.pt")
-    with pytest.raises(CheckpointError, match=r"btc2\.pt and .*btc\.pt both forecast BTC-USD"):
-        build(two_symbols)
-    with pytest.raises(CheckpointError, match=r"has no \.pt file"):
-        build(tmp_path_factory.mktemp("empty"))
 
 
 def test_a_window_outside_the_training_range_is_answered_counted_and_says_so(client, predictor):
@@ -326,7 +324,7 @@ def test_a_body_that_does_not_arrive_and_an_answer_that_takes_too_long_end_in_ti
         released.wait(10)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("serve_app.service._forecast_piece", slow_forecast)
+    monkeypatch.setattr("serve_app.computing._forecast_piece", slow_forecast)
 
     async def wait_for_both():
         stalled, slow = Connection(web), Connection(web, "/predict/batch")
@@ -372,7 +370,7 @@ def test_a_large_model_computes_beside_the_event_loop(tiny_result, tmp_path):
     )
     models = Models(Engines())
     asyncio.run(models.load(str(tmp_path / "large.pt")))
-    model = models.choose(None)
+    model = asyncio.run(models.choose(None))
     window = [1000.0 + row for row in range(120)]
     computed_in = []
     predict = model.prices._forecast
@@ -447,7 +445,7 @@ def test_a_checkpoint_of_another_precision_is_refused_with_its_reason(tiny_check
     outcome = asyncio.run(swap())
     assert "only float32 can be used" in outcome.refused
     assert models.refusal.reason == outcome.refused
-    assert models.choose(None).predictor.predict_next(GOOD) > 0
+    assert asyncio.run(models.choose(None)).predictor.predict_next(GOOD) > 0
 
 
 def test_whatever_onnx_runtime_raises_auto_falls_back_to_torch(tiny_checkpoint, monkeypatch, caplog):
@@ -465,9 +463,9 @@ def test_a_long_horizon_forecast_in_pieces_is_that_of_one_piece(tiny_checkpoint,
     with serving(tiny_checkpoint) as client:
         body = {"windows": [GOOD, GOOD[::-1]], "horizon": 7}
         whole = client.post("/predict/batch", json=body).json()["predictions"]
-        monkeypatch.setattr("serve_app.service.CHUNK_COST", 4.5 * client.service.models.choose(None).cost)
+        monkeypatch.setattr("serve_app.computing.CHUNK_COST", 4.5 * chosen(client).cost)
         assert client.post("/predict/batch", json=body).json()["predictions"] == whole
-        monkeypatch.setattr("serve_app.service.CHUNK_COST", 1.0)
+        monkeypatch.setattr("serve_app.computing.CHUNK_COST", 1.0)
         alone = client.post("/predict/batch", json=body).json()["predictions"]
     assert np.allclose(alone, whole, rtol=1e-6)
 
@@ -489,7 +487,7 @@ def test_the_pieces_of_a_model_that_sees_the_bars_range_continue_with_bars(tmp_p
     body = {"values": series.matrix[-300:].tolist(), "horizon": 7, "levels": [0.9]}
     with serving(tmp_path / "range.pt") as client:
         whole = predictions(client, **body)
-        monkeypatch.setattr("serve_app.service.CHUNK_COST", 1.0)
+        monkeypatch.setattr("serve_app.computing.CHUNK_COST", 1.0)
         pieces = predictions(client, **body)
     assert pieces["predictions"] == pytest.approx(whole["predictions"], rel=1e-9)
     assert pieces["intervals"][0]["upper"] == pytest.approx(whole["intervals"][0]["upper"], rel=1e-9)
@@ -645,7 +643,7 @@ def test_a_model_of_0_1_0_uses_what_it_needs_and_so_a_window_is_never_short():
 
 
 def test_a_model_costs_what_all_its_members_cost(client):
-    model = client.service.models.choose(None)
+    model = chosen(client)
     assert model.cost == 2 * multiply_adds(model.predictor.checkpoint.config)
 
 

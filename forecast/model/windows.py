@@ -202,6 +202,11 @@ class Encoding:
         return moves
 
     @property
+    def sees_changes_alone(self) -> bool:
+        """Whether inputs and volatilities come from nothing but changes in units of those in training."""
+        return self.config.target == "residual" and not self.normalization.parts
+
+    @property
     def output_scale(self) -> float:
         """The training changes' standard deviation in units of the output."""
         return self.normalization.feature.change_std if self.config.target == "level" else 1.0

@@ -10,6 +10,7 @@ const base = new URL(".", location.href).href;
 const chart = byId("chart");
 
 let model = null;
+let several = false; // whether there are other symbols, so that a request must name one
 let choice = 0; // counts choices of a model, so that answers to earlier choices can be ignored
 let apiKey = "";
 let asked = null; // aborts the request under way
@@ -145,7 +146,6 @@ function isLatestWindow() {
 function body(values) {
   const level = byId("level").value;
   const horizon = byId("horizon").valueAsNumber;
-  const several = byId("symbol").options.length > 1;
   return JSON.stringify({
     values: values.slice(-model.values_used),
     ...(level ? { levels: [Number(level)] } : {}),
@@ -234,6 +234,16 @@ async function upload(file) {
   forecast();
 }
 
+// Show a symbol's model, or say why it cannot be had and stay with the old one.
+async function chooseAnother(symbol) {
+  try {
+    await choose(symbol);
+  } catch (error) {
+    showSymbol(model.symbol);
+    problem(error.message);
+  }
+}
+
 async function choose(symbol) {
   choice += 1;
   const mine = choice;
@@ -250,10 +260,12 @@ async function choose(symbol) {
 
 async function start() {
   try {
-    const { models } = await ask("models");
+    const { models, total, unusable } = await ask("models?limit=1");
     byId("key-form").hidden = true;
-    byId("symbol").replaceChildren(...models.map((one) => new Option(`${one.symbol} ${one.feature}`, one.symbol)));
-    byId("symbol-line").hidden = models.length < 2;
+    if (!total) throw new Error(unusable[0].reason);
+    several = total + unusable.length > 1;
+    byId("symbol-line").hidden = !several;
+    showSymbol(models[0].symbol);
     await choose(models[0].symbol);
   } catch (error) {
     byId("about").textContent = error.message;
@@ -262,14 +274,6 @@ async function start() {
 
 byId("values").addEventListener("input", soon);
 for (const id of ["level", "horizon"]) byId(id).addEventListener("input", soon);
-byId("symbol").addEventListener("change", async () => {
-  try {
-    await choose(byId("symbol").value);
-  } catch (error) {
-    byId("symbol").value = model.symbol;
-    problem(error.message);
-  }
-});
 byId("restore").addEventListener("click", restore);
 byId("file").addEventListener("change", async () => {
   await upload(byId("file").files[0]);
@@ -296,5 +300,7 @@ byId("copy").addEventListener("click", async () => {
     byId("copied").textContent = "Selected: press Ctrl+C";
   }
 });
+const find = (text, limit) => ask(`models?limit=${limit}&q=${encodeURIComponent(text)}`);
+const showSymbol = findSymbols(byId("symbol"), byId("symbols"), byId("found"), find, chooseAnother);
 new ResizeObserver(draw).observe(chart);
 start();

@@ -1,0 +1,119 @@
+"""What a checkpoint says about itself, read without its weights: a tenth of the time that loading it takes.
+
+A server of a thousand checkpoints reads their headers at its start, and loads a model when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forecast.model.checkpoint import SCHEMA_VERSION, Checkpoint, from_content, load_checkpoint
+
+STORAGES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Bool": torch.bool,
+    }.items()
+}
+"""torch's names for the numbers of a stored tensor."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint forecasts, and from what.
+
+    Attributes:
+        symbols: the symbols that it was trained on.
+        pooled: whether it is a model of many symbols, which also forecasts others.
+        columns: the columns that it sees for each bar; the first is the feature that it forecasts.
+        sequence_length: number of past values that a forecast needs.
+        rows_used: number of past values that a forecast uses where they are known.
+    """
+
+    symbols: tuple[str, ...]
+    pooled: bool
+    columns: tuple[str, ...]
+    sequence_length: int
+    rows_used: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Header:
+        """The header of a checkpoint."""
+        config = checkpoint.config
+        return cls(
+            symbols=tuple(checkpoint.symbols) or (config.symbol,),
+            pooled=bool(checkpoint.symbols),
+            columns=(config.feature, *config.input_columns),
+            sequence_length=max(member.config.sequence_length for member in checkpoint.members),
+            rows_used=checkpoint.rows_used,
+        )
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of a checkpoint; a file of an unusual form is loaded as a whole.
+
+    Damage that leaves the header alone is found only when the checkpoint is loaded.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``.
+    """
+    try:
+        checkpoint = _without_weights(path)
+    except Exception:  # whatever it is, loading the file succeeds, or says what is wrong with it
+        checkpoint = load_checkpoint(path)
+    return Header.of(checkpoint)
+
+
+def _without_weights(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint's plain values; its tensors have their shapes, and zeros."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        content = _PlainValues(io.BytesIO(archive.read(name))).load()
+    if content.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ValueError("newer than this version")
+    return from_content(content)
+
+
+class _PlainValues(pickle.Unpickler):
+    """Reads plain values and the shapes of tensors. As with ``torch.load(weights_only=True)``, a file cannot run code:
+    every name that it may refer to is given a meaning here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuilt
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The type of a storage's numbers, which ``("storage", type, ...)`` refers to."""
+        return pid[1]
+
+
+def _rebuilt(dtype: torch.dtype, offset: int, shape: tuple[int, ...], *_: Any) -> Tensor:
+    """Stands in for torch's function of this signature, which makes a tensor from a storage."""
+    return _zeros(dtype, shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _zeros(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor that takes no memory; models of one kind share it."""
+    return torch.zeros((), dtype=dtype).expand(shape)
