@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from forecast.errors import BadWindow, WindowError
 from forecast.inference.prediction import Prediction
-from forecast.inference.predictor import Predictor, forecast_together
+from forecast.inference.predictor import Predictor, forecast_together, market_of
 from serve_app.batching import Window
 from serve_app.served_model import ServedModel
 
@@ -75,8 +75,12 @@ async def forecast_series(
     windows: Sequence[Window],
     horizon: int,
     levels: list[float],
+    *,
+    same_session: bool,
 ) -> tuple[list[list[float]], list[Bounds]]:
     """Return forecasts (n, horizon), and each window's bounds (horizon, levels, 2), from one of ``threads``.
+
+    For one step, models that see the market compute it from windows that all end with the ``same_session``.
 
     Raises:
         BadWindow: when a window does not fit its model.
@@ -98,12 +102,21 @@ async def forecast_series(
     for index, model in enumerate(models):
         by_engine.setdefault(id(model.predictor.engine), []).append(index)
     for indices in by_engine.values():
+        market = None
+        if same_session:
+            everyone, all_windows = [models[at].predictor for at in indices], [windows[at] for at in indices]
+            try:
+                market = await loop.run_in_executor(threads, market_of, everyone, all_windows)
+            except BadWindow as bad:
+                raise BadWindow(indices[bad.index], bad) from None
         size = max(1, min(MAX_CHUNK, int(CHUNK_COST / models[indices[0]].cost)))
         for first in range(0, len(indices), size):
             chunk = indices[first : first + size]
             predictors, theirs = [models[at].predictor for at in chunk], [windows[at] for at in chunk]
             try:
-                predictions = await loop.run_in_executor(threads, forecast_together, predictors, theirs)
+                predictions = await loop.run_in_executor(
+                    threads, forecast_together, predictors, theirs, market
+                )
             except BadWindow as bad:
                 raise BadWindow(chunk[bad.index], bad) from None
             answers.update(zip(chunk, predictions, strict=True))

@@ -156,6 +156,11 @@ class SeriesRequest(Options):
         Field(min_length=1, fail_fast=True),
         Remedy('send at least one object with "symbol" and "values"'),
     ] = Field(description="the symbols and their windows")
+    same_session: bool = Field(
+        False,
+        description="whether all windows end with the same session and leave none out: a model that sees the market "
+        "then computes it from them",
+    )
 
 
 class PredictRowsRequest(DatedRequest):

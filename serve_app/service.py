@@ -114,7 +114,7 @@ class ForecastService:
             model = await self._unseen(asked, ["body"]) or await self._choose(
                 asked.symbol, ["body", "symbol"]
             )
-            horizon, levels = self._require_possible(asked, model, 1)
+            horizon, levels = self._require_possible(asked, model, 1, "horizon")
             when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
             return refused.answer
@@ -147,7 +147,7 @@ class ForecastService:
         try:
             asked = self._parse(BATCH, body)
             model = await self._choose(asked.symbol, ["body", "symbol"])
-            horizon, levels = self._require_possible(asked, model, len(asked.windows))
+            horizon, levels = self._require_possible(asked, model, len(asked.windows), "windows")
             when = self._when(asked, model, None, 0)
         except Refused as refused:
             return refused.answer
@@ -179,8 +179,13 @@ class ForecastService:
             warnings: list[str] = []
             models = [await self._model_of(index, item) for index, item in enumerate(asked.series)]
             for model in {id(model.predictor.whole): model for model in models}.values():
-                horizon, levels = self._require_possible(asked, model, len(models))
+                horizon, levels = self._require_possible(asked, model, len(models), "series")
                 warnings += self._when(asked, model, None, 0).warnings
+                together = (
+                    [item.symbol for item in asked.series] if asked.same_session and horizon == 1 else []
+                )
+                if (doubt := model.predictor.market_doubt(together)) is not None:
+                    warnings.append(doubt)
         except Refused as refused:
             return refused.answer
         windows = [
@@ -188,7 +193,9 @@ class ForecastService:
             for item, model in zip(asked.series, models, strict=True)
         ]
         try:
-            prices, bounds = await forecast_series(self.models.threads, models, windows, horizon, levels)
+            prices, bounds = await forecast_series(
+                self.models.threads, models, windows, horizon, levels, same_session=asked.same_session
+            )
         except BadWindow as bad:
             where: list[str | int] = ["body", "series", bad.index, "values"]
             return refuse(422, [Problem(loc=where, msg=str(bad), type="window")])
@@ -272,7 +279,9 @@ class ForecastService:
                     raise Refused(refuse(422, problems_of(rows_error, rows))) from None
                 raise Refused(refuse(422, problems_of(plain_error, plain))) from None
 
-    def _require_possible(self, asked: Options, model: ServedModel, windows: int) -> tuple[int, list[float]]:
+    def _require_possible(
+        self, asked: Options, model: ServedModel, windows: int, field: str
+    ) -> tuple[int, list[float]]:
         """Return the requested horizon and levels.
 
         Raises:
@@ -298,7 +307,7 @@ class ForecastService:
                 f"{windows} windows and a horizon of {horizon} are {forecasts} forecasts; "
                 f"send at most {self._max_forecasts} in one request"
             )
-            where = "windows" if windows > 1 else "horizon"
+            where = field if windows > 1 else "horizon"
             raise Refused(refuse(422, [Problem(loc=["body", where], msg=message, type="too_many_forecasts")]))
         return horizon, levels
 
@@ -357,6 +366,8 @@ class ForecastService:
             answer["model_age"] = when.age
         answer |= model.common_fields
         warnings += self._doubts(model, windows)
+        if (doubt := model.predictor.market_doubt()) is not None:
+            warnings.append(doubt)
         if warnings:
             answer["warnings"] = warnings
         version = (b"x-model-version", short_version(model.version).encode())

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from serving_here import serving
 from test_panel import SMALL, closes, write_long
 
 from forecast import Predictor, evaluate, load_checkpoint, load_series, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.errors import DataError, UsageError
-from forecast.inference.predictor import forecast_together
+from forecast.inference.predictor import forecast_together, market_of
 from forecast.model.forecaster import Forecaster
 from forecast.model.market import CHANNELS, LEAST_SYMBOLS, Market, moves_of
 from forecast.model.normalization import Normalization
@@ -245,7 +246,7 @@ def test_windows_that_end_together_are_forecast_with_the_market_that_they_show(t
     first = Predictor(tmp_path / "model.pt")
     predictors = [first.of_symbol(symbol) for symbol in NAMES]
     windows = [panel.series[symbol].matrix[:-1, 0].tolist() for symbol in NAMES]
-    together = forecast_together(predictors, windows, same_session=True)
+    together = forecast_together(predictors, windows, market_of(predictors, windows))
     for found, points in zip(together, forecast_each(pooled, prepared, "test"), strict=True):
         assert found.prices[0] == pytest.approx(points.points[-1], rel=1e-6)
     blind = forecast_together(predictors, windows)
@@ -253,5 +254,26 @@ def test_windows_that_end_together_are_forecast_with_the_market_that_they_show(t
         assert found.prices[0] == pytest.approx(points.points[-1], rel=1e-6)
     assert first.market_doubt(NAMES[:4]).startswith("this forecast does not know what the market did")
     assert first.market_doubt(NAMES[:5]) is None
-    few = forecast_together(predictors[:4], windows[:4], same_session=True)
-    assert [each.prices[0] for each in few] == pytest.approx([each.prices[0] for each in blind[:4]], rel=1e-6)
+    assert market_of(predictors[:4], windows[:4]) is None
+
+
+def test_a_request_for_one_session_of_many_symbols_is_answered_with_the_market(tmp_path, panel, pooled):
+    save_checkpoint(pooled.checkpoint, tmp_path / "model.pt")
+    first = Predictor(tmp_path / "model.pt")
+    known = list(pooled.checkpoint.symbols)
+    series = [{"symbol": symbol, "values": panel.series[symbol].matrix[:, 0].tolist()} for symbol in NAMES]
+    with serving(str(tmp_path / "model.pt")) as server:
+        seen = server.post("/predict/batch", json={"series": series, "same_session": True}).json()
+        blind = server.post("/predict/batch", json={"series": series}).json()
+        alone = server.post("/predict", json=series[0]).json()
+    predictors, windows = (
+        [first.of_symbol(symbol) for symbol in known],
+        [item["values"] for item in series[:-1]],
+    )
+    expected = forecast_together(predictors, windows, market_of(predictors, windows))
+    assert seen["predictions"][:-1] == pytest.approx([each.prices[0] for each in expected], rel=1e-6)
+    assert blind["predictions"][0] == alone["prediction"] != seen["predictions"][0]
+    doubt = first.market_doubt()
+    assert doubt in blind["warnings"]
+    assert doubt in alone["warnings"]
+    assert doubt not in seen["warnings"]

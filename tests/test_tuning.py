@@ -104,7 +104,7 @@ def test_a_tie_goes_to_the_smaller_model(tiny_result):
 
 
 def test_rungs_grow_threefold():
-    assert [next_rung(work) for work in (0, 0.4, 1, 2.9, 3)] == [1 / 3, 1, 3, 3, 9]
+    assert [next_rung(work) for work in (0, 0.9, 1, 2.9, 26)] == [1, 1, 3, 3, 27]
 
 
 def test_dropout_is_sampled_only_between_layers():

@@ -31,15 +31,17 @@ from tune_jobs.placement import Slot
 from tune_jobs.space import SearchSpace, complete_params
 from tune_jobs.states import StateStore
 
-FIRST_RUNG = 1 / 3
+FIRST_RUNG = 1
 """Work before the first comparison with other trials.
 
-The work of a trial is the number of windows that it has seen times the cost of one, in units of an epoch of the search
-space's typical configuration: trials are compared after the same computation, not after the same epochs.
+The work of a trial is the number of windows that it has seen times the cost of one, in units of ``TYPICAL_SHARE`` of
+an epoch of the search space's typical configuration: trials are compared after the same computation, not after the same
+epochs.
 """
+TYPICAL_SHARE = 1 / 3
 REDUCTION = 3
 """Each rung is this many times the previous one; one in this many trials continues past it."""
-LAST_RUNG = 9
+LAST_RUNG = 27
 """Work after which a trial ends."""
 EXPECTED_WORK = FIRST_RUNG * (1 + (1 - 1 / REDUCTION) * round(math.log(LAST_RUNG / FIRST_RUNG, REDUCTION)))
 """Mean work of a trial of which one in ``REDUCTION`` continues past each rung."""
@@ -81,20 +83,21 @@ class Ticket:
     state: str | None = None
 
 
-def next_rung(work: float) -> float:
-    """Return the first rung after so much work; rungs are 1/3, 1, 3 and 9."""
+def next_rung(work: float) -> int:
+    """Return the first rung after so much work; rungs are 1, 3, 9 and 27."""
     rung = FIRST_RUNG
     while rung <= work:
         rung *= REDUCTION
     return rung
 
 
-def typical_epoch(experiment: ExperimentConfig, space: SearchSpace, prepared: Prepared) -> float:
-    """Return the unit of work: windows times cost of an epoch of the space's typical configuration."""
+def unit_of_work(experiment: ExperimentConfig, space: SearchSpace, prepared: Prepared) -> float:
+    """Return the windows times their cost of ``TYPICAL_SHARE`` of an epoch of the space's typical configuration."""
     params = space.typical
     length = int(params["sequence_length"])
     windows = sum(max(0, part.split.train_end - length) for part in prepared.parts)
-    return max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
+    epoch = max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
+    return TYPICAL_SHARE * epoch
 
 
 def trial_config(
@@ -148,7 +151,7 @@ class TrainingTrial(tune.Trainable):
             experiment: settings that all trials share.
             part: rows the objectives are computed on.
             states: where interrupted trials left their state.
-            unit: the unit of work, as ``typical_epoch``.
+            unit: the unit of work, as ``unit_of_work``.
             start: the model that the trials start from; None for untrained networks.
         """
         self._folds, self._experiment, self._part, self._states = folds, experiment, part, states

@@ -22,7 +22,7 @@ from tune_jobs.scheduler import Rungs
 from tune_jobs.searcher import Finished, SearchInput, StudySearch, TrialWatch, put_back_running
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import SearchStopper, Stop, stop_on_signals
-from tune_jobs.trial import Ticket, TrainingTrial, typical_epoch
+from tune_jobs.trial import Ticket, TrainingTrial, unit_of_work
 
 MIN_STARTUP = 10
 """Finished trials below which the sampler draws at random; Optuna's default."""
@@ -111,7 +111,7 @@ def run_search(
         experiment=search.experiment,
         part=search.part,
         states=states,
-        unit=typical_epoch(search.experiment, search.space, search.prepared),
+        unit=unit_of_work(search.experiment, search.space, search.prepared),
         start=search.start,
     )
     started, cores_before = time.perf_counter(), placement.core_seconds

@@ -221,7 +221,7 @@ def _forecasts_of_all(
     say: Callable[[str], None],
 ) -> dict[str, tuple[list[float], Bounds | None]]:
     """The forecast prices of each symbol and their intervals, as ``_answer`` takes them."""
-    from forecast.inference.predictor import forecast_together
+    from forecast.inference.predictor import forecast_together, market_of
 
     found: dict[str, tuple[list[float], Bounds | None]] = {}
     if options.horizon > 1:
@@ -238,9 +238,8 @@ def _forecasts_of_all(
         own = [predictors[symbol] for symbol in symbols]
         if doubt := own[0].market_doubt(symbols):
             say(f"warning: {listed(symbols)}: {doubt}")
-        predictions = forecast_together(
-            own, [windows[symbol].values for symbol in symbols], same_session=True
-        )
+        values = [windows[symbol].values for symbol in symbols]
+        predictions = forecast_together(own, values, market_of(own, values))
         for symbol, prediction in zip(symbols, predictions, strict=True):
             found[symbol] = prediction.prices.tolist(), prediction.intervals(levels) if levels else None
     return {symbol: found[symbol] for symbol in windows}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from forecast.errors import UsageError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.forecaster import networks, views
+from forecast.model.market import COLUMNS as MARKET_COLUMNS
 from forecast.model.network import onnx_graph
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> list[Arr
     shape = (count, checkpoint.rows_used, len(scales))
     changes = np.random.default_rng(seed).standard_t(3, shape) * scales
     walks = np.random.default_rng(seed + 1).normal(0, 2, (count, 1, 1)) + np.cumsum(changes, axis=1)
-    return [encoding.encode(walks)[0] for encoding in distinct]
+    market = np.random.default_rng(seed + 2).normal(0, 1, (*shape[:2], MARKET_COLUMNS))
+    return [encoding.encode(encoding.with_market(walks, market))[0] for encoding in distinct]
 
 
 def disagreement(one: Engine, other: Engine, inputs: Sequence[Array]) -> float:

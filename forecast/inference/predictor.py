@@ -354,27 +354,20 @@ def _first(values: Array, wrong: NDArray[np.bool_]) -> str:
 
 
 def forecast_together(
-    predictors: Sequence[Predictor], windows: Sequence[Any], *, same_session: bool = False
+    predictors: Sequence[Predictor], windows: Sequence[Any], market: Array | None = None
 ) -> list[Prediction]:
     """The next prices of several symbols of one model, from one window each, with one run of its networks.
 
     Args:
         predictors: predictors of the symbols; they share an engine.
         windows: a window for each symbol, as in ``Predictor.predict``.
-        same_session: whether all windows end with the same session and leave none out, so that a model that sees the
-            market computes it from them.
+        market: what the market did at the session of each value, as ``market_of``; None where it is not known.
 
     Raises:
         BadWindow: for the first window that does not fit the model.
     """
     with np.errstate(all="ignore"):
-        normalized = []
-        for index, (predictor, window) in enumerate(zip(predictors, windows, strict=True)):
-            try:
-                normalized.append(predictor._encoding.normalization.normalize(predictor.check([window])))
-            except WindowError as error:
-                raise BadWindow(index, error) from None
-        market = _market_of(predictors, normalized) if same_session else None
+        normalized = _normalized_each(predictors, windows)
         rows = [
             predictor._encoding.with_market(
                 own, None if market is None else market[np.newaxis, -own.shape[1] :]
@@ -399,6 +392,51 @@ def forecast_together(
     return found
 
 
+def market_of(predictors: Sequence[Predictor], windows: Sequence[Any]) -> Array | None:
+    """What the market did at each of the latest sessions, from windows that end with the same one and leave none out.
+
+    Args:
+        predictors: predictors of symbols of one model.
+        windows: a window for each symbol, as in ``Predictor.predict``.
+
+    Returns:
+        The market's columns, shape (rows, 2); None for a model that does not see the market, or when the model knows
+        too few of these symbols (``Predictor.market_doubt``).
+
+    Raises:
+        BadWindow: for the first window that does not fit the model.
+    """
+    whole = predictors[0].whole
+    symbols = [predictor.checkpoint.config.symbol for predictor in predictors]
+    if whole.market is None or predictors[0].market_doubt(symbols):
+        return None
+    known = {
+        symbol: own[0, :, 0] / predictor._encoding.normalization.feature.change_std
+        for symbol, predictor, own in zip(
+            symbols, predictors, _normalized_each(predictors, windows), strict=True
+        )
+        if symbol in whole.symbols
+    }
+    count = max(map(len, known.values()))
+    sessions = [np.arange(count - len(rows) + 1, count) for rows in known.values()]
+    return whole.market.columns(moves_of([np.diff(rows) for rows in known.values()], sessions, count))
+
+
+def _normalized_each(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Array]:
+    """The normalized rows (1, rows, columns) that each predictor uses of its window.
+
+    Raises:
+        BadWindow: for the first window that does not fit the model.
+    """
+    normalized = []
+    for index, (predictor, window) in enumerate(zip(predictors, windows, strict=True)):
+        try:
+            normalized.append(predictor._encoding.normalization.normalize(predictor.check([window])))
+        except WindowError as error:
+            raise BadWindow(index, error) from None
+    return normalized
+
+
 def _inputs_together(
     predictors: Sequence[Predictor], rows: Sequence[Array]
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
@@ -414,25 +452,6 @@ def _inputs_together(
     seen = [predictor._forecaster.inputs(own) for predictor, own in zip(predictors, rows, strict=True)]
     views = [np.concatenate(inputs) for inputs in zip(*(inputs for inputs, _ in seen), strict=True)]
     return views, np.concatenate([volatility for _, volatility in seen])
-
-
-def _market_of(predictors: Sequence[Predictor], normalized: Sequence[Array]) -> Array | None:
-    """The market's columns (rows, 2) from the normalized rows (1, rows, columns) of symbols that the model knows.
-
-    None for a model that does not see the market, or when these are too few.
-    """
-    whole = predictors[0].whole
-    known = {
-        predictor.checkpoint.config.symbol: own[0, :, 0]
-        / predictor._encoding.normalization.feature.change_std
-        for predictor, own in zip(predictors, normalized, strict=True)
-        if predictor.checkpoint.config.symbol in whole.symbols
-    }
-    if whole.market is None or predictors[0].market_doubt(known):
-        return None
-    count = max(own.shape[1] for own in normalized)
-    sessions = [np.arange(count - len(rows) + 1, count) for rows in known.values()]
-    return whole.market.columns(moves_of([np.diff(rows) for rows in known.values()], sessions, count))
 
 
 def predict_next_from_values(
