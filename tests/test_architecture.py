@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("forecast", "tune_jobs", "serve_app")
 KEEPERS = {
-    "tune_jobs/ray_internals.py": "Ray's and Tune's",
+    "tune_jobs/ray_internals.py": "Ray's",
+    "tune_jobs/tune_internals.py": "Tune's",
+    "forecast/model/adam.py": "torch's fused kernels",
     "tune_jobs/study.py": "Optuna's",
     "forecast/prices/calendars.py": "exchange_calendars'",
     "serve_app/__main__.py": "atexit's",

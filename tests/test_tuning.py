@@ -50,7 +50,15 @@ from tune_jobs.selection import FrontPoint, ScoredPoint, pick, pick_within_one_s
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.tables import front_table, luck_lines
-from tune_jobs.trial import EXPECTED_WORK, LAST_RUNG, next_rung
+from tune_jobs.trial import (
+    EXPECTED_WORK,
+    LAST_RUNG,
+    TYPICAL_SHARE,
+    most_epochs,
+    next_rung,
+    trial_cost,
+    unit_of_work,
+)
 
 PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
 
@@ -105,6 +113,24 @@ def test_a_tie_goes_to_the_smaller_model(tiny_result):
 
 def test_rungs_grow_threefold():
     assert [next_rung(work) for work in (0, 0.9, 1, 2.9, 26)] == [1, 1, 3, 3, 27]
+
+
+def test_a_dear_configuration_is_compared_within_an_epoch_and_a_cheap_one_after_many(snapshot):
+    options = TuneOptions(source="snapshot")
+    space, prepared = SPACES["full"].of(options), prepare(snapshot, options)
+    epochs = {
+        name: most_epochs(options, space, params, prepared)
+        for name, params in {
+            "typical": space.typical,
+            "dear": {"hidden_size": 256, "num_layers": 4, "sequence_length": 120},
+            "cheap": {"hidden_size": 32, "num_layers": 1, "sequence_length": 20},
+        }.items()
+    }
+    assert epochs["typical"] == pytest.approx(LAST_RUNG * TYPICAL_SHARE)
+    assert epochs["dear"] < 1 < 100 < epochs["cheap"]
+    cost = trial_cost(options, space.typical)
+    windows = len(prepared.target_rows("train", space.typical["sequence_length"]))
+    assert unit_of_work(options, space, prepared) == pytest.approx(TYPICAL_SHARE * windows * cost)
 
 
 def test_dropout_is_sampled_only_between_layers():

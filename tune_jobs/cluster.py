@@ -12,14 +12,28 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
 from forecast.atomic import require_writable
 from forecast.errors import StudyError, UsageError
-from tune_jobs.placement import Growth, read_growth
-from tune_jobs.ray_internals import find_cluster, keep_signal_handlers, temporary_directory
+from tune_jobs.ray_internals import (
+    find_cluster,
+    keep_signal_handlers,
+    only_processes_of_a_job,
+    temporary_directory,
+)
 
+if TYPE_CHECKING:
+    from tune_jobs.placement import Growth
+
+NEW_CLUSTER = {
+    "preload_python_modules": ["tune_jobs.preload"],
+    # Ray starts a worker for each core at once; it would not use them, but start others, when a driver connects.
+    "prestart_worker_first_driver": False,
+}
+"""Ray's configuration of a cluster that a job starts."""
 ADDRESS_WAIT = 10.0
 """Seconds within which a cluster's address must answer."""
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -72,21 +86,28 @@ def connected(address: str | None) -> Iterator[Connected]:
             _require_short_temporary_directory()
             _require_room(Path(temporary_directory()))
             _give_token()
-        with keep_signal_handlers():
+        with keep_signal_handlers(), only_processes_of_a_job():
             ray.init(
                 address=asked,
-                include_dashboard=None if remote else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _system_config=None if remote else NEW_CLUSTER,
             )
     except UsageError:
         raise
     except Exception as error:  # Ray raises bare ones too
         raise _not_connected(asked, origin, error) from error
     try:
-        yield Connected(may_grow=remote, growth=read_growth() if remote else None)
+        yield Connected(may_grow=remote, growth=_growth() if remote else None)
     finally:
         ray.shutdown()
+
+
+def _growth() -> Growth | None:
+    # This imports Tune, which a new cluster must not wait for.
+    from tune_jobs.placement import read_growth
+
+    return read_growth()
 
 
 def _not_connected(asked: str | None, origin: str, error: Exception) -> StudyError:

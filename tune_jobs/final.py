@@ -26,7 +26,8 @@ from forecast.scores.metrics import Evaluation
 from tune_jobs.cluster import Connect
 from tune_jobs.prepare import Job, say
 from tune_jobs.selection import ScoredPoint
-from tune_jobs.trial import in_one_line
+from tune_jobs.space import SPACES
+from tune_jobs.trial import in_one_line, most_epochs
 
 INTERRUPTED = "interrupted; continue with --resume"
 """The problem of a pick whose training a signal ended."""
@@ -87,7 +88,10 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
         later_ones = f", of which {len(again)} on later rows for service" if again else ""
         say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
         connect()
-    trained = _train_members(tasks, config, job.start, _gpu_share(job, trial)) if tasks else []
+    space = SPACES[options.space].of(options, job.start.config if job.start else None)
+    # As long as a trial at most: a dear network would otherwise train longer now than the search took.
+    longest = most_epochs(options, space, trial.trial_params, known)
+    trained = _train_members(tasks, config, job.start, longest, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
     own = Trained(first, trial.val_loss_best, trial.best_epoch or 0, _device(trial))
@@ -115,7 +119,7 @@ def _on_later_rows(job: Job, config: TrainConfig) -> Prepared:
         apart = held_out(job.prices, job.options, job.options.seed)
         later = prepare_panel(job.prices, job.options, config.sequence_length, split, held_out=apart)
     else:
-        later = prepare(job.prices, job.options, split(len(job.prices)))
+        later = prepare(job.prices, job.options, split(len(job.prices))).fitted()
     return with_recursions_of(job.start, later) if job.start else later
 
 
@@ -132,9 +136,15 @@ def _device(trial: Checkpoint) -> str:
 
 
 def _train_members(
-    tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, start: Checkpoint | None, gpus: float
+    tasks: Sequence[tuple[Prepared, int]],
+    config: TrainConfig,
+    start: Checkpoint | None,
+    longest: float,
+    gpus: float,
 ) -> list[Trained]:
     """Train members on the cluster, in parallel; the result has the order of the tasks, which give series and number.
+
+    Each is trained for ``longest`` epochs at most.
 
     Raises:
         TrainingError: when training diverges.
@@ -143,7 +153,7 @@ def _train_members(
     def on_worker(prepared: Prepared, number: int) -> Trained:
         device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
         own = config.model_copy(update={"device": device})
-        trained = train_member(prepared, own, number, start=start)
+        trained = train_member(prepared, own, number, start=start, until_epoch=longest)
         # The model may be trained again elsewhere.
         config_anywhere = trained.member.config.model_copy(update={"device": config.device})
         return replace(trained, member=trained.member.model_copy(update={"config": config_anywhere}))

@@ -1,27 +1,19 @@
 """Run one tuning job from prices to pick, in three parts: prepare, search, report.
 
-The last two share one connection to a cluster, which starts when the first of them needs it.
+The last two share one connection to a cluster, which starts beside the first (``tune_jobs.startup``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-
 from forecast.errors import StudyError
-from tune_jobs.cluster import Connected, connected
-from tune_jobs.disks import full_disk_named
-from tune_jobs.final import INTERRUPTED
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import only_job_in, prepare_job
-from tune_jobs.report import report_job
-from tune_jobs.search import search_and_pick
-from tune_jobs.study import STUDY_FILE
+from tune_jobs.startup import ClusterBeside, cluster_beside, only_imports
 
 
 @dataclass(frozen=True)
@@ -32,24 +24,36 @@ class Outcome:
     interrupted: bool
 
 
-def run_job(options: TuneOptions) -> Outcome:
+def run_job(options: TuneOptions, cluster: ClusterBeside | None = None) -> Outcome:
     """Search, pick and report.
+
+    Args:
+        options: the job's options.
+        cluster: the connection of ``options.address``, if it was begun before.
 
     Raises:
         ForecastError: when data, options, study or cluster do not allow it; the message is one line.
         OSError: when the output directory cannot be written; everything finished before that is safe.
     """
     started = time.perf_counter()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    job = prepare_job(options)
-    with full_disk_named(options), only_job_in(options.output_dir), contextlib.ExitStack() as ending:
+    with contextlib.ExitStack() as ending:
+        cluster = cluster or ending.enter_context(cluster_beside(options.address))
+        job = prepare_job(options)
+        # Two threads that import parts of Ray at once can meet modules that are only half imported.
+        cluster.settle()
+        with only_imports():
+            import optuna
 
-        @functools.cache
-        def connect() -> Connected:
-            return ending.enter_context(connected(options.address))
+            from tune_jobs.disks import full_disk_named
+            from tune_jobs.final import INTERRUPTED
+            from tune_jobs.report import report_job
+            from tune_jobs.search import search_and_pick
+            from tune_jobs.study import STUDY_FILE
 
-        found = search_and_pick(job, connect)
-        summary = report_job(job, found, started, connect)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with full_disk_named(options), only_job_in(options.output_dir):
+            found = search_and_pick(job, cluster.connect)
+            summary = report_job(job, found, started, cluster.connect)
     pick = summary["pick"]
     interrupted = found.stopped_by is not None or (pick is not None and pick["problem"] == INTERRUPTED)
     if not found.picked and not interrupted:

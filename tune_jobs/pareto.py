@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, leave, run
 from forecast.config import parse_settings
 from tune_jobs.options import TuneOptions
+from tune_jobs.startup import cluster_beside, only_imports
 
 EXAMPLES = """\
 examples:
@@ -51,10 +52,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the job that the command line describes, and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     options = parse_settings(TuneOptions, given)
-    # Ray and torch take seconds to import: --help and a mistyped option must not wait for them.
-    from tune_jobs.job import run_job
+    with cluster_beside(options.address) as cluster:
+        # Ray and torch take seconds to import: --help and a mistyped option must not wait for them.
+        with only_imports():
+            from tune_jobs.job import run_job
 
-    outcome = run_job(options)
+        outcome = run_job(options, cluster)
     return EXIT_INTERRUPTED if outcome.interrupted else 0
 
 

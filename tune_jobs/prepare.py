@@ -95,7 +95,7 @@ def prepare_job(options: TuneOptions) -> Job:
     else:
         prices = series_from_config(options, notify=lambda line: say(errors, line, "yellow"))
         require_rows(len(prices), longest, options.train_ratio, options.val_ratio_within_train)
-        prepared = prepare(prices, options)
+        prepared = prepare(prices, options).fitted()
         earlier = prepare_earlier_folds(prices, options.validation_folds, options, longest)
         described = series_lines(prices, options)
     if start:

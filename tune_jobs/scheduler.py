@@ -9,8 +9,8 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_jobs.placement import Placement
-from tune_jobs.ray_internals import add_earlier_rungs, keep_processes
 from tune_jobs.trial import FIRST_RUNG, LAST_RUNG, REDUCTION
+from tune_jobs.tune_internals import add_earlier_rungs, keep_processes
 
 BLOCKED_AFTER = 10.0
 """Seconds after which a GPU share without a process is taken to be waiting for a core, not just starting."""

@@ -24,7 +24,7 @@ from forecast.model.split import Part
 from forecast.scores.metrics import Evaluation
 from tune_jobs import study as studies
 from tune_jobs.placement import Placement
-from tune_jobs.ray_internals import error_of, is_loss_of_node, optuna_trial, process_of
+from tune_jobs.ray_internals import is_loss_of_node
 from tune_jobs.space import SearchSpace
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
@@ -39,6 +39,7 @@ from tune_jobs.trial import (
     trial_config,
     trial_cost,
 )
+from tune_jobs.tune_internals import error_of, optuna_trial, process_of
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,20 @@ def next_rung(work: float) -> int:
 
 def unit_of_work(experiment: ExperimentConfig, space: SearchSpace, prepared: Prepared) -> float:
     """Return the windows times their cost of ``TYPICAL_SHARE`` of an epoch of the space's typical configuration."""
-    params = space.typical
-    length = int(params["sequence_length"])
-    windows = sum(max(0, part.split.train_end - length) for part in prepared.parts)
-    epoch = max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
-    return TYPICAL_SHARE * epoch
+    return TYPICAL_SHARE * _epoch(experiment, space.typical, prepared)
+
+
+def most_epochs(
+    experiment: ExperimentConfig, space: SearchSpace, params: dict[str, Any], prepared: Prepared
+) -> float:
+    """Return the epochs after which a trial with these hyperparameters reaches ``LAST_RUNG``."""
+    return LAST_RUNG * unit_of_work(experiment, space, prepared) / _epoch(experiment, params, prepared)
+
+
+def _epoch(experiment: ExperimentConfig, params: dict[str, Any], prepared: Prepared) -> float:
+    """Return the windows times their cost of an epoch."""
+    windows = sum(len(part.split.targets("train", params["sequence_length"])) for part in prepared.parts)
+    return max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
 
 
 def trial_config(
@@ -236,16 +245,17 @@ class TrainingTrial(tune.Trainable):
             DONE: trainers.finished or work >= LAST_RUNG,
         }
 
-    def _epoch_work(self, trainers: FoldTrainers) -> float:
-        """Return the work of one epoch."""
-        return trainers.last.epoch_windows * max(1, trial_cost(self._experiment, self._params)) / self._unit
+    @property
+    def _epoch_work(self) -> float:
+        """The work of one epoch."""
+        return _epoch(self._experiment, self._params, self._folds[-1]) / self._unit
 
     def _work(self, trainers: FoldTrainers) -> float:
-        return round(trainers.position * self._epoch_work(trainers), 6)
+        return round(trainers.position * self._epoch_work, 6)
 
     def _advance(self, trainers: FoldTrainers) -> None:
         """Train to the next rung."""
-        rung = next_rung(self._work(trainers)) / self._epoch_work(trainers)
+        rung = next_rung(self._work(trainers)) / self._epoch_work
         trainers.advance(max(rung, trainers.position + LEAST_SHARE))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

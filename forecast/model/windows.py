@@ -287,7 +287,8 @@ class PreparedSeries:
         split: the row boundaries of the parts.
         trained_until: date or time of the last training row, ISO 8601; None when it is not known.
         validated_until: date or time of the last validation row, ISO 8601; None when it is not known.
-        shared_recursion: the recursion of the variance that all series of a panel share; None for a series alone.
+        shared_recursion: the recursion of the variance, which all series of a panel share; None for one that is fitted
+            when it is needed.
         shared_range_recursion: the same with a range term; None also where the columns do not hold the bar's range.
         market: the market's columns at each row, shape (n, 2); None where it is not known.
     """
@@ -309,6 +310,11 @@ class PreparedSeries:
     def without_test(self) -> PreparedSeries:
         """The same series without its test rows, for a search, which must not see them."""
         return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
+
+    def fitted(self) -> PreparedSeries:
+        """The same series with its recursions, so that other processes need not fit them again."""
+        ranged = self.range_recursion if self.train_ranges is not None else None
+        return replace(self, shared_recursion=self.recursion, shared_range_recursion=ranged)
 
     def encoding(self, config: TrainConfig) -> Encoding:
         """The encoding for the models of a configuration, with recursions fitted on the training rows."""

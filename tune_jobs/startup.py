@@ -1,0 +1,91 @@
+"""Start a job: what takes seconds runs side by side.
+
+=================================================  ========================================================
+this process                                       Ray
+=================================================  ========================================================
+imports torch and pandas, reads the prices         starts, in a thread of its own (``cluster_beside``)
+imports Tune and Optuna, opens the study           its workers import what a trial needs (``preloaded``)
+=================================================  ========================================================
+
+Importing this module must cost nothing: it is the first that a job imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tune_jobs.cluster import Connected
+
+
+class ClusterBeside:
+    """A connection to a cluster that a thread makes, keeps and ends."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._connected: Future[Connected] = Future()
+        self._over = threading.Event()
+        # The thread stays until the end: Linux kills the processes that a thread has started when this thread ends.
+        self._thread = threading.Thread(target=self._keep, name="cluster", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        try:
+            from tune_jobs.cluster import connected
+
+            with connected(self._address) as cluster:
+                self._connected.set_result(cluster)
+                self._over.wait()
+        except Exception as error:
+            if self._connected.done():
+                raise
+            self._connected.set_exception(error)
+
+    def connect(self) -> Connected:
+        """Wait for the connection.
+
+        Raises:
+            ForecastError: the error of ``tune_jobs.cluster.connected``, at each call.
+            OSError: likewise.
+        """
+        return self._connected.result()
+
+    def settle(self) -> None:
+        """Wait until there is a connection or an error, which only ``connect`` raises."""
+        wait([self._connected])
+
+    def end(self) -> None:
+        """Disconnect, and end the cluster if the thread has started it."""
+        self._over.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def cluster_beside(address: str | None) -> Iterator[ClusterBeside]:
+    """Connect to a cluster, or start one, beside everything else until ``connect`` is called; disconnect at the end.
+
+    Args:
+        address: that of ``tune_jobs.cluster.connected``.
+    """
+    cluster = ClusterBeside(address)
+    try:
+        yield cluster
+    finally:
+        # Also when interrupted: a cluster that is left while it starts would leave some of its processes behind.
+        cluster.end()
+
+
+@contextlib.contextmanager
+def only_imports() -> Iterator[None]:
+    """Collect no garbage: imports make many objects and hardly any garbage, and looking for it takes a sixth longer."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
