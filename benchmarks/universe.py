@@ -48,7 +48,7 @@ POOLED = TrainConfig(
     max_epochs=8,
     patience=8,
     batch_size=256,
-    windows_per_epoch=1_000_000,
+    windows_per_epoch=200_000,
 )
 """The pooled model of the accuracy benchmarks."""
 COST_BAR, MEMORY_BAR = 0.1, 1.5

@@ -187,6 +187,12 @@ class ExperimentConfig(DataConfig):
         description="models trained with seeds from `seed` on, whose quantiles are averaged",
     )
 
+    @field_validator("start_from")
+    @classmethod
+    def _anywhere(cls, path: Path | None) -> Path | None:
+        """Keep a relative path as it is resolved here, as that of a source."""
+        return path and path.expanduser().absolute()
+
 
 class TrainConfig(ExperimentConfig):
     """Settings that determine one trained model."""
@@ -205,9 +211,7 @@ class TrainConfig(ExperimentConfig):
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout between layers (no effect with one layer)")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's learning rate")
     batch_size: int = Field(64, ge=1, description="windows per gradient step")
-    max_epochs: int = Field(
-        60, ge=1, le=1_000_000, description="maximum number of passes over the training windows"
-    )
+    max_epochs: int = Field(60, ge=1, le=1_000_000, description="maximum number of epochs")
     patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
     grad_clip_norm: float = Field(1.0, gt=0, description="norm to which larger gradients are clipped")
     threads: int = Field(
@@ -236,6 +240,14 @@ class PanelOptions(Config):
         description="share of `symbols`, drawn at random, that the model is not trained on and only scored on, as a "
         "served model answers for symbols that it has never seen",
     )
+
+    @model_validator(mode="after")
+    def _symbols_to_hold_out(self) -> PanelOptions:
+        if self.holdout_symbols and not self.symbols:
+            raise ValueError(
+                f"`holdout_symbols` {self.holdout_symbols:g} needs `symbols`; add it, or omit this option"
+            )
+        return self
 
 
 class AgeOptions(Config):

@@ -4,6 +4,8 @@
     ├── UsageError                an option or a combination of options is wrong       exit code 2
     ├── DataError                 the prices cannot be read or cannot be used          exit code 1
     │   ├── SourceUnavailable     a source did not answer; another one may             exit code 1
+    │   │   ├── RateLimited       a source limits the rate of requests                 exit code 1
+    │   │   └── SourceStopped     a source was not asked for all of many symbols       exit code 1
     │   └── UnknownSymbol         the source answered that it has no such symbol       exit code 1
     ├── TrainingError             training produced a number that is not finite        exit code 1
     ├── CheckpointError           a checkpoint is missing, damaged, foreign or newer   exit code 1
@@ -44,6 +46,18 @@ class DataError(ForecastError):
 
 class SourceUnavailable(DataError):
     """A source gave no usable answer (network, rate limit, garbage); another source may."""
+
+
+class RateLimited(SourceUnavailable):
+    """The source limits the rate of requests; ``retry_after`` is the seconds that it asks to wait, where it says so."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SourceStopped(SourceUnavailable):
+    """The source stopped answering, and was not asked for all symbols."""
 
 
 class UnknownSymbol(DataError):

@@ -113,7 +113,9 @@ def _load(file: ModelFile, engines: Engines) -> LoadedFile:
     except Exception as error:  # of torch or ONNX Runtime: it must not end the other models' service
         raise CheckpointError(f"{file.path} cannot be loaded ({error}); make the checkpoint again") from error
     if missing := file.header.symbols - models.keys():
-        raise CheckpointError(f"{file.path} has changed: it does not forecast {sorted(missing)[0]} any more")
+        raise CheckpointError(
+            f"{file.path} has changed: it does not forecast {sorted(missing)[0]} any more; put a checkpoint of it there"
+        )
     file.header = Header.of(next(iter(models.values())).predictor.whole)
     memory = BYTES_PER_FILE + BYTES_PER_SYMBOL * len(models) + BYTES_PER_STORED_BYTE * stored
     return_memory()

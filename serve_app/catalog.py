@@ -159,6 +159,16 @@ class Catalog:
         if not self.by_symbol:
             raise _none_usable(list(self.refused.values()))
 
+    def require_readable(self, name: str) -> None:
+        """Check that the file of this name, if there is one, is not of those that do not tell their symbols.
+
+        Raises:
+            ModelRefused: when it is.
+        """
+        refused = self.refused.get(Path(name).stem)
+        if refused is not None and refused.path.name == name:
+            raise refused.error()
+
     @property
     def files(self) -> list[ModelFile]:
         """The usable files, in the order of their names."""
@@ -195,11 +205,18 @@ class Catalog:
                 self.refused[symbol] = RefusedModel(symbol, file.path, reason)
 
     def find(self, text: str) -> tuple[list[str], list[RefusedModel]]:
-        """The usable and the refused symbols that contain a text, in any case; those that begin with it first."""
+        """The usable and the refused symbols that contain a text, in any case.
+
+        The text itself comes first, then those that begin with it.
+        """
         wanted = text.casefold()
+
+        def rank(symbol: str) -> tuple[bool, bool]:
+            folded = symbol.casefold()
+            return folded != wanted, not folded.startswith(wanted)
 
         def matching(symbols: Iterable[str]) -> list[str]:
             found = [symbol for symbol in symbols if wanted in symbol.casefold()]
-            return sorted(found, key=lambda symbol: not symbol.casefold().startswith(wanted))
+            return sorted(found, key=rank)
 
         return matching(self.by_symbol), [self.refused[symbol] for symbol in matching(self.refused)]

@@ -103,6 +103,7 @@ class Models:
                 if self.catalog.by_symbol.get(symbol) is not old:
                     continue  # it is refused already: another file has it too
                 if symbol not in catalog.by_symbol and symbol not in catalog.refused:
+                    catalog.require_readable(old.path.name)
                     continue  # its file was taken away
                 _, file = catalog.file_of(symbol)
                 if file.version is not None:
@@ -166,7 +167,7 @@ class Models:
             ModelRefused: when its file cannot be used.
         """
         symbol, file = self.catalog.file_of(symbol)
-        return (await self._models_of(file))[symbol]
+        return (await self._models_of(file, symbol))[symbol]
 
     async def unseen(self, symbol: str | None) -> ServedModel | None:
         """The model of many symbols that can forecast one that no model was trained on; None without exactly one.
@@ -174,18 +175,13 @@ class Models:
         Raises:
             ModelRefused: when its file cannot be used.
         """
-        catalog = self.catalog
-        if (
-            catalog.pooled is None
-            or symbol is None
-            or symbol in catalog.by_symbol
-            or symbol in catalog.refused
-        ):
+        catalog, pooled = self.catalog, self.catalog.pooled
+        if pooled is None or symbol is None or symbol in catalog.by_symbol or symbol in catalog.refused:
             return None
-        return next(iter((await self._models_of(catalog.pooled)).values()))
+        return next(iter((await self._models_of(pooled, pooled.header.symbols[0])).values()))
 
-    async def _models_of(self, file: ModelFile) -> Mapping[str, ServedModel]:
-        """The models of a file of the catalog.
+    async def _models_of(self, file: ModelFile, symbol: str) -> Mapping[str, ServedModel]:
+        """The models of a file of the catalog; a refusal names ``symbol``.
 
         Raises:
             ModelRefused: when the file cannot be used, now and until the next ``load``.
@@ -194,7 +190,7 @@ class Models:
         try:
             return await self._cache.models_of(file)
         except ForecastError as error:
-            refusal = RefusedModel(file.header.symbols[0], file.path, str(error)).error()
+            refusal = RefusedModel(symbol, file.path, str(error)).error()
             logger.error("%s", refusal)
             catalog.refuse(file, str(error))
             raise refusal from error

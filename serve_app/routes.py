@@ -186,7 +186,7 @@ async def _page(catalog: Catalog, text: str, offset: int, limit: int) -> ModelsA
     unread = [file for file in dict.fromkeys(shown.values()) if file.version is None]
     # A model's version is the hash of its file, which takes long to read if it is large.
     for file, version in zip(unread, await asyncio.to_thread(_hashes, unread), strict=True):
-        file.version = file.version or version
+        file.version = file.version or version or None
     end = offset + len(shown)
     return ModelsAnswer(
         models=[_line(symbol, file.header, file.version or "", file.path) for symbol, file in shown.items()],

@@ -156,7 +156,9 @@ class SeriesRequest(Options):
         Field(min_length=1, fail_fast=True),
         Remedy('send at least one object with "symbol" and "values"'),
     ] = Field(description="the symbols and their windows")
-    same_session: bool = Field(
+    same_session: Annotated[
+        Annotated[bool, Field(strict=True)], Remedy("send true or false, without quotes, or leave it out")
+    ] = Field(
         False,
         description="whether all windows end with the same session and leave none out: a model that sees the market "
         "then computes it from them",

@@ -114,7 +114,8 @@ class ForecastService:
             model = await self._unseen(asked, ["body"]) or await self._choose(
                 asked.symbol, ["body", "symbol"]
             )
-            horizon, levels = self._require_possible(asked, model, 1, "horizon")
+            horizon, levels = self._require_possible(asked, model)
+            self._require_few(asked, 1, "horizon")
             when = self._when(asked, model, asked.dates, len(asked.values))
         except Refused as refused:
             return refused.answer
@@ -147,7 +148,8 @@ class ForecastService:
         try:
             asked = self._parse(BATCH, body)
             model = await self._choose(asked.symbol, ["body", "symbol"])
-            horizon, levels = self._require_possible(asked, model, len(asked.windows), "windows")
+            horizon, levels = self._require_possible(asked, model)
+            self._require_few(asked, len(asked.windows), "windows")
             when = self._when(asked, model, None, 0)
         except Refused as refused:
             return refused.answer
@@ -176,10 +178,12 @@ class ForecastService:
                     "symbols have calendars of their own; send last_date to POST /predict, with one symbol"
                 )
                 raise Refused(refuse(422, [Problem(loc=["body", "last_date"], msg=message, type="date")]))
+            # Before any model is loaded: the request holds all of them until it is answered.
+            self._require_few(asked, len(asked.series), "series")
             warnings: list[str] = []
             models = [await self._model_of(index, item) for index, item in enumerate(asked.series)]
             for model in {id(model.predictor.whole): model for model in models}.values():
-                horizon, levels = self._require_possible(asked, model, len(models), "series")
+                horizon, levels = self._require_possible(asked, model)
                 warnings += self._when(asked, model, None, 0).warnings
                 together = (
                     [item.symbol for item in asked.series] if asked.same_session and horizon == 1 else []
@@ -279,14 +283,11 @@ class ForecastService:
                     raise Refused(refuse(422, problems_of(rows_error, rows))) from None
                 raise Refused(refuse(422, problems_of(plain_error, plain))) from None
 
-    def _require_possible(
-        self, asked: Options, model: ServedModel, windows: int, field: str
-    ) -> tuple[int, list[float]]:
+    def _require_possible(self, asked: Options, model: ServedModel) -> tuple[int, list[float]]:
         """Return the requested horizon and levels.
 
         Raises:
-            Refused: when the model has no such intervals, cannot forecast so many steps, or the request needs more
-                forecasts than allowed.
+            Refused: when the model has no such intervals, or cannot forecast so many steps.
         """
         horizon, levels = asked.horizon or 1, asked.levels or []
         try:
@@ -301,6 +302,15 @@ class ForecastService:
             raise Refused(
                 refuse(422, [Problem(loc=["body", "levels"], msg=str(error), type="level")])
             ) from None
+        return horizon, levels
+
+    def _require_few(self, asked: Options, windows: int, field: str) -> None:
+        """Check that a request for so many windows, in ``field``, needs no more forecasts than allowed.
+
+        Raises:
+            Refused: when it does.
+        """
+        horizon = asked.horizon or 1
         forecasts = windows * horizon
         if forecasts > self._max_forecasts:
             message = (
@@ -309,7 +319,6 @@ class ForecastService:
             )
             where = field if windows > 1 else "horizon"
             raise Refused(refuse(422, [Problem(loc=["body", where], msg=message, type="too_many_forecasts")]))
-        return horizon, levels
 
     def _when(self, asked: Options, model: ServedModel, dates: Sequence[str] | None, values: int) -> When:
         """Find the dates of a window, and the model's age then, or now for a window without dates.

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def test_only_the_rows_of_the_symbols_are_fetched_in_one_query(file, monkeypatch
     assert [len(rows) for rows in fetched] == [len(DAYS)] * 3 + [2 * len(DAYS)] * 2
     with pytest.raises(DataError, match="holds ACME, ZINC, not LEAD"):
         load_panel(["LEAD", "TIN"], source=f"sqlite:///{file}?table=prices")
+
+
+def test_a_symbol_that_a_table_writes_in_two_ways_is_not_read_in_halves(file):
+    source = f"sqlite:///{file}?table=prices"
+    with pytest.raises(DataError, match="holds ACME, ZINC, not acme"):
+        load_series("acme", source=source)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE prices SET ticker = 'Acme' WHERE day > '2024-01-12' AND ticker = 'ACME'")
+    panel = load_panel(["ACME", "ZINC"], source=source)
+    assert list(panel.series) == ["ZINC"]
+    assert panel.left_out["ACME"].endswith("has ACME and Acme; write the symbol in one way")
+    with pytest.raises(DataError, match="has ACME and Acme"):
+        load_series("ACME", source=source)
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from serving_here import serving
 from test_panel import SMALL, closes, write_long
 
 from forecast import Predictor, evaluate, load_checkpoint, load_series, save_checkpoint, train
 from forecast.__main__ import main
+from forecast.backtest.rolling import backtest
+from forecast.backtest.settings import BacktestSettings
 from forecast.errors import DataError, UsageError
 from forecast.inference.predictor import forecast_together, market_of
 from forecast.model.forecaster import Forecaster
 from forecast.model.market import CHANNELS, LEAST_SYMBOLS, Market, moves_of
 from forecast.model.normalization import Normalization
 from forecast.model.panel import held_out, prepare_panel
-from forecast.model.start import member_of, same_options, seen_too_late, with_recursions_of
+from forecast.model.start import doubts, member_of, same_options, with_recursions_of
 from forecast.model.training import Trainer, forecast_each, forecast_part
 from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import channels, prepare
@@ -201,11 +204,89 @@ def test_another_network_cannot_start_from_a_model(tmp_path, pooled):
     assert (space.hidden_size, space.num_layers, space.market) == ((8,), (1, 1), (True,))
 
 
-def test_a_start_that_has_seen_test_days_is_told(pooled):
+def test_a_start_that_has_seen_later_days_or_other_prices_is_told(pooled):
     start = pooled.checkpoint
-    own = start.symbols["A"].validated_until
-    assert seen_too_late(start, [own]) is None
-    assert f"has seen days up to {own}" in seen_too_late(start, ["2015-06-01"])
+    own = start.symbols["A"]
+    assert doubts(start, SEEN, "1d", [own]) == []
+    earlier = own.model_copy(update={"trained_until": "2015-05-01", "validated_until": "2015-06-01"})
+    validation, test = doubts(start, SEEN, "1d", [own, earlier])
+    assert (
+        f"has seen days up to {own.trained_until}, but validation rows begin after 2015-05-01" in validation
+    )
+    assert f"has seen days up to {own.validated_until}, but test rows begin after 2015-06-01" in test
+    (other,) = doubts(start, SEEN, "1h", [own])
+    assert "trained on Close of bars of 1d, not on Close of 1h" in other
+    unknown = start.model_copy(update={"symbols": {}, "trained_until": None, "validated_until": None})
+    assert all("not known which days" in line for line in doubts(unknown, SEEN, "1d", [own]))
+
+
+def test_symbols_that_the_start_was_trained_on_are_not_held_out(panel, pooled):
+    options = TuneOptions(symbols=("all",), holdout_symbols=0.125)
+    assert {*held_out(panel, options, 1, pooled.checkpoint.symbols)} == {"H"} == {*pooled.checkpoint.held_out}
+    with pytest.raises(UsageError, match="trained on all but 1 of 8"):
+        held_out(panel, options.model_copy(update={"holdout_symbols": 0.25}), 1, pooled.checkpoint.symbols)
+
+
+def test_a_model_is_trained_again_only_from_the_same_start(tmp_path, source, pooled):
+    path, own = tmp_path / "pooled.pt", tmp_path / "own.pt"
+    save_checkpoint(pooled.checkpoint, path)
+    arguments = ["--max-epochs", "1", "--members", "1", "--quiet", "--checkpoint", str(own)]
+    assert main(["train", "--source", source, "--symbol", "A", "--start-from", str(path), *arguments]) == 0
+    again = ["train", "--from-trial", str(own), "--quiet", "--checkpoint", str(tmp_path / "again.pt")]
+    assert main(again) == 0
+    first, second = load_checkpoint(own), load_checkpoint(tmp_path / "again.pt")
+    assert first.config.sequence_length == 20
+    assert first.started_from == second.started_from == load_checkpoint(path).sha256
+    for name, weights in first.model_state.items():
+        assert weights.equal(second.model_state[name])
+    save_checkpoint(pooled.checkpoint.model_copy(update={"created": "another"}), path)
+    with pytest.raises(UsageError, match="is another model than the one that this model started from"):
+        main(again)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"holdout_symbols": 0.1}, "`holdout_symbols` 0.1 needs `symbols`"),
+        (
+            {"start_from": "x.pt", "validation_folds": 2},
+            "cannot be used with `start_from`, whose model has seen",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_or_look_ahead_are_refused(options, reason):
+    with pytest.raises(ValidationError, match=reason):
+        TuneOptions(**options)
+
+
+def test_a_backtest_refuses_what_needs_more_than_the_rows_of_a_fold(snapshot):
+    for update, reason in (
+        ({"start_from": "x.pt"}, "may have seen the days"),
+        ({"market": True}, "one symbol"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            backtest(snapshot, SMALL.model_copy(update=update), BacktestSettings())
+
+
+def test_scores_of_one_symbol_are_not_those_of_all(pooled):
+    one = pooled.checkpoint.of_symbol("A")
+    assert (one.metrics_test_without_market, one.held_out, one.symbols) == (None, (), {})
+
+
+def test_a_longer_window_of_a_symbol_never_seen_hides_nothing(tmp_path, panel, pooled):
+    save_checkpoint(pooled.checkpoint, tmp_path / "model.pt")
+    first = Predictor(tmp_path / "model.pt")
+    windows = [
+        panel.series[symbol].matrix[-length:, 0].tolist()
+        for symbol, length in zip(NAMES, [25] * 7 + [60], strict=True)
+    ]
+    predictors = [first.of_symbol(symbol) for symbol in NAMES[:-1]] + [first.of_window(windows[-1], "H")]
+    market = market_of(predictors, windows)
+    found = forecast_together(predictors, windows, market)
+    known = forecast_together(predictors[:-1], windows[:-1], market_of(predictors[:-1], windows[:-1]))
+    assert [each.prices[0] for each in found[:-1]] == pytest.approx(
+        [each.prices[0] for each in known], rel=1e-6
+    )
 
 
 def test_the_search_chooses_whether_to_see_the_market():
@@ -221,7 +302,7 @@ def test_the_command_trains_with_the_market_and_starts_another_model_from_it(tmp
                  "--checkpoint", str(pooled)]) == 0  # fmt: skip
     printed = capsys.readouterr().out
     assert "Test where the market is not known: MAE " in printed
-    assert "Test of 2 symbols never seen: MAE " in printed
+    assert "Test of 2 of 2 symbols never seen: MAE " in printed
     arguments = ["train", "--source", source, "--symbol", "A", "--start-from", str(pooled), "--json"]
     assert main([*arguments, *small, "--checkpoint", str(own)]) == 0
     assert json.loads(capsys.readouterr().out)["val_loss_best"]

@@ -2,17 +2,21 @@
 
 import asyncio
 import gc
+import pickle
 import threading
 import weakref
+import zipfile
+from pathlib import Path
 
 import pytest
+import torch
 from bodies import GOOD
 from serving_here import build, serving
 
 from forecast import Predictor, save_checkpoint
 from forecast.errors import CheckpointError
-from forecast.model.checkpoint import SymbolPart
-from forecast.model.header import Header, read_header
+from forecast.model.checkpoint import SCHEMA_VERSION, SymbolPart
+from forecast.model.header import Header, _without_weights, read_header
 from serve_app.metrics import MANY, MOST_SYMBOLS, Publisher, label_of
 from serve_app.models import Models
 from serve_app.served_model import Engines, ServedModel
@@ -52,6 +56,29 @@ def test_a_header_read_without_the_weights_is_that_of_the_loaded_checkpoint(tiny
     monkeypatch.delattr("forecast.model.header.load_checkpoint")  # which reads the weights
     assert read_header(tiny_checkpoint) == whole
     assert whole == Header(("BTC-USD",), False, ("Close",), 20, 251)
+
+
+def pack(path, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("archive/data.pkl", content)
+
+
+def test_a_header_cannot_run_code_or_claim_more_than_its_file_holds(tiny_result, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    pack(tmp_path / "code.pt", pickle.dumps(Code(), protocol=2))
+    pack(tmp_path / "bomb.pt", bytes(10_000_000), zipfile.ZIP_DEFLATED)
+    for name, reason in (("code", "could run code|damaged"), ("bomb", "is packed")):
+        with pytest.raises(CheckpointError, match=reason):
+            read_header(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "run").exists()
+    # A list of numbers that is a tensor without a storage of its size: copying it would fill the memory.
+    huge = {**tiny_result.checkpoint.model_dump(), "latest_window": torch.zeros(1).expand(10_000_000)}
+    torch.save({**huge, "schema_version": SCHEMA_VERSION}, tmp_path / "huge.pt")
+    with pytest.raises(pickle.UnpicklingError, match="larger than the file"):
+        _without_weights(tmp_path / "huge.pt")
 
 
 def test_a_model_is_loaded_when_its_symbol_is_first_asked_for(place):
@@ -213,6 +240,40 @@ def test_a_reload_replaces_what_has_changed_and_keeps_everything_when_a_model_in
         assert "BBB.pt" in client.get("/model", params={"symbol": "AAA"}).json()["refused"]["reason"]
 
 
+def test_a_model_in_use_stays_when_its_file_of_another_name_no_longer_tells_its_symbol(place, tiny_result):
+    save(tiny_result, place / "other.pt", symbol="DDD")
+    with serving(place) as client:
+        assert ask(client, "DDD").status_code == 200
+        truncate(place / "other.pt")
+        assert "other.pt is damaged" in asyncio.run(client.service.models.replace()).refused
+        assert ask(client, "DDD").status_code == 200
+        (place / "other.pt").unlink()
+        assert asyncio.run(client.service.models.replace()).refused is None
+        assert ask(client, "DDD").status_code == 422
+
+
+def test_a_refusal_names_the_symbol_that_was_asked_for(tiny_result, tmp_path):
+    model = tiny_result.checkpoint
+    part = SymbolPart(**{name: getattr(model, name) for name in SymbolPart.model_fields})
+    state = {name: value * float("nan") for name, value in model.model_state.items()}
+    damaged = model.model_copy(update={"symbols": {"PPP": part, "QQQ": part}, "model_state": state})
+    save(tiny_result, tmp_path / "AAA.pt")
+    save_checkpoint(damaged, tmp_path / "pool.pt")
+    with serving(tmp_path) as client:
+        for symbol in ("QQQ", "PPP"):
+            assert f"the model of {symbol} cannot be used" in ask(client, symbol).text
+
+
+def test_a_request_for_too_much_is_refused_before_it_loads_a_model(place):
+    with serving(place, max_forecasts=2) as client:
+        series = [{"symbol": symbol, "values": GOOD} for symbol in SYMBOLS]
+        refused = client.post("/predict/batch", json={"series": series})
+        assert refused.json()["detail"][0]["type"] == "too_many_forecasts"
+        assert loaded(client) == ["AAA"]
+        few = {"series": series[:1], "same_session": "yes"}
+        assert "send true or false" in client.post("/predict/batch", json=few).json()["detail"][0]["msg"]
+
+
 def test_a_file_that_changes_before_it_is_loaded_is_served_as_it_is_then(place, tiny_result):
     with serving(place) as client:
         save(tiny_result, place / "BBB.pt", bias=0.9)
@@ -239,6 +300,10 @@ def test_models_are_listed_in_pages_and_found_by_a_part_of_their_symbols(place):
         assert page(offset=9) == ([], 5, None)
         assert page(q="bb") == (["BBB", "BBX", "XBB"], 3, None)
         assert page(q="bb", limit=1, offset=1) == (["BBX"], 3, 2)
+        catalog = client.service.models.catalog
+        catalog.by_symbol["BB"] = catalog.by_symbol["BBB"]  # the last, but the one that was typed
+        assert page(q="bb", limit=2) == (["BB", "BBB"], 4, 2)
+        del catalog.by_symbol["BB"]
         assert loaded(client) == ["AAA"]
         for query in ({"limit": 0}, {"limit": 1001}, {"offset": -1}, {"limit": "many"}):
             refused = client.get("/models", params=query)

@@ -599,6 +599,15 @@ def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(comm
     assert "…" not in printed
 
 
+def test_infer_refuses_bars_of_another_length_than_those_of_a_model_of_many(commanded):
+    path, model = commanded
+    for symbol in ([], ["--symbol", "BETA"], ["--symbol", "NEW"]):
+        frame = closes(rows=400).rename(columns={"CORP": "NEW"} if "NEW" in symbol else {})
+        frame.iloc[4::5].to_csv(path / "weekly.csv")
+        with pytest.raises(DataError, match="has bars of 1wk, which are not bars of 1d"):
+            main(["infer", "--checkpoint", model, "--file", str(path / "weekly.csv"), *symbol])
+
+
 @pytest.mark.parametrize("write", [write_wide, write_long, write_levels])
 def test_infer_reads_one_symbol_of_a_file_of_many(commanded, write, tmp_path, capsys):
     _, model = commanded

@@ -132,18 +132,79 @@ def test_a_ticker_that_a_spreadsheet_turned_into_a_truth_value_is_read_as_it_sho
     rows = long(frame)
     rows["Symbol"] = rows["Symbol"].map({"TRUE": True, "ACME": "ACME"})
     assert_reads(load_panel(["all"], source=str(save(rows, tmp_path, "rows.xlsx", index=False))), frame)
+    columns = frame.rename(columns={"TRUE": True})
+    assert_reads(load_panel(["all"], source=str(save(columns, tmp_path, "columns.xlsx"))), frame)
 
 
-@pytest.mark.parametrize("layout", ["long", "wide"])
+def test_a_ticker_with_the_name_of_a_column_of_symbols_is_one_of_the_symbols(tmp_path):
+    frame = closes("CODE", "RIC", "ACME").round(1)
+    assert_reads(load_panel(["all"], source=str(save(frame, tmp_path, "wide.csv"))), frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("{}_Close", "{}_Adj. Close"),
+        ("{} Close", "{} Prev Close"),
+        ("Close_{}", "Close_Adj_{}"),
+        ("Close_{}", "Adj_Close_{}"),
+    ],
+)
+def test_adjusted_and_earlier_prices_are_not_those_of_more_symbols(name, other, tmp_path):
+    frame = closes("ACME", "BETA")
+    columns = frame.rename(columns=name.format).join(0.9 * frame.rename(columns=other.format))
+    path = str(save(columns, tmp_path, "bars.csv"))
+    assert_reads(load_panel(["all"], source=path), frame)
+    if other.startswith("Adj"):
+        assert_reads(load_panel(["all"], source=path, feature="Adj Close"), 0.9 * frame)
+
+
+def test_other_prices_of_symbols_are_not_symbols_themselves(tmp_path):
+    frame = closes("ACME", "BETA")
+    bars = frame.add_prefix("Open_").join(frame.add_prefix("Volume_"))
+    with pytest.raises(DataError, match="has columns such as Open_ACME, but none of Close with the name"):
+        load_panel(["all"], source=str(save(bars, tmp_path, "bars.csv")))
+    with pytest.raises(DataError, match="does not name the symbols of its prices"):
+        load_panel(["all"], source=str(save(frame.assign(Volume=1.5), tmp_path, "volume.csv")))
+    pairs = closes("HIGH-USD", "OPEN-USD", "BTC-USD", "ETH-USD", "SOL-USD", "XRP-USD")
+    assert_reads(load_panel(["all"], source=str(save(pairs, tmp_path, "pairs.csv"))), pairs)
+
+
+@pytest.mark.parametrize("layout", ["long", "wide", "levels"])
 def test_what_the_cells_of_one_symbol_prove_they_prove_for_all(layout, tmp_path):
     frame = closes("ACME", "BETA").round(2)
     frame["LOW"] = (frame["ACME"] / 7 + 0.0001).round(3)
     cells = frame.copy().astype(object)
     for symbol, digits in (("ACME", 2), ("BETA", 2), ("LOW", 3)):
         cells[symbol] = [f"{price:.{digits}f}".replace(".", ",") for price in frame[symbol]]
-    rows = cells if layout == "wide" else long(cells)
-    path = save(rows, tmp_path, "brazil.csv", sep=";", index=layout == "wide")
+    rows = {"wide": cells, "long": long(cells), "levels": pd.concat({"Close": cells}, axis=1)}[layout]
+    path = save(rows, tmp_path, "brazil.csv", sep=";", index=layout != "long")
     assert_reads(load_panel(["all"], source=str(path)), frame)
+
+
+def test_a_decimal_sign_that_makes_a_price_jump_a_thousandfold_is_not_taken_from_other_symbols(tmp_path):
+    rows = long(closes("ACME", "BETA")).astype({"Close": object})
+    thousands = np.linspace(950, 1100, ROWS)
+    rows.loc[rows["Symbol"] == "BETA", "Close"] = [f"{price:,.0f}".replace(",", ".") for price in thousands]
+    path = str(save(rows, tmp_path, "rows.csv", index=False))
+    panel = load_panel(["all"], source=path)
+    assert list(panel.series) == ["ACME"]
+    assert "can stand for decimals or for thousands" in panel.left_out["BETA"]
+
+
+def test_symbols_that_prove_opposite_decimal_signs_settle_nothing_for_another(tmp_path):
+    rows = long(closes("ACME", "BETA", "LOW").round(2)).astype({"Close": object})
+    written = {
+        "ACME": "{:.2f}".format,
+        "BETA": lambda price: f"{price:.2f}".replace(".", ","),
+        "LOW": "{:.3f}".format,
+    }
+    rows["Close"] = [
+        written[symbol](price) for symbol, price in zip(rows["Symbol"], rows["Close"], strict=True)
+    ]
+    rows["Volume"] = [f"{1234567 + row:,}" for row in range(len(rows))]
+    panel = load_panel(["all"], source=str(save(rows, tmp_path, "rows.csv", index=False, sep=";")))
+    assert list(panel.left_out) == ["LOW"]
 
 
 def test_dates_of_one_symbol_that_could_be_read_in_two_ways_follow_the_others(tmp_path):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from email.utils import format_datetime
 
@@ -17,7 +18,7 @@ from yahoo_server import DAY, serving
 
 from forecast import load_series
 from forecast.config import DataConfig
-from forecast.errors import DataError, SourceUnavailable, UnknownSymbol, UsageError
+from forecast.errors import DataError, SourceStopped, SourceUnavailable, UnknownSymbol, UsageError
 from forecast.prices import cache, many, yahoo
 from forecast.prices.panel import load_panel
 from forecast.prices.table import Table
@@ -452,28 +453,26 @@ def test_a_copy_is_current_until_the_next_bar_ends(symbol, exchange, interval, t
     assert cache.load_current("OTHER", interval, last) is None
 
 
-def test_a_symbol_of_no_known_calendar_is_always_asked_for(universe):
-    table = Table(
-        np.array(["2024-01-03"], "datetime64[D]"),
-        pd.DataFrame({"Close": [1.0]}),
-        dt.date(9999, 1, 1),
-        "Yahoo",
-    )
-    cache.store("X", table)
-    assert cache.load_current("X", "1d", dt.datetime.now(dt.UTC)) is None
+def test_a_symbol_of_no_known_calendar_is_always_asked_for():
+    dates, prices = np.array(["2024-01-03"], "datetime64[D]"), pd.DataFrame({"Close": [1.0]})
+    noon = dt.datetime(2024, 1, 5, 12, tzinfo=dt.UTC)
+    for exchange in ("NMS", None):
+        cache.store("X", Table(dates, prices, noon.date(), "Yahoo", exchange=exchange))
+        assert (cache.load_current("X", "1d", noon) is None) == (exchange is None)
 
 
 def test_a_source_of_many_symbols_that_does_not_answer_is_not_asked_for_all():
     asked = []
 
     def ask(symbol):
-        asked.append(symbol)
+        asked.append(threading.get_ident())
         raise SourceUnavailable("no answer; try again")
 
     answers = many.ask_for_many([f"S{number}" for number in range(100)], ask, print)
-    assert len(asked) == many.MOST_UNANSWERED
+    # A source that is asked for one symbol at a time may keep a connection that is of its thread alone.
+    assert asked == [threading.get_ident()] * many.MOST_UNANSWERED
     assert len(answers) == 100
-    assert all(isinstance(answer, many.SourceStopped) for answer in answers.values())
+    assert all(isinstance(answer, SourceStopped) for answer in answers.values())
     assert str(answers["S99"]) == "no answer; try again (prices of 0 of 100 symbols fetched)"
 
 

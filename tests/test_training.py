@@ -50,6 +50,29 @@ def test_training_that_stops_within_an_epoch_goes_on_with_the_same_batches_and_d
     assert equal_states(second.network.state_dict(), whole.network.state_dict())
 
 
+def test_patience_does_not_depend_on_where_training_stops_in_between(snapshot):
+    config = SMALL.model_copy(update={"max_epochs": 60, "patience": 2, "learning_rate": 0.05})
+    whole, pieces = (Trainer(prepare(snapshot, config), config) for _ in range(2))
+    whole.advance()
+    while not pieces.finished:
+        pieces.advance(pieces.position + 0.4)
+    assert pieces.epoch == whole.epoch < 60
+    assert pieces.best_loss <= whole.best_loss
+
+
+def test_a_state_of_another_kind_of_device_goes_on(snapshot):
+    prepared = prepare(snapshot, SMALL)
+    first = Trainer(prepared, SMALL)
+    first.advance(0.5)
+    state = first.state_dict()
+    state["generators"] = [*state["generators"], torch.zeros(16, dtype=torch.uint8)]  # as of a GPU
+    second = Trainer(prepared, SMALL)
+    second.load_state_dict(state)
+    second.advance(1)
+    first.advance(1)
+    assert equal_states(second.network.state_dict(), first.network.state_dict())
+
+
 def test_an_epoch_of_fewer_windows_draws_other_ones_each_time(snapshot):
     few = SMALL.model_copy(update={"windows_per_epoch": 100, "batch_size": 30})
     trainer = Trainer(prepare(snapshot, few), few)

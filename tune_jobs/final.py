@@ -16,7 +16,7 @@ from forecast.config import TrainConfig
 from forecast.errors import ForecastError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
-from forecast.model.panel import Prepared, held_out, prepare_panel
+from forecast.model.panel import Prepared, PreparedPanel, prepare_panel
 from forecast.model.split import service_split
 from forecast.model.start import with_recursions_of
 from forecast.model.training import Trained, assemble, scored_on_test, train_member
@@ -90,7 +90,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
         connect()
     space = SPACES[options.space].of(options, job.start.config if job.start else None)
     # As long as a trial at most: a dear network would otherwise train longer now than the search took.
-    longest = most_epochs(options, space, trial.trial_params, known)
+    longest = max(most_epochs(options, space, trial.trial_params, known), trial.best_epoch or 0)
     trained = _train_members(tasks, config, job.start, longest, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
@@ -98,7 +98,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     members = [own, *trained[: len(further)]]
     provenance = job.prices.provenance
     origin = {name: getattr(trial, name) for name in FROM_TRIAL}
-    scored = assemble(known, members, provenance).checkpoint.model_copy(update=origin)
+    scored = assemble(known, members, provenance, job.start).checkpoint.model_copy(update=origin)
     scored, test = scored_on_test(
         scored,
         job.prepared,
@@ -107,7 +107,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     )
     if later is None:
         return FinalModels(scored, test, scored)
-    served = assemble(later, trained[len(further) :], provenance).checkpoint
+    served = assemble(later, trained[len(further) :], provenance, job.start).checkpoint
     return FinalModels(scored, test, served.with_scores_of(scored, later))
 
 
@@ -116,7 +116,7 @@ def _on_later_rows(job: Job, config: TrainConfig) -> Prepared:
     split = partial(service_split, train_ratio=job.options.train_ratio)
     later: Prepared
     if isinstance(job.prices, Panel):
-        apart = held_out(job.prices, job.options, job.options.seed)
+        apart = job.prepared.held_out if isinstance(job.prepared, PreparedPanel) else ()
         later = prepare_panel(job.prices, job.options, config.sequence_length, split, held_out=apart)
     else:
         later = prepare(job.prices, job.options, split(len(job.prices))).fitted()

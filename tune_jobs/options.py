@@ -172,6 +172,15 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         return self
 
     @model_validator(mode="after")
+    def _start_of_one_fold(self) -> TuneOptions:
+        if self.start_from and self.validation_folds > 1:
+            raise ValueError(
+                f"`validation_folds` {self.validation_folds} cannot be used with `start_from`, whose model has seen "
+                "the rows of earlier folds; omit one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit(self) -> TuneOptions:
         if self.weights is None:
             return self

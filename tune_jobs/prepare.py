@@ -14,9 +14,9 @@ from forecast.atomic import require_writable
 from forecast.errors import StudyError
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.network import ARCHITECTURES
-from forecast.model.panel import Prepared, evaluation_of, held_out, prepare_panel
+from forecast.model.panel import Prepared, evaluation_of, held_out, prepare_panel, require_market
 from forecast.model.split import Part, require_rows
-from forecast.model.start import same_options, seen_too_late, with_recursions_of
+from forecast.model.start import doubts, same_options, with_recursions_of
 from forecast.model.windows import prepare
 from forecast.pages.describe import left_out_lines, panel_lines, series_lines, sessions_line
 from forecast.prices.panel import Panel, panel_from_config
@@ -86,7 +86,12 @@ def prepare_job(options: TuneOptions) -> Job:
     if options.symbols:
         prices = panel_from_config(options.symbols, options, notify=lambda line: say(errors, line, "yellow"))
         options = options.model_copy(update={"symbol": prices.symbol})
-        prepared = prepare_panel(prices, options, longest, held_out=held_out(prices, options, options.seed))
+        prepared = prepare_panel(
+            prices,
+            options,
+            longest,
+            held_out=held_out(prices, options, options.seed, start.symbols if start else ()),
+        )
         described = [
             *panel_lines(prices),
             *left_out_lines(prepared.left_out),
@@ -101,8 +106,10 @@ def prepare_job(options: TuneOptions) -> Job:
     if start:
         prepared = with_recursions_of(start, prepared)
         earlier = tuple(with_recursions_of(start, fold) for fold in earlier)
-        if doubt := seen_too_late(start, [part.validated_until for part in prepared.parts]):
+        for doubt in doubts(start, options, prices.provenance.interval, prepared.parts):
             say(errors, f"warning: {doubt}", "yellow")
+    elif options.market:
+        require_market(prepared)
     folds = [persistence_metrics(fold, "validation") for fold in (*earlier, prepared)]
     persistence: dict[Part, dict[str, float]] = {
         "validation": mean_metrics(folds),

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from forecast.errors import CheckpointError
 from forecast.model.checkpoint import load_checkpoint
+from forecast.model.panel import PreparedPanel
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connect
 from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
@@ -233,12 +234,17 @@ def _basis(job: Job) -> dict[str, Any]:
         **({"CRPS": "integrated over all probabilities"} if "CRPS" in options.objective_names else {}),
         "objectives_on": options.objectives_on,
         "validation_folds": options.validation_folds,
-        "windows_per_epoch": options.windows_per_epoch,
+        "windows_per_epoch": options.windows_per_epoch if _draws_windows(job) else None,
         "market": options.market,
-        "holdout_symbols": options.holdout_symbols,
+        "held_out": sorted(job.prepared.held_out) if isinstance(job.prepared, PreparedPanel) else [],
         "start_from": job.start and f"a model with sha256 {(job.start.sha256 or '')[:12]}",
         "space": options.space,
     }
+
+
+def _draws_windows(job: Job) -> bool:
+    """Tell whether the training rows are more than the windows of an epoch."""
+    return sum(part.split.train_end for part in job.prepared.parts) > job.options.windows_per_epoch
 
 
 def _describe_resume(

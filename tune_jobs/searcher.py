@@ -46,7 +46,7 @@ from tune_jobs.tune_internals import error_of, optuna_trial, process_of
 class Finished:
     """One trial that ended, for progress: completed with its objectives, or failed with a reason.
 
-    ``seconds`` counts its training in this job, not before it was interrupted and put back; ``work`` is all its work.
+    ``seconds`` and ``work`` count its training in this job, not before it was interrupted and put back.
     """
 
     number: int
@@ -266,7 +266,8 @@ class StudySearch(OptunaSearch):
         self._states.discard(saved)
         objectives = dict(zip(self._search.objectives, values, strict=True))
         seconds = result["seconds"] - result[EARLIER_SECONDS]
-        self._on_finished(Finished(trial.number, objectives, seconds=seconds, work=result["work"]))
+        work = result["work"] * seconds / result["seconds"]
+        self._on_finished(Finished(trial.number, objectives, seconds=seconds, work=work))
 
     def _raise_if_others_would_fail_too(self, trial_id: str) -> None:
         """Raise when the cluster failed, not the trial: every other trial would fail the same way.
@@ -302,6 +303,7 @@ class StudySearch(OptunaSearch):
                 provenance=self._search.provenance,
                 trial_number=trial.number,
                 trial_params=trial.params,
+                started_from=self._search.start.sha256 if self._search.start else None,
                 searched_rows=sum(len(part.normalized) for part in self._search.prepared.parts),
             )
             validation = TypeAdapter(Evaluation).validate_python(state["validation"])

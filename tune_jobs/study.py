@@ -34,9 +34,9 @@ NOT_RECORDED = {
     "likelihood": "mse",
     "input_columns": [],
     "validation_folds": 1,
-    "windows_per_epoch": 100_000,
+    "windows_per_epoch": None,
     "market": False,
-    "holdout_symbols": 0.0,
+    "held_out": [],
     "start_from": None,
     "CRPS": "sums over 199 quantiles",
 }

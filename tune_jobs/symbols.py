@@ -141,7 +141,8 @@ def _forecast_apart(
             baseline = BASELINES[BASELINE](_series_of(prepared, symbol), (1,))[1]
         if symbol in prepared.held_out:
             with contextlib.suppress(DataError):
-                unseen = forecast_unseen(checkpoint, prepared.held_out[symbol], "test", symbol)
+                series = prepared.held_out[symbol].without_market()
+                unseen = forecast_unseen(checkpoint, series, "test", symbol)
         found[symbol] = Apart(baseline, unseen)
     return found
 

@@ -254,9 +254,9 @@ class TrainingTrial(tune.Trainable):
         return round(trainers.position * self._epoch_work, 6)
 
     def _advance(self, trainers: FoldTrainers) -> None:
-        """Train to the next rung."""
-        rung = next_rung(self._work(trainers)) / self._epoch_work
-        trainers.advance(max(rung, trainers.position + LEAST_SHARE))
+        """Train to the next rung, unless the last one is reached: a trial may have been put back after it."""
+        if (work := self._work(trainers)) < LAST_RUNG:
+            trainers.advance(max(next_rung(work) / self._epoch_work, trainers.position + LEAST_SHARE))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the full state: a trial continues from it after a failure, and the job keeps its best weights."""

@@ -19,7 +19,7 @@ from forecast.backtest.scored import Comparison, Scored, Scores, loss_ratio
 from forecast.backtest.settings import FOLD_SHARE, BacktestSettings
 from forecast.backtest.significance import clark_west
 from forecast.config import TrainConfig
-from forecast.errors import DataError
+from forecast.errors import DataError, UsageError
 from forecast.model.network import ARCHITECTURES
 from forecast.model.split import MIN_TARGETS, Split
 from forecast.model.training import fit
@@ -73,6 +73,21 @@ def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> li
             "folds or rows per fold, a shorter window, or shorter `horizons`"
         )
     return folds
+
+
+def _require_alone(config: TrainConfig) -> None:
+    """Refuse models that need more than a fold's rows.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if config.start_from is not None:
+        raise UsageError(
+            f"`start_from` {config.start_from} cannot be used in a backtest: its model may have seen the days that a "
+            "fold is scored on; omit it"
+        )
+    if config.market:
+        raise UsageError("`market` cannot be used in a backtest, which has the prices of one symbol; omit it")
 
 
 def _split(fold: Fold, config: TrainConfig) -> Split:
@@ -214,8 +229,10 @@ def backtest(
     Raises:
         DataError: when the series is too short for the folds, or a fold's training values do not vary.
         TrainingError: when training diverges.
-        UsageError: when a baseline needs columns that the model does not have.
+        UsageError: when a baseline needs columns that the model does not have, or the model starts from another or sees
+            the market.
     """
+    _require_alone(config)
     config = config.model_copy(update={"symbol": series.symbol, "feature": series.feature})
     ARCHITECTURES.find(config.network)
     folds = make_folds(len(series), settings, config)

@@ -136,8 +136,9 @@ def infer_command(options: InferOptions) -> int:
     bounds = None
     if levels:
         bounds = predictor.predict_intervals([window.values], levels, options.horizon, [steps])[0]
-    if complaint := predictor.short_history([window.values]):
-        say_on_stderr(f"warning: {complaint}")
+    for complaint in (predictor.short_history([window.values]), predictor.market_doubt()):
+        if complaint:
+            say_on_stderr(f"warning: {complaint}")
     if options.json_output:
         answer = _answer(options, predictor, window, dated, steps, levels, bounds)
         print(json.dumps(answer, allow_nan=False))
@@ -172,8 +173,11 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
         ]
         print(json.dumps({"forecasts": answers, "left_out": left_out}, allow_nan=False))
     else:
-        # A line that is too long for the terminal is wrapped, rather than cut within its numbers.
-        Console(width=LONGEST_LINE).print(_table(windows, dated, forecasts, levels))
+        # A line that is too long for the terminal is wrapped, rather than cut within its numbers. A symbol may have
+        # brackets or colons, which are no markup.
+        Console(width=LONGEST_LINE, markup=False, emoji=False).print(
+            _table(windows, dated, forecasts, levels)
+        )
         print(*left_out_lines(left_out), sep="\n", end="\n" if left_out else "")
     return 0
 
@@ -225,6 +229,8 @@ def _forecasts_of_all(
 
     found: dict[str, tuple[list[float], Bounds | None]] = {}
     if options.horizon > 1:
+        if doubt := next(iter(predictors.values())).market_doubt():
+            say(f"warning: {doubt}")
         for symbol, window in windows.items():
             steps = predictors[symbol].predict_steps([window.values], options.horizon)
             bounds = (
@@ -466,11 +472,10 @@ def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
     given |= {
         name: value for name in FileConfig.model_fields if (value := getattr(options, name)) is not None
     }
-    if timeline is not None and (options.symbol or config.symbol) in predictor.symbols:
+    if timeline is not None:
         given["interval"] = timeline.interval
-        if (
-            options.symbol or not predictor.whole.symbols
-        ):  # the calendars of all symbols of a model can differ
+        # The symbols of a model have bars of one length, but their calendars can differ.
+        if options.symbol in predictor.symbols or not predictor.whole.symbols:
             given["calendar"] = timeline.calendar_name
     asked = {"source": options.source or config.source, "symbol": options.symbol or config.symbol}
     return DataConfig(**{**given, "start": None, "end": None, **asked})

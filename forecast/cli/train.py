@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from forecast.config import PanelOptions, TrainConfig
 
 if TYPE_CHECKING:
     from forecast.model.checkpoint import Checkpoint
+    from forecast.model.start import Spanned
     from forecast.model.training import Trainer
     from forecast.prices.panel import Panel
     from forecast.prices.series import Series
@@ -58,7 +60,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     from forecast.model.panel import held_out, prepare_panel
     from forecast.model.reproduce import again_of, differing_versions, same_metrics, series_of
     from forecast.model.split import require_rows
-    from forecast.model.start import same_options, seen_too_late
+    from forecast.model.start import doubts, require_same_start, same_options
     from forecast.model.training import train
     from forecast.pages.describe import (
         evaluations_table,
@@ -87,6 +89,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             )
         changes = {"device": options.device} if "device" in given else {}
         config = trial.config.model_copy(update=changes)
+        require_same_start(trial)
         series: Series | Panel = series_of(
             trial, options.source if "source" in given else None, notify=say_on_stderr
         )
@@ -97,10 +100,10 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             start = load_checkpoint(config.start_from)
             config = same_options(config, start, given)
         if options.symbols:
-            series = panel_from_config(options.symbols, options, notify=say_on_stderr)
-            apart = held_out(series, options, config.seed)
+            series = panel_from_config(options.symbols, config, notify=say_on_stderr)
+            apart = held_out(series, options, config.seed, start.symbols if start else ())
         else:
-            series = series_from_config(options, notify=say_on_stderr)
+            series = series_from_config(config, notify=say_on_stderr)
     if isinstance(series, Panel):
         described = panel_lines(series)
     else:
@@ -127,8 +130,8 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
     trained = again_of(trial, result.checkpoint) if trial else result.checkpoint
     save_checkpoint(trained, options.checkpoint)
     if start:
-        ends = [part.validated_until for part in trained.symbols.values()] or [trained.validated_until]
-        if doubt := seen_too_late(start, ends):
+        own: Sequence[Spanned] = [*trained.symbols.values()] or [trained]
+        for doubt in doubts(start, config, series.provenance.interval, own):
             say_on_stderr(f"warning: {doubt}")
     same = same_metrics(trial, trained) if trial else None
     if trial:
@@ -157,8 +160,8 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             )
         )
     elif not options.quiet:
-        best = ", ".join(str(member.best_epoch) for member in result.checkpoint.members)
-        epochs = " and ".join(map(str, result.epochs))
+        best = ", ".join(f"{member.best_epoch or 0:.4g}" for member in result.checkpoint.members)
+        epochs = " and ".join(f"{each:.4g}" for each in result.epochs)
         print(f"{epochs} epochs in {result.seconds:.1f} s, best epoch {best}")
         if left_out := trained.left_out:
             print(*left_out_lines(left_out), sep="\n")
@@ -170,7 +173,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             print(f"Test where the market is not known: {_named(trained.metrics_test_without_market)}")
         if result.unseen:
             unseen = mean_evaluation([*result.unseen.values()]).model
-            print(f"Test of {len(result.unseen)} symbols never seen: {_named(unseen)}")
+            print(f"Test of {len(result.unseen)} of {len(apart)} symbols never seen: {_named(unseen)}")
         if trial:
             print(
                 f"The trial's validation metrics {'were reproduced exactly' if same else 'were not reproduced exactly'}"
@@ -201,4 +204,4 @@ def _data_of(series: Series | Panel, trained: Checkpoint) -> dict[str, Any]:
 
 
 def _progress_of(trainer: Trainer) -> str:
-    return f"validation loss {trainer.best_loss:.5f} (best, epoch {trainer.best_epoch})"
+    return f"validation loss {trainer.best_loss:.5f} (best, epoch {trainer.best_epoch:.4g})"

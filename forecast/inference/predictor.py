@@ -410,14 +410,14 @@ def market_of(predictors: Sequence[Predictor], windows: Sequence[Any]) -> Array 
     symbols = [predictor.checkpoint.config.symbol for predictor in predictors]
     if whole.market is None or predictors[0].market_doubt(symbols):
         return None
+    normalized = _normalized_each(predictors, windows)
     known = {
         symbol: own[0, :, 0] / predictor._encoding.normalization.feature.change_std
-        for symbol, predictor, own in zip(
-            symbols, predictors, _normalized_each(predictors, windows), strict=True
-        )
+        for symbol, predictor, own in zip(symbols, predictors, normalized, strict=True)
         if symbol in whole.symbols
     }
-    count = max(map(len, known.values()))
+    # The window of a symbol that the model has never seen may be the longest.
+    count = max(own.shape[1] for own in normalized)
     sessions = [np.arange(count - len(rows) + 1, count) for rows in known.values()]
     return whole.market.columns(moves_of([np.diff(rows) for rows in known.values()], sessions, count))
 

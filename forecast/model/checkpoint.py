@@ -64,6 +64,8 @@ ADDED_LATER = frozenset(
         "left_out",
         "market",
         "metrics_test_without_market",
+        "held_out",
+        "started_from",
     }
 )
 """Fields that files of earlier schemas may lack."""
@@ -270,6 +272,13 @@ class Checkpoint(BaseModel):
         default=None,
         description="`metrics_test` where the market is not known; none for models that do not see it",
     )
+    held_out: tuple[str, ...] = Field(
+        default=(), description="symbols of the panel that the model was not trained on, and only scored on"
+    )
+    started_from: str | None = Field(
+        default=None,
+        description="hash of the checkpoint that training started from; none for an untrained start",
+    )
     schema_version: int = Field(default=SCHEMA_VERSION, description="version of this format")
     sha256: str | None = Field(
         default=None,
@@ -292,6 +301,7 @@ class Checkpoint(BaseModel):
         trial_number: int | None = None,
         trial_params: dict[str, Any] | None = None,
         searched_rows: int | None = None,
+        started_from: str | None = None,
     ) -> Checkpoint:
         """Create the checkpoint of a newly trained model, neither calibrated nor scored."""
         first = prepared.parts[0]
@@ -306,6 +316,7 @@ class Checkpoint(BaseModel):
             trial_number=trial_number,
             trial_params=trial_params or {},
             searched_rows=searched_rows,
+            started_from=started_from,
             split=dataclasses.asdict(first.split),
             provenance=provenance,
             versions={**library_versions(), "device": device},
@@ -387,6 +398,7 @@ class Checkpoint(BaseModel):
         kept = (
             *scores,
             "metrics_test_without_market",
+            "held_out",
             "trial_number",
             "trial_params",
             "configurations_tried",
@@ -431,15 +443,19 @@ class Checkpoint(BaseModel):
                 f"{listed(self.symbols or [self.config.symbol])}"
             )
         own = {name: getattr(part, name) for name in SymbolPart.model_fields}
-        config = self.config.model_copy(update={"symbol": symbol})
-        return self.model_copy(update={**own, "config": config, "symbols": {}, "left_out": {}})
+        return self._as_one(own, symbol)
 
     def of_window(self, normalization: Normalization, symbol: str) -> Checkpoint:
         """The model as that of a symbol that it has never seen, normalized by a window's own statistics."""
-        config = self.config.model_copy(update={"symbol": symbol})
         own = {name: type(self).model_fields[name].default for name in SymbolPart.model_fields}
-        changes = {"normalization": normalization, "config": config, "symbols": {}, "left_out": {}}
-        return self.model_copy(update=own | changes)
+        return self._as_one({**own, "normalization": normalization}, symbol)
+
+    def _as_one(self, own: dict[str, Any], symbol: str) -> Checkpoint:
+        """The model with one symbol's own fields, and without those of many."""
+        of_many = ("symbols", "left_out", "held_out", "metrics_test_without_market")
+        many = {name: type(self).model_fields[name].default for name in of_many}
+        config = self.config.model_copy(update={"symbol": symbol})
+        return self.model_copy(update={**many, **own, "config": config})
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from forecast.model.checkpoint import SCHEMA_VERSION, Checkpoint, from_content, load_checkpoint
+from forecast.errors import CheckpointError
+from forecast.model.checkpoint import (
+    HOW_TO_MAKE_ONE,
+    SCHEMA_VERSION,
+    Checkpoint,
+    from_content,
+    load_checkpoint,
+)
 
 STORAGES = {
     f"{name}Storage": dtype
@@ -74,17 +83,28 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         CheckpointError: as ``load_checkpoint``.
     """
     try:
-        checkpoint = _without_weights(path)
+        return Header.of(_without_weights(path))
+    except CheckpointError:
+        raise
     except Exception:  # whatever it is, loading the file succeeds, or says what is wrong with it
-        checkpoint = load_checkpoint(path)
-    return Header.of(checkpoint)
+        return Header.of(load_checkpoint(path))
 
 
 def _without_weights(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint's plain values; its tensors have their shapes, and zeros."""
-    with zipfile.ZipFile(path) as archive:
+    """Read a checkpoint's plain values; its tensors have their shapes, and zeros.
+
+    Raises:
+        CheckpointError: when the file would unpack to more than its size: checkpoints are not packed.
+        Exception: of any kind, when it has another form.
+    """
+    with Path(path).open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        size = os.fstat(stream.fileno()).st_size
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise CheckpointError(
+                f"{path} is refused: it is packed, and could fill the memory; {HOW_TO_MAKE_ONE}"
+            )
         (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        content = _PlainValues(io.BytesIO(archive.read(name))).load()
+        content = _PlainValues(archive.read(name), size).load()
     if content.get("schema_version", 0) > SCHEMA_VERSION:
         raise ValueError("newer than this version")
     return from_content(content)
@@ -94,11 +114,23 @@ class _PlainValues(pickle.Unpickler):
     """Reads plain values and the shapes of tensors. As with ``torch.load(weights_only=True)``, a file cannot run code:
     every name that it may refer to is given a meaning here."""
 
+    def __init__(self, data: bytes, most_values: int) -> None:
+        """Read ``data``, in which no tensor has more than ``most_values``."""
+        super().__init__(io.BytesIO(data))
+
+        def rebuilt(dtype: torch.dtype, offset: int, shape: tuple[int, ...], *_: Any) -> Tensor:
+            """Stands in for torch's function of this signature, which makes a tensor from a storage."""
+            if math.prod(shape) > most_values:
+                raise pickle.UnpicklingError(f"a tensor of shape {shape} is larger than the file")
+            return _zeros(dtype, shape)
+
+        self._rebuilt = rebuilt
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuilt
+            return self._rebuilt
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
@@ -106,11 +138,6 @@ class _PlainValues(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """The type of a storage's numbers, which ``("storage", type, ...)`` refers to."""
         return pid[1]
-
-
-def _rebuilt(dtype: torch.dtype, offset: int, shape: tuple[int, ...], *_: Any) -> Tensor:
-    """Stands in for torch's function of this signature, which makes a tensor from a storage."""
-    return _zeros(dtype, shape)
 
 
 @functools.lru_cache(maxsize=1024)

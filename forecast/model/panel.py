@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forecast.config import DataConfig, PanelOptions
 from forecast.errors import DataError, UsageError
-from forecast.model.market import Market, moves_of
+from forecast.model.market import LEAST_SYMBOLS, Market, moves_of
 from forecast.model.split import MIN_TARGETS, Part, Split, split_rows
 from forecast.model.volatility import fit_recursion
 from forecast.model.windows import PreparedSeries, prepare
@@ -84,11 +84,17 @@ def evaluation_of(prepared: Prepared, evaluations: Sequence[Evaluation]) -> Eval
     return evaluations[0] if isinstance(prepared, PreparedSeries) else mean_evaluation(evaluations)
 
 
-def held_out(panel: Panel, options: PanelOptions, seed: int) -> frozenset[str]:
+def held_out(panel: Panel, options: PanelOptions, seed: int, known: Collection[str] = ()) -> frozenset[str]:
     """Draw the symbols that a model is not trained on.
 
+    Args:
+        panel: clean prices.
+        options: the share of the symbols.
+        seed: decides which.
+        known: symbols that the model to start from was trained on, which are never drawn.
+
     Raises:
-        UsageError: when it would be none, or all.
+        UsageError: when it would be none, or all, or there are not as many.
     """
     count = round(options.holdout_symbols * len(panel))
     if options.holdout_symbols and not 0 < count < len(panel):
@@ -96,8 +102,13 @@ def held_out(panel: Panel, options: PanelOptions, seed: int) -> frozenset[str]:
             f"`holdout_symbols` {options.holdout_symbols:g} holds out {count} of {len(panel)} symbols; give a share "
             "that leaves some of both"
         )
-    drawn = np.random.default_rng(seed).permutation(sorted(panel.series))[:count]
-    return frozenset(drawn.tolist())
+    unknown = sorted(panel.series.keys() - set(known))
+    if len(unknown) < count:
+        raise UsageError(
+            f"`holdout_symbols` {options.holdout_symbols:g} holds out {count} symbols, but the model of `start_from` "
+            f"was trained on all but {len(unknown)} of {len(panel)}; give a smaller share, or another model"
+        )
+    return frozenset(np.random.default_rng(seed).permutation(unknown)[:count].tolist())
 
 
 def prepare_panel(
@@ -117,7 +128,7 @@ def prepare_panel(
         config: ratios of the split, and whether to take the logarithm of prices.
         longest_window: the largest ``sequence_length`` that is trained.
         split: splits a number of sessions in another way; None for the ratios.
-        held_out: symbols that nothing is fitted on.
+        held_out: symbols that nothing is fitted on; their dates count in the split.
 
     Raises:
         DataError: when no symbol is left.
@@ -133,8 +144,8 @@ def prepare_panel(
         prepared, problems = _prepared(kept, config, sessions, borders, longest_window)
         left_out |= problems
         if not prepared.keys() - set(held_out):
-            first, reason = next(iter(left_out.items()))
-            raise DataError(f"no symbol can be used ({len(left_out)} left out); {first}: {reason}")
+            reasons = [f"; {symbol}: {reason}" for symbol, reason in left_out.items()][:1]
+            raise DataError(f"no symbol can be used ({len(left_out)} left out){''.join(reasons)}")
         if not problems:
             break
         # A symbol that is left out has no say in the split: the others are split again without it.
@@ -180,6 +191,19 @@ def _market(
     )
     market = Market.fit(moves[: borders.train_end])
     return market, market.columns(moves) if market else None
+
+
+def require_market(prepared: Prepared) -> None:
+    """Check that the market is known.
+
+    Raises:
+        DataError: when it is not.
+    """
+    if prepared.market is None:
+        raise DataError(
+            f"`market` needs sessions in which at least {LEAST_SYMBOLS} symbols have a change; give more `symbols`, or "
+            "omit `market`"
+        )
 
 
 def fitting_step(parts: Sequence[PreparedSeries]) -> int:

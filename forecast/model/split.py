@@ -7,6 +7,7 @@ target may not.
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,3 +74,9 @@ def require_rows(rows: int, sequence_length: int, train_ratio: float, val_ratio_
             f"{rows} rows are too few for windows of {sequence_length}: {needed} rows are needed; "
             "use a longer history or a shorter window"
         )
+
+
+def moment(text: str) -> dt.datetime:
+    """A date or time of ISO 8601; a date, and a time without a zone, are those of UTC."""
+    found = dt.datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)

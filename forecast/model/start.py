@@ -7,14 +7,15 @@ one has a lower validation loss.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from forecast.config import ExperimentConfig, TrainConfig
+from forecast.config import ExperimentConfig, TrainConfig, parse_settings
 from forecast.errors import UsageError
-from forecast.model.checkpoint import Checkpoint, Member
+from forecast.model.checkpoint import Checkpoint, Member, load_checkpoint
 from forecast.model.panel import Prepared
+from forecast.model.split import moment
 from forecast.model.windows import RECURSIONS, PreparedSeries
 
 AnyConfig = TypeVar("AnyConfig", bound=ExperimentConfig)
@@ -36,6 +37,8 @@ SAME = (
 def same_options(config: AnyConfig, start: Checkpoint, given: Collection[str] = ()) -> AnyConfig:
     """Return the options with those of ``SAME`` taken from the model that training starts from.
 
+    So is the window's length, where it is one of the options and not given.
+
     Args:
         config: the options.
         start: the model.
@@ -55,7 +58,9 @@ def same_options(config: AnyConfig, start: Checkpoint, given: Collection[str] = 
                 "one of the two"
             )
         taken[name] = wanted
-    return config.model_copy(update=taken)
+    if "sequence_length" not in given and "sequence_length" in type(config).model_fields:
+        taken["sequence_length"] = start.config.sequence_length
+    return parse_settings(type(config), {**config.model_dump(by_alias=True), **taken})
 
 
 def member_of(start: Checkpoint, config: TrainConfig, number: int) -> Member:
@@ -87,18 +92,65 @@ def with_recursions_of(start: Checkpoint, prepared: Prepared) -> Prepared:
     return replace(prepared, series={symbol: changed(part) for symbol, part in prepared.series.items()})
 
 
-def seen_too_late(start: Checkpoint, validated_until: Iterable[str | None]) -> str | None:
-    """Say, in one line, that the model has seen days after the rows that may be seen; None when it has not.
+def require_same_start(trained: Checkpoint) -> None:
+    """Check that the file that a model started from is still the same, so that it can be trained again.
+
+    Raises:
+        CheckpointError: when there is no such file.
+        UsageError: when it is another model now.
+    """
+    path = trained.config.start_from
+    if path is not None and load_checkpoint(path).sha256 != trained.started_from:
+        raise UsageError(
+            f"`start_from` {path} is another model than the one that this model started from; put that file back to "
+            "train the model again"
+        )
+
+
+class Spanned(Protocol):
+    """What says up to when it was trained and validated: a checkpoint, a symbol's part of one, or a prepared series."""
+
+    @property
+    def trained_until(self) -> str | None:
+        """Date or time of the last training row, ISO 8601."""
+        ...
+
+    @property
+    def validated_until(self) -> str | None:
+        """Date or time of the last validation row, ISO 8601."""
+        ...
+
+
+def doubts(start: Checkpoint, config: ExperimentConfig, interval: str, own: Sequence[Spanned]) -> list[str]:
+    """Reasons to doubt a start, one line each: what it was trained on differs, or it has seen later days.
 
     Args:
         start: the model that training starts from.
-        validated_until: the last validation row of each series that is trained on, after which test rows begin.
+        config: the options of the training.
+        interval: length of a bar of the series that are trained on.
+        own: these series, or the models that come of them.
     """
-    ends = [part.validated_until for part in start.symbols.values()] or [start.validated_until]
-    seen, allowed = max(end or "" for end in ends)[:10], min(end or "" for end in validated_until)[:10]
-    if seen <= allowed:
-        return None
-    return (
-        f"the model of `start_from` has seen days up to {seen}, but the rows after {allowed} are test rows: scores on "
-        "them may be better than those of new days"
-    )
+    lines = []
+    theirs = (start.provenance or {}).get("interval", interval)
+    if (start.config.feature, theirs) != (config.feature, interval):
+        lines.append(
+            f"the model of `start_from` was trained on {start.config.feature} of bars of {theirs}, not on "
+            f"{config.feature} of {interval}"
+        )
+    models: Sequence[Spanned] = [*start.symbols.values()] or [start]
+    for rows, end in (("validation", "trained_until"), ("test", "validated_until")):
+        ends = [getattr(model, end) for model in models]
+        allowed = min((moment(getattr(each, end)) for each in own if getattr(each, end)), default=None)
+        if allowed is None:
+            continue
+        seen = [moment(each) for each in ends if each]
+        if len(seen) < len(ends):
+            lines.append(
+                f"it is not known which days the model of `start_from` has seen: {rows} scores may be too good"
+            )
+        elif max(seen) > allowed:
+            lines.append(
+                f"the model of `start_from` has seen days up to {max(ends)}, but {rows} rows begin after "
+                f"{allowed.date()}: their scores may be better than those of new days"
+            )
+    return lines

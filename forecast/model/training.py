@@ -1,15 +1,15 @@
 """Training: a likelihood's loss, Adam, gradient clipping, early stopping; the best validation state is kept.
 
-``Trainer.advance`` can run the loop to the end or in pieces; both give bit-for-bit identical weights.
+``Trainer.advance`` can run the loop to the end or in pieces: the weights at any position are the same to the last bit,
+and patience counts ends of epochs alone. The best state is that with the lowest loss at the ends of epochs and pieces.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,10 +33,17 @@ from forecast.model.likelihood import (
     point_forecasts,
 )
 from forecast.model.market import CHANNELS as MARKET_CHANNELS
-from forecast.model.market import HIDDEN_SHARE, LEAST_SYMBOLS
+from forecast.model.market import HIDDEN_SHARE
 from forecast.model.network import build_network, forward_in_batches
-from forecast.model.panel import Prepared, evaluation_of, fitting_step, prepare_panel
-from forecast.model.split import Part, Split, require_rows, split_rows
+from forecast.model.panel import (
+    Prepared,
+    PreparedPanel,
+    evaluation_of,
+    fitting_step,
+    prepare_panel,
+    require_market,
+)
+from forecast.model.split import Part, Split, moment, require_rows, split_rows
 from forecast.model.start import member_of, with_recursions_of
 from forecast.model.unseen import forecast_unseen
 from forecast.model.volatility import fit_recursion
@@ -106,11 +113,8 @@ class Trainer:
         self.device = choose_device(config.device)
         # A metric that cannot be loaded ends the work before the training, not after it.
         dict(METRICS)
-        if config.market and prepared.market is None and start is None:
-            raise DataError(
-                f"`market` needs sessions in which at least {LEAST_SYMBOLS} symbols have a change; give more "
-                "`symbols`, or omit `market`"
-            )
+        if config.market and start is None:
+            require_market(prepared)
         self._prepared, self._parts = prepared, prepared.parts
         self._encodings = [part.encoding(config) for part in self._parts]
         self._validation = self._windows("validation")
@@ -128,6 +132,7 @@ class Trainer:
         self._generators: list[Tensor] = []
         self.best_epoch: float = 0
         self.best_loss = math.inf
+        self._best_end, self._best_end_loss = 0, math.inf
         self._best_state: dict[str, Tensor] = _copy_state(self.network)
         self._best_outputs: Outputs = np.zeros(
             (len(self._validation_tensors), OUTPUTS[config.likelihood]), np.float32
@@ -159,9 +164,9 @@ class Trainer:
                 )
 
     @property
-    def stale_epochs(self) -> float:
-        """Epochs since the best one."""
-        return self.position - self.best_epoch
+    def stale_epochs(self) -> int:
+        """Epochs since the one at whose end the validation loss was lowest."""
+        return self.epoch - self._best_end
 
     @property
     def epoch_windows(self) -> int:
@@ -192,8 +197,8 @@ class Trainer:
         """
         stop = self.config.max_epochs if until is None else until
         with threads(self.config.threads):
-            while self.position < stop and not self.finished:
-                batches = self._batches_per_epoch
+            batches = self._batches_per_epoch
+            while (stop - self.position) * batches > ROUNDING and not self.finished:
                 last = min(
                     batches, max(self._batches + 1, math.ceil((stop - self.epoch) * batches - ROUNDING))
                 )
@@ -212,7 +217,8 @@ class Trainer:
         if self._batches:
             processor, *gpus = self._generators
             torch.set_rng_state(processor)
-            for device, state in zip(self._gpus, gpus, strict=True):
+            # A trial can go on on another kind of device, whose draws begin anew.
+            for device, state in zip(self._gpus, gpus, strict=False):
                 torch.cuda.set_rng_state(state, device)
         parameters = list(self.network.parameters())
         for batch in order.split(self.config.batch_size)[self._batches : last]:
@@ -240,6 +246,8 @@ class Trainer:
                 f"validation loss is {validation_loss} after epoch {self.position:g}: training diverged; "
                 f"lower `learning_rate` (now {self.config.learning_rate:g})"
             )
+        if not self._batches and validation_loss < self._best_end_loss:
+            self._best_end, self._best_end_loss = self.epoch, validation_loss
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, self.position
             self._best_state = _copy_state(self.network)
@@ -300,6 +308,8 @@ class Trainer:
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "epoch": self.epoch,
+            "best_end": self._best_end,
+            "best_end_loss": self._best_end_loss,
             "batches": self._batches,
             "generators": self._generators,
         }
@@ -319,8 +329,10 @@ class Trainer:
         self.best_loss = state["best_loss"]
         self.best_epoch = state["best_epoch"]
         self.epoch = state["epoch"]
-        # States of version 0.1.0 end with an epoch.
+        # States of version 0.1.0 end with an epoch, and all their validations were at ends.
         self._batches, self._generators = state.get("batches", 0), state.get("generators", [])
+        self._best_end = state.get("best_end", state["best_epoch"])
+        self._best_end_loss = state.get("best_end_loss", state["best_loss"])
         self._scored = None
 
     @property
@@ -426,7 +438,7 @@ def cross_calibrated(seen: Sequence[Seen]) -> list[Forecasts]:
 class TrainResult:
     """The result of ``train``: the checkpoint, its scores on validation and test, its members' epochs, and seconds.
 
-    ``unseen`` holds the test scores of each symbol held out.
+    ``unseen`` holds the test scores of each symbol held out, as a server answers for one: without the market.
     """
 
     checkpoint: Checkpoint
@@ -478,11 +490,11 @@ def train(
     )
     seconds = time.perf_counter() - started
     checkpoint, test = scored_on_test(fitted.checkpoint, prepared)
-    apart = {} if isinstance(prepared, PreparedSeries) else prepared.held_out
-    unseen = {
-        symbol: evaluate_forecasts(part.rows("test", 2), forecast_unseen(checkpoint, part, "test", symbol))
-        for symbol, part in apart.items()
-    }
+    unseen = {}
+    for symbol, part in ({} if isinstance(prepared, PreparedSeries) else prepared.held_out).items():
+        with suppress(DataError):  # of prices that stand still for as long as a window
+            forecasts = forecast_unseen(checkpoint, part.without_market(), "test", symbol)
+            unseen[symbol] = evaluate_forecasts(part.rows("test", 2), forecasts)
     return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds, unseen)
 
 
@@ -500,8 +512,9 @@ def scored_on_test(
     """
     evaluations = evaluate_each(checkpoint, prepared, "test")
     test = evaluation_of(prepared, evaluations)
-    of_symbols = dict(zip(checkpoint.symbols, evaluations, strict=False))
-    scored = checkpoint.with_test(test, prepared, of_symbols, **search)
+    scored = checkpoint.with_test(test, prepared, _by_symbol(checkpoint, evaluations), **search)
+    if isinstance(prepared, PreparedPanel):
+        scored = scored.model_copy(update={"held_out": tuple(sorted(prepared.held_out))})
     if checkpoint.market:
         blind = evaluate_part(checkpoint, prepared.without_market(), "test").model
         scored = scored.model_copy(update={"metrics_test_without_market": blind})
@@ -545,7 +558,7 @@ def fit(
         train_member(prepared, config, number, start=start, until_epoch=limit, on_epoch=on_epoch)
         for number, limit in enumerate(limits)
     ]
-    return assemble(prepared, trained, provenance)
+    return assemble(prepared, trained, provenance, start)
 
 
 @dataclass(frozen=True)
@@ -582,8 +595,16 @@ def train_member(
     return Trained(trainer.best_member(), trainer.best_loss, trainer.position, trainer.device.type)
 
 
-def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provenance) -> Fitted:
-    """Make one model of trained members, and calibrate it on the validation rows, of a panel on all of them."""
+def assemble(
+    prepared: Prepared,
+    trained: Sequence[Trained],
+    provenance: Provenance,
+    start: Checkpoint | None = None,
+) -> Fitted:
+    """Make one model of trained members, and calibrate it on the validation rows, of a panel on all of them.
+
+    ``start`` is the model that they started from.
+    """
     first, *further = [each.member for each in trained]
     parts = prepared.parts
     checkpoint = Checkpoint.create(
@@ -595,6 +616,7 @@ def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provena
         best_epoch=first.best_epoch,
         device=trained[0].device,
         provenance=asdict(provenance),
+        started_from=start.sha256 if start else None,
     )
     of_parts = [(_in_units_of(checkpoint, part), part) for part in parts]
     seen = [Seen.by(each, part, "validation") for each, part in of_parts]
@@ -604,13 +626,18 @@ def assemble(prepared: Prepared, trained: Sequence[Trained], provenance: Provena
     ]
     validation = evaluation_of(prepared, validations)
     errors = [Seen.by(each, part, "train").errors() for each, part in of_parts[:: fitting_step(parts)]]
-    of_symbols = dict(zip(checkpoint.symbols, validations, strict=False))
+    of_symbols = _by_symbol(checkpoint, validations)
     calibrated = checkpoint.calibrated(joined_scores(seen), validation, of_symbols)
     calibrated = calibrated.model_copy(update={"dynamics": fit_recursion(np.concatenate(errors))})
     with threads(checkpoint.config.threads):
         stretches = horizon_stretches([(_in_units_of(calibrated, part), part) for part in parts])
     finished = calibrated.model_copy(update={"horizon_stretches": stretches})
     return Fitted(finished, validation, tuple(each.epochs for each in trained))
+
+
+def _by_symbol(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
+    """The scores of each symbol of a model of many; nothing for a model of one."""
+    return dict(zip(checkpoint.symbols, evaluations, strict=True)) if checkpoint.symbols else {}
 
 
 def _in_units_of(checkpoint: Checkpoint, part: PreparedSeries) -> Checkpoint:
@@ -695,21 +722,15 @@ def _require_new_rows(checkpoint: Checkpoint, series: Series, split: Split, part
     seen = {"train": None, "validation": checkpoint.trained_until, "test": checkpoint.validated_until}[part]
     trained_on = (checkpoint.provenance or {}).get("last_date") if part != "train" else None
     if seen is not None:
-        known = _moment(begins) > _moment(seen)
+        known = moment(begins) > moment(seen)
     else:
-        seen, known = trained_on, trained_on is None or _moment(ends) >= _moment(trained_on)
+        seen, known = trained_on, trained_on is None or moment(ends) >= moment(trained_on)
     if not known:
         served = checkpoint.scored_model is not None
         raise DataError(
             f"the {part} rows of this series begin at {begins}, but the model has seen rows up to {seen}: their scores "
             f"would not be those of new rows; use {'scored_pick.pt, or ' * served}a series that ends later"
         )
-
-
-def _moment(text: str) -> dt.datetime:
-    """A date or time of ISO 8601; a date, and a time without a zone, are those of UTC."""
-    moment = dt.datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 def _listed(names: tuple[str, ...]) -> str:

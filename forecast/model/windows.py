@@ -309,7 +309,9 @@ class PreparedSeries:
 
     def without_test(self) -> PreparedSeries:
         """The same series without its test rows, for a search, which must not see them."""
-        return replace(self, normalized=self.normalized[: self.split.validation_end].copy())
+        end = self.split.validation_end
+        market = None if self.market is None else self.market[:end].copy()
+        return replace(self, normalized=self.normalized[:end].copy(), market=market)
 
     def fitted(self) -> PreparedSeries:
         """The same series with its recursions, so that other processes need not fit them again."""
@@ -417,8 +419,7 @@ class PreparedSeries:
 
     def _seen_by(self, encoding: Encoding) -> Array:
         """The rows as ``encoding`` takes them, shape (n, columns)."""
-        market = None if self.market is None else self.market[: len(self.normalized)]
-        return encoding.with_market(self.normalized, market)
+        return encoding.with_market(self.normalized, self.market)
 
     def without_market(self) -> PreparedSeries:
         """The same series, of a market that is not known."""

@@ -18,7 +18,7 @@ def cells_of(column: pd.Series[Any]) -> Cells:
         cells = pa.array(column, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         cells = pa.array(
-            [None if missing else _shown(cell) for cell, missing in zip(column, column.isna(), strict=True)]
+            [None if missing else shown(cell) for cell, missing in zip(column, column.isna(), strict=True)]
         )
     if not isinstance(cells, pa.ChunkedArray):
         cells = pa.chunked_array([cells])
@@ -27,10 +27,9 @@ def cells_of(column: pd.Series[Any]) -> Cells:
     return pc.cast(cells, pa.float32()) if pa.types.is_float16(cells.type) else cells
 
 
-def _shown(cell: Any) -> str:
-    return (
-        str(cell).upper() if isinstance(cell, bool) else str(cell)
-    )  # Excel turns the ticker TRUE into a truth value
+def shown(cell: Any) -> str:
+    """The text of a cell; Excel turns the ticker TRUE into a truth value, and shows it as TRUE."""
+    return str(cell).upper() if isinstance(cell, bool) else str(cell)
 
 
 def is_text(cells: Cells) -> bool:

@@ -13,6 +13,7 @@ written in the address is refused (``forecast.prices.locations``).
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -34,8 +35,10 @@ from forecast.prices.symbols import COLUMN_NAMES, find_column, rows_of_symbol
 
 DIALECTS = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 """Databases that SQLAlchemy knows by itself."""
-MOST_PARAMETERS = 1000
-"""Largest number of symbols that a query asks for by name: SQL Server allows 2100 parameters."""
+MOST_PARAMETERS = 2000
+"""Largest number of names that a query asks for: SQL Server allows 2100 parameters."""
+LONGEST_LIST = 1000
+"""Largest number of names in a list: Oracle allows no more."""
 NAMED_TABLES = 20
 """Largest number of tables that an error lists."""
 
@@ -141,13 +144,15 @@ def _rows(
 ) -> pd.DataFrame:
     """The rows of ``symbols`` where a column of symbols tells them, else all rows of the table."""
     table, texts = _table(connection, given, source)
-    if not symbols or len(symbols) > MOST_PARAMETERS:
+    asked = _in_any_case(symbols or ())
+    if not symbols or len(asked) > MOST_PARAMETERS:
         return _frame(connection.execute(sa.select(table)))
     for column in _symbol_columns(table, source, reading):
         if column.name not in texts:
             continue
-        frame = _frame(connection.execute(sa.select(table).where(column.in_(symbols))))
-        if len(frame):
+        lists = [column.in_(asked[at : at + LONGEST_LIST]) for at in range(0, len(asked), LONGEST_LIST)]
+        frame = _frame(connection.execute(sa.select(table).where(sa.or_(*lists))))
+        if frame[column.name].isin(symbols).any():
             return frame
         distinct, rows = connection.execute(
             sa.select(sa.func.count(column.distinct()), sa.func.count(column))
@@ -156,6 +161,12 @@ def _rows(
             there = _frame(connection.execute(sa.select(column).distinct().order_by(column)))
             rows_of_symbol(there, symbols[0], column.name, source, lambda: None)
     return _frame(connection.execute(sa.select(table)))
+
+
+def _in_any_case(symbols: Sequence[str]) -> list[str]:
+    """The symbols in each case too: a reader refuses one that the table writes in two ways."""
+    ways = [(symbol, symbol.upper(), symbol.lower(), symbol.capitalize()) for symbol in symbols]
+    return list(dict.fromkeys(itertools.chain.from_iterable(ways)))
 
 
 def _table(connection: Connection, given: str | None, source: str) -> tuple[sa.TableClause, set[str]]:

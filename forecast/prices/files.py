@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from forecast.config import DataConfig, FileConfig, parse_settings
 from forecast.errors import DataError
 from forecast.names import plain_name
-from forecast.prices.cells import text_of
+from forecast.prices.cells import shown, text_of
 from forecast.prices.dates import (
     WEEKDAYS,
     Days,
@@ -36,6 +36,7 @@ from forecast.prices.symbols import (
     columns_by_symbol,
     columns_of_symbol,
     find_column,
+    parts_of_name,
     refuse_blocks,
     rows_of_symbol,
     symbol_place,
@@ -133,7 +134,7 @@ class Sheet:
         feature = config.feature
         if len(self.header) > 1:
             found = symbols_of_levels(self.header, self.labels, feature)
-            return {symbol: partial(self.table, symbol, config) for symbol in found} or self._nameless()
+            return self._readers_one_by_one(dict.fromkeys(found, self), config) or self._nameless()
         names = list(self.header[0])
         frame = self.frame.set_axis(names, axis=1)
         if (place := symbol_place(frame, config.symbol_column, self.name)) is not None:
@@ -141,8 +142,11 @@ class Sheet:
         found = symbols_of_names(names, feature)
         bare = [plain_name(text) for text in names]
         # Some symbols are called Open or Low, but not two of them and nothing else.
-        if not found and (plain_name(feature) in bare or sum(text in PRICE_NAMES for text in bare) > 1):
+        prices = sum(text in PRICE_NAMES for text in bare)
+        if not found and (plain_name(feature) in bare or prices > 1 or "volume" in bare):
             self._nameless()
+        if not found:
+            self._refuse_other_prices(names, feature)
         refuse_blocks(frame, self.name)
         stamps, columns = _split_dates(frame, self.name, config)
         names = list(columns.columns)
@@ -183,10 +187,8 @@ class Sheet:
         try:
             stamps, columns = _split_dates(frame, self.name, reading)
         except DataError:  # a bad cell costs only the symbol of its row
-            return {
-                symbol: partial(replace(self, frame=self.frame.iloc[its]).table, symbol, reading)
-                for symbol, its in rows.items()
-            }
+            sheets = {symbol: replace(self, frame=self.frame.iloc[its]) for symbol, its in rows.items()}
+            return self._readers_one_by_one(sheets, reading)
         signs = cache(lambda: proved_signs(texts_of(columns)))
 
         def read(its: NDArray[np.int64]) -> Table:
@@ -194,6 +196,33 @@ class Sheet:
             return replace(table, signs_of_file=signs)
 
         return {symbol: partial(read, its) for symbol, its in rows.items()}
+
+    def _readers_one_by_one(
+        self, sheets: dict[str, Sheet], reading: FileConfig
+    ) -> dict[str, Callable[[], Table]]:
+        """As ``readers``, of symbols whose dates are read each on its own."""
+        signs = cache(lambda: proved_signs(texts_of(self.frame)))
+
+        def read(symbol: str) -> Table:
+            return replace(sheets[symbol].table(symbol, reading), signs_of_file=signs)
+
+        return {symbol: partial(read, symbol) for symbol in sheets}
+
+    def _refuse_other_prices(self, names: Sequence[str], feature: str) -> None:
+        """Refuse columns such as Open_ACME and Volume_ACME, without ``feature``, as those of symbols of such names.
+
+        Only where they are many: of all pairs of currencies, a few are of a currency that is called Open or High.
+        """
+        others = [
+            text
+            for text in names
+            if any(plain_name(part) in PRICE_NAMES and len(part) > 1 for part, _ in parts_of_name(text))
+        ]
+        if len(others) > 1 and 2 * len(others) >= len(names) - 1:
+            raise DataError(
+                f"{self.name} has columns such as {others[0]}, but none of {feature} with the name of a symbol; choose "
+                "another `feature`"
+            )
 
     def _nameless(self) -> NoReturn:
         raise DataError(
@@ -300,7 +329,7 @@ def _read_excel(content: bytes, name: str) -> tuple[pd.DataFrame, list[list[str]
     for row in reversed(rows[max(0, first - MOST_HEADERS) : first]):
         if header and sum(cell is not None for cell in row) < 2:
             break  # a title
-        header.insert(0, ["" if cell is None else str(cell).strip() for cell in row])
+        header.insert(0, ["" if cell is None else shown(cell).strip() for cell in row])
     body = [row for row in rows[first:] if sum(cell is not None for cell in row) > 1]
     return pd.DataFrame(body).infer_objects(), header
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from forecast.errors import DataError, SourceUnavailable
+from forecast.errors import DataError, RateLimited, SourceStopped, SourceUnavailable
 from forecast.prices.table import Table
 
 FIRST_PAUSE = 5.0
@@ -26,18 +26,6 @@ PROGRESS_SECONDS = 10.0
 
 Answer: TypeAlias = Table | DataError
 """What a source says of a symbol: its prices, or why there are none."""
-
-
-class RateLimited(SourceUnavailable):
-    """The source limits the rate of requests; ``retry_after`` is the seconds that it asks to wait, where it says so."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class SourceStopped(SourceUnavailable):
-    """The source stopped answering, and was not asked for all symbols."""
 
 
 def given(answer: Answer) -> Table:
@@ -62,7 +50,8 @@ def ask_for_many(
 
     Args:
         symbols: the symbols.
-        ask: returns the table of one symbol, or raises; called in a thread for each symbol.
+        ask: returns the table of one symbol, or raises; called in the caller's thread, or in a thread for each symbol
+            where several are asked for at a time.
         notify: called with a line for a person.
         at_a_time: number of requests at a time.
     """
@@ -92,10 +81,8 @@ class _Inquiry:
         while self._left or self._under_way:
             pause = self._resume - time.monotonic()
             if self._left and pause <= 0 and self._under_way < self._at_a_time:
-                # A daemon: an interrupted program does not wait for its requests.
-                asking = threading.Thread(target=self._work, args=(self._left.popleft(),), daemon=True)
-                asking.start()
                 self._under_way += 1
+                self._start(self._left.popleft())
             elif self._under_way:
                 symbol, answer = self._finished.get()
                 self._under_way -= 1
@@ -103,6 +90,14 @@ class _Inquiry:
             else:
                 time.sleep(pause)
         return self._answers
+
+    def _start(self, symbol: str) -> None:
+        if self._at_a_time == 1:
+            # What a source keeps, such as a connection to SQLite, may be of this thread alone.
+            self._work(symbol)
+            return
+        # A daemon: an interrupted program does not wait for its requests.
+        threading.Thread(target=self._work, args=(symbol,), daemon=True).start()
 
     def _work(self, symbol: str) -> None:
         try:

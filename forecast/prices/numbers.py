@@ -7,6 +7,7 @@ proof is refused, because a wrong guess is wrong by a factor of a thousand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
@@ -29,6 +30,8 @@ SPACED = rf"^[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?$"
 PAIR = r"^[+-]?(?P<a>\d{1,3}) (?P<b>\d{3}(?:[.,]\d+)?)$"
 """A number with one space between thousands, or two numbers of a similar size, such as a bid and an ask."""
 EXPONENT = r"(?:[eE][+-]?\d{1,3})?"
+FARTHEST = 100.0
+"""Times that a number may differ from the one before, where other cells prove its decimal sign."""
 SAMPLE = 1000
 """Number of cells in which a proof is sought first."""
 
@@ -85,6 +88,11 @@ def parse_numbers(
             f"{where(row)} has {text[row].as_py()!r}, which is not a number with the decimal sign {sign!r}; correct "
             "the cell, choose another `feature`, or give the sign with `decimal`"
         )
+    return _read(cells, sign)
+
+
+def _read(cells: Cells, sign: Sign) -> NDArray[np.float64]:
+    """Numbers with this decimal sign."""
     cells = pc.replace_substring(cells, "," if sign == "." else ".", "")
     return _float(pc.cast(pc.replace_substring(cells, ",", "."), pa.float64()))
 
@@ -163,7 +171,7 @@ def _sign(
     if unproved is None or _first_other(cells, f"{FORMS['.']}|{FORMS[',']}") is not None:
         return "."
     proved = set(others())
-    if len(proved) == 1:
+    if len(proved) == 1 and not _is_doubtful(cells, *proved):
         return proved.pop()
     raise DataError(
         f"{where(unproved)} has {text[unproved].as_py()!r}, where the sign can stand for decimals or for thousands, "
@@ -171,14 +179,23 @@ def _sign(
     )
 
 
+def _is_doubtful(cells: Cells, sign: Sign) -> bool:
+    """Whether numbers such as 987 and 1.234 differ a hundredfold with this decimal sign, but less with the other."""
+
+    def farthest(read: Sign) -> float:
+        sizes = np.abs(_read(cells, read))
+        sizes = np.log(sizes[np.isfinite(sizes) & (sizes > 0)])
+        return float(np.max(np.abs(np.diff(sizes)), initial=0.0))
+
+    return farthest(sign) > max(math.log(FARTHEST), farthest("," if sign == "." else "."))
+
+
 def proved_signs(columns: Iterable[Cells]) -> set[Sign]:
     """The decimal signs that columns of text prove; percentages and amounts such as 32.94M count too."""
     proved: set[Sign] = set()
     for text in columns:
         text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"\s*[%KMBT]$", "")
-        found = [sign for sign in PROOFS if any_true(matches(text, PROOFS[sign]))]
-        if len(found) == 1:  # a column of dates such as 1.12.2019 can seem to prove both
-            proved.update(found)
+        proved.update(sign for sign in PROOFS if any_true(matches(text, PROOFS[sign])))
     return proved
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from forecast.config import DataConfig, parse_settings
-from forecast.errors import DataError, UsageError
+from forecast.errors import DataError, SourceStopped, UsageError
 from forecast.names import listed
 from forecast.prices.files import Sheet, read_file
 from forecast.prices.integrity import IntegrityReport
 from forecast.prices.locations import Folder
-from forecast.prices.many import SourceStopped
 from forecast.prices.series import Provenance, Series
 from forecast.prices.source import (
     SOURCES,
@@ -217,11 +216,14 @@ def _readers_of_sheet(
             raise
         # The prices of one symbol, in a file that names none.
         readers = {names[0]: partial(whole.table, names[0], config)}
+    spellings: dict[str, list[str]] = {}
+    for symbol in readers:
+        spellings.setdefault(symbol.casefold(), []).append(symbol)
 
     def choose(symbol: str) -> Table:
         if symbol not in readers:
             raise DataError(f"{whole.name} has no symbol {symbol!r}; choose from {listed(readers)}")
-        require_one_spelling(readers, symbol, whole.name)
+        require_one_spelling(spellings[symbol.casefold()], symbol, whole.name)
         return readers[symbol]()
 
     return {symbol: partial(choose, symbol) for symbol in _with_all(names, list(readers))}

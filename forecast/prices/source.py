@@ -71,7 +71,7 @@ Source = Callable[[Request], Table]
 """Returns the whole history of a symbol.
 
 It raises SourceUnavailable when it gets no answer, RateLimited when it is asked too often, and UnknownSymbol when it is
-sure that the symbol has no prices. For many symbols, it is called in other threads than the main one.
+sure that the symbol has no prices. For many symbols, it is called for one after the other.
 """
 
 

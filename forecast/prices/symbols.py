@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forecast.errors import DataError
 from forecast.names import listed, plain_name
-from forecast.prices.cells import Cells, any_true, cells_of, is_text, text_of
+from forecast.prices.cells import Cells, all_true, any_true, cells_of, is_text, matches, text_of
 from forecast.prices.dates import is_date_like
 from forecast.prices.layout import NUMBER_LIKE
 from forecast.prices.numbers import EMPTY
@@ -29,8 +29,13 @@ SEPARATORS = ("_", ".", "-", "/", "|", ":", " ")
 """Signs between a column's name and its symbol, as in ``Close_AAPL``."""
 PAIR = re.compile(r"""^\(\s*['"](.*?)['"],\s*['"](.*?)['"]\s*\)$""")
 """A pair that was written as a name, such as ``('Close', 'AAPL')``."""
-ADJUSTED = re.compile(r"(^|[^A-Za-z])adj(usted)?$", re.IGNORECASE)
-"""What is left of another feature's name, as of ``AAPL_Adj Close`` without ``Close``."""
+OTHER_PRICE = re.compile(
+    r"(?:^|[^A-Za-z])(?:adj(?:usted)?|prev(?:ious)?)[.\s]*$|^(?:adj(?:usted)?|prev(?:ious)?)\.?[_\s]",
+    re.IGNORECASE,
+)
+"""What is left of another price's name, as of ``AAPL_Adj Close`` or ``Close_Prev_AAPL`` without ``Close``."""
+FRACTION = r"^[+-]?\d*[.,]\d+$"
+"""A number that is a price rather than a symbol."""
 SAMPLE = 50
 """Number of cells that show whether a column holds numbers."""
 TICKER = re.compile(r"[A-Z][A-Z0-9.^=/-]{0,11}")
@@ -240,6 +245,7 @@ def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> i
         for place, cells in texts.items()
         if _is_of_symbols(frame, place)
         and not is_date_like(frame.iloc[:, place])
+        and not _holds_prices(cells)
         and len(pc.unique(cells)) < max(2, len(frame))  # as many as rows are numbers of rows
     ]
     # A company's name beside its ticker splits the rows alike.
@@ -248,6 +254,11 @@ def symbol_place(frame: pd.DataFrame, symbol_column: str | None, name: str) -> i
         columns = ", ".join(str(frame.columns[place]) for place in places)
         raise DataError(f"{name} has several columns of symbols ({columns}); choose one as `symbol_column`")
     return min(places, key=lambda place: COLUMN_NAMES.index(_bare(frame, place)), default=None)
+
+
+def _holds_prices(cells: Cells) -> bool:
+    """Whether cells are numbers, some with decimals: those of a ticker such as CODE, which has a column of its own."""
+    return any_true(matches(cells, FRACTION)) and all_true(matches(cells, rf"^$|^[+-]?\d+$|{FRACTION}"))
 
 
 def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], feature: str) -> list[str]:
@@ -265,20 +276,24 @@ def symbols_of_levels(header: Sequence[Sequence[str]], labels: Sequence[str], fe
 
 def symbols_of_names(names: Sequence[str], feature: str) -> list[str]:
     """The symbols that column names hold beside ``feature``, as in ``Close_AAPL`` or ``('Close', 'AAPL')``."""
-    found = []
-    for text in names:
-        pair = PAIR.match(text)
-        if pair:
-            first, second = pair.groups()
-            found += [second] * (plain_name(first) == plain_name(feature))
-            found += [first] * (plain_name(second) == plain_name(feature))
-            continue
-        lower, length = text.lower(), len(feature)
-        if lower.startswith(feature.lower()) and text[length : length + 1] in SEPARATORS:
-            found.append(text[length + 1 :])
-        elif lower.endswith(feature.lower()) and text[-length - 1 : -length] in SEPARATORS:
-            found.append(text[: -length - 1])
-    return [symbol for symbol in dict.fromkeys(found) if symbol and not ADJUSTED.search(symbol)]
+    wanted = plain_name(feature)
+    found = [
+        other
+        for text in names
+        for part, other in parts_of_name(text)
+        # Close_ is no other way to write Close.
+        if plain_name(part) == wanted and part[0] not in SEPARATORS and part[-1] not in SEPARATORS
+    ]
+    return [symbol for symbol in dict.fromkeys(found) if symbol and not OTHER_PRICE.search(symbol)]
+
+
+def parts_of_name(text: str) -> list[tuple[str, str]]:
+    """Each part of a column's name that can be a price or a symbol, and what is left beside it."""
+    if pair := PAIR.match(text):
+        first, second = pair.groups()
+        return [(first, second), (second, first)]
+    splits = [(text[:at], text[at + 1 :]) for at, sign in enumerate(text) if sign in SEPARATORS]
+    return [parts for before, after in splits for parts in ((before, after), (after, before))]
 
 
 def find_column(names: Sequence[str], wanted: str, name: str, parameter: str) -> int:
@@ -309,12 +324,8 @@ def columns_by_symbol(names: Sequence[str], symbols: Iterable[str]) -> dict[str,
     """The columns of each symbol and those of none, by the names in one line: places, and names without the symbol."""
     owned: dict[str | None, list[int]] = {symbol: [] for symbol in (None, *symbols)}
     for place, name in enumerate(names):
-        pair = PAIR.match(name)
-        ends = [
-            end for at, sign in enumerate(name) if sign in SEPARATORS for end in (name[:at], name[at + 1 :])
-        ]
         # Of B and BRK.B, the longer one is meant by Close_BRK.B.
-        parts = [part for part in (pair.groups() if pair else ends) if part in owned]
+        parts = [part for part, _ in parts_of_name(name) if part in owned]
         owned[max(parts, key=len, default=None)].append(place)
     shared = owned.pop(None)
     return {

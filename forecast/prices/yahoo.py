@@ -17,9 +17,8 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
-from forecast.errors import SourceUnavailable, UnknownSymbol
+from forecast.errors import RateLimited, SourceUnavailable, UnknownSymbol
 from forecast.prices.dates import parse_dates
-from forecast.prices.many import RateLimited
 from forecast.prices.table import Table
 
 AT_A_TIME = 4

@@ -36,7 +36,7 @@ function findSymbols(input, list, status, find, choose) {
     active = number;
     options().forEach((option, i) => option.setAttribute("aria-selected", String(i === active)));
     const option = options()[active];
-    if (!option) return;
+    if (!option) return input.removeAttribute("aria-activedescendant");
     input.setAttribute("aria-activedescendant", option.id);
     option.scrollIntoView({ block: "nearest" });
   }
@@ -102,6 +102,7 @@ function findSymbols(input, list, status, find, choose) {
   });
   input.addEventListener("input", () => {
     clearTimeout(timer);
+    pointAt(-1); // the list is that of an earlier text
     timer = setTimeout(() => open(input.value.trim()), TYPING_PAUSE_MS);
   });
   input.addEventListener("blur", () => show(current));
