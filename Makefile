@@ -60,6 +60,9 @@ bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.jobs walks
 	$(BIN)/python -W ignore -m benchmarks.jobs widths
 	$(BIN)/python -m benchmarks.serving
+	PYTHONPATH=build/prices $(BIN)/python -W ignore -m benchmarks.universe stocks
+	$(BIN)/python -W ignore -m benchmarks.universe kill
+	$(BIN)/python -W ignore -m benchmarks.universe_serving
 
 docs: $(READY) ## make docs/reference from the code, and the site in site/
 	$(BIN)/python -m docs.make_reference

@@ -1,4 +1,4 @@
-"""A job of two small samples as a whole process, beside version 0.1.0's: mostly start and end, hardly any training.
+"""A whole job of two small trials beside version 0.1.0's: mostly start and end, hardly any training.
 
     git worktree add ../version-0.1.0 6682ccb
     python -m benchmarks.start ../version-0.1.0
@@ -26,9 +26,9 @@ HERE = Path(__file__).parents[1]
 JOB = ("--num-samples", "2", "--space", "small", "--source", "snapshot", "--no-report", "--quiet")
 SAME_WORK = ("--members", "1", "--no-retrain")
 BAR = 0.6
-"""Most wall time with the same work, as a multiple of version 0.1.0's."""
+"""Largest wall time with the same work, as a multiple of version 0.1.0's."""
 LOOK_EVERY = 0.05
-"""Seconds between two looks at the job's processes; what a process computes after the last one is not counted."""
+"""Seconds between two looks at the job's processes; work of a process after the last look is not counted."""
 
 
 def job_seconds(tree: Path, more: Sequence[str] = ()) -> tuple[float, float]:

@@ -211,7 +211,7 @@ def unseen(file: Path) -> dict[str, bool]:
             symbol: forecast_unseen(model, seen.held_out[symbol], "test", symbol) for symbol in seen.held_out
         }
         scored = scores_of(panel, prepared, forecasts, ("GARCH",))
-        ratios[name] = line(f"Symbols never seen, {name}", scored, "GARCH")[0]
+        ratios[name] = line(f"Held-out symbols, {name}", scored, "GARCH")[0]
     return {f"symbols never seen at most {UNSEEN_BAR} of GARCH's": max(ratios.values()) <= UNSEEN_BAR}
 
 

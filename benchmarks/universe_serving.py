@@ -1,8 +1,8 @@
 """Serving a whole universe of symbols: ``python -m benchmarks.universe_serving``, or one part of it by name.
 
 ``directory``: a server of 1,000 checkpoints: how soon it answers, how much memory models take, and what one damaged
-file spoils. ``symbols``: one request for all symbols of a model of 382, and ``/predict`` of one of them beside a model
-of one. Each measure is a line with its bar; the exit code is 1 if one is missed.
+file spoils. ``symbols``: one request for all symbols of a model of 382, and ``/predict`` for one of them beside a model
+of one symbol. Each measure is a line with its bar; the exit code is 1 if a bar is missed.
 """
 
 from __future__ import annotations

@@ -166,19 +166,20 @@ class ExperimentConfig(DataConfig):
     )
     market: bool = Field(
         False,
-        description="see what the whole market did at each session: the mean of the changes of all `symbols`, its "
-        "running volatility, and the dispersion of these changes; a search then tries models with and without it",
+        description="see what the whole market did in each session: the mean of the changes of all `symbols`, the "
+        "running volatility of this mean, and the dispersion of the changes; a search then tries models with and "
+        "without it",
     )
     start_from: Path | None = Field(
         None,
-        description="checkpoint of a model that training starts from, such as one of many symbols; the new model has "
-        "its network",
+        description="checkpoint of a model, such as one of many symbols, whose weights training starts from; the new "
+        "model has the same network",
     )
     seed: int = Field(42, ge=0, lt=SEEDS, description="seed of weights, batches and search")
     windows_per_epoch: int = Field(
         100_000,
         ge=1,
-        description="most training windows per epoch; of more, each epoch draws so many at random",
+        description="most training windows per epoch; if there are more, each epoch draws this many at random",
     )
     members: int = Field(
         2,
@@ -237,8 +238,8 @@ class PanelOptions(Config):
         0.0,
         ge=0,
         lt=1,
-        description="share of `symbols`, drawn at random, that the model is not trained on and only scored on, as a "
-        "served model answers for symbols that it has never seen",
+        description="share of `symbols`, drawn at random, to keep out of training; the model is scored on these "
+        "held-out symbols as a served model answers for symbols that it has never seen",
     )
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ class SourceUnavailable(DataError):
 
 
 class RateLimited(SourceUnavailable):
-    """The source limits the rate of requests; ``retry_after`` is the seconds that it asks to wait, where it says so."""
+    """The source limits the rate of requests; ``retry_after`` is the seconds that it asks to wait, or None."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class RateLimited(SourceUnavailable):
 
 
 class SourceStopped(SourceUnavailable):
-    """The source stopped answering, and was not asked for all symbols."""
+    """The source stopped answering before it was asked for all symbols."""
 
 
 class UnknownSymbol(DataError):

@@ -1,5 +1,5 @@
-"""The loaded models of a replica: each is loaded when it is first asked for, and those not used for longest are
-unloaded when there are too many."""
+"""The loaded models of a replica: each is loaded at its first request, and the least recently used are unloaded when
+they need too much memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ModelCache:
         self._under_way: dict[ModelFile, asyncio.Task[LoadedFile]] = {}
 
     def __iter__(self) -> Iterator[tuple[ModelFile, LoadedFile]]:
-        """The loaded files, those not used for longest first."""
+        """The loaded files, the least recently used first."""
         return iter(list(self._loaded.items()))
 
     async def models_of(self, file: ModelFile) -> Mapping[str, ServedModel]:
@@ -70,7 +70,7 @@ class ModelCache:
         loading = self._under_way.get(file)
         if loading is None:
             loading = self._under_way[file] = asyncio.create_task(self._load(file))
-            # A failure is told to those who wait; nobody may be left.
+            # Those who wait get the failure; nobody may be left to get it.
             loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         # A client that goes away does not end the loading for the others.
         return (await asyncio.shield(loading)).models
@@ -85,9 +85,9 @@ class ModelCache:
         return loaded
 
     def keep(self, file: ModelFile, loaded: LoadedFile) -> None:
-        """Keep a loaded file as the one used last, and unload those that are too much.
+        """Keep a loaded file as the one used last, and unload others until the rest fit.
 
-        Requests under way hold their models, and so end as they began.
+        Requests under way keep their models until they are answered.
         """
         file.version = loaded.version
         self._loaded[file] = loaded
@@ -114,7 +114,8 @@ def _load(file: ModelFile, engines: Engines) -> LoadedFile:
         raise CheckpointError(f"{file.path} cannot be loaded ({error}); make the checkpoint again") from error
     if missing := file.header.symbols - models.keys():
         raise CheckpointError(
-            f"{file.path} has changed: it does not forecast {sorted(missing)[0]} any more; put a checkpoint of it there"
+            f"{file.path} has changed: it does not forecast {sorted(missing)[0]} any more; put a checkpoint of this "
+            "symbol there"
         )
     file.header = Header.of(next(iter(models.values())).predictor.whole)
     memory = BYTES_PER_FILE + BYTES_PER_SYMBOL * len(models) + BYTES_PER_STORED_BYTE * stored

@@ -160,10 +160,10 @@ class Catalog:
             raise _none_usable(list(self.refused.values()))
 
     def require_readable(self, name: str) -> None:
-        """Check that the file of this name, if there is one, is not of those that do not tell their symbols.
+        """Check that the file of this name, if there is one, tells its symbols.
 
         Raises:
-            ModelRefused: when it is.
+            ModelRefused: when it does not.
         """
         refused = self.refused.get(Path(name).stem)
         if refused is not None and refused.path.name == name:

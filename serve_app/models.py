@@ -70,15 +70,15 @@ class Models:
     async def load(self, checkpoint: str | None = None) -> None:
         """Serve a file, or every ``.pt`` file of a directory, instead of the old models.
 
-        The models of the symbols that are in use are loaded first, and others when they are first asked for. A thread
+        The models that are loaded now are loaded first, and others at the first request for their symbols. A thread
         does the work, while the event loop continues to answer with the old models.
 
         Args:
             checkpoint: path of the file or directory; None is the one loaded last.
 
         Raises:
-            ForecastError: when no file there can be used, or not that of a symbol in use; the old models are still
-                served.
+            ForecastError: when no file there can be used, or the new file of a loaded model cannot; the old
+                models stay.
         """
         async with self._one_at_a_time:
             place, loop = checkpoint or self.checkpoint, asyncio.get_running_loop()

@@ -90,8 +90,8 @@ class ServeOptions(AgeOptions):
     cache_mb: float | None = Field(
         None,
         gt=0,
-        description="MB of memory for the loaded models of a directory, in each replica; the models that were not used "
-        f"for longest are unloaded (unless given, {CACHE_MB}, or {CACHED_MODELS} files if they need more)",
+        description="MB of memory for the loaded models of a directory, in each replica; the least recently used "
+        f"models are unloaded (unless given, {CACHE_MB}, or {CACHED_MODELS} files if they need more)",
     )
     require_api_key: bool = Field(False, description=f"refuse to start if {API_KEY_VARIABLE} is not set")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(

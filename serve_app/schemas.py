@@ -160,8 +160,8 @@ class SeriesRequest(Options):
         Annotated[bool, Field(strict=True)], Remedy("send true or false, without quotes, or leave it out")
     ] = Field(
         False,
-        description="whether all windows end with the same session and leave none out: a model that sees the market "
-        "then computes it from them",
+        description="whether all windows end with the same session and leave no session out; a model that sees the "
+        "market then computes the market from them",
     )
 
 
@@ -300,7 +300,7 @@ class ModelLine(BaseModel):
 class UnusableModel(BaseModel):
     """A symbol that is not answered for, because its checkpoint cannot be used."""
 
-    symbol: str = Field(description="the symbol; the file's name where the file does not tell")
+    symbol: str = Field(description="the symbol; the file's name if the file does not tell its symbol")
     checkpoint_path: str
     reason: str
 

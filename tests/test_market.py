@@ -240,7 +240,7 @@ def test_a_model_is_trained_again_only_from_the_same_start(tmp_path, source, poo
     for name, weights in first.model_state.items():
         assert weights.equal(second.model_state[name])
     save_checkpoint(pooled.checkpoint.model_copy(update={"created": "another"}), path)
-    with pytest.raises(UsageError, match="is another model than the one that this model started from"):
+    with pytest.raises(UsageError, match="is no longer the model that this one started from"):
         main(again)
 
 
@@ -301,8 +301,8 @@ def test_the_command_trains_with_the_market_and_starts_another_model_from_it(tmp
     assert main(["train", "--source", source, "--symbols", "all", "--market", "--holdout-symbols", "0.25", *small,
                  "--checkpoint", str(pooled)]) == 0  # fmt: skip
     printed = capsys.readouterr().out
-    assert "Test where the market is not known: MAE " in printed
-    assert "Test of 2 of 2 symbols never seen: MAE " in printed
+    assert "Test without the market: MAE " in printed
+    assert "Test of 2 of 2 held-out symbols: MAE " in printed
     arguments = ["train", "--source", source, "--symbol", "A", "--start-from", str(pooled), "--json"]
     assert main([*arguments, *small, "--checkpoint", str(own)]) == 0
     assert json.loads(capsys.readouterr().out)["val_loss_best"]

@@ -242,6 +242,12 @@ def test_rows_without_a_symbol_are_counted_once_and_left_out(file, tmp_path):
         "BETA": ROWS - 3,
     }
     assert said == [f"{path} has 6 rows without a symbol; they are left out"]
+    rows = rows.astype({"Date": str})
+    rows.loc[rows.index[20], "Date"] = "halted"
+    path = save(rows, tmp_path, file, index=False)
+    panel = load_panel(["all"], source=str(path), notify=said.append)
+    assert list(panel.series) == ["BETA"]
+    assert len(said) == 2
 
 
 def test_a_symbol_that_is_written_in_two_ways_is_not_read_in_halves(tmp_path):

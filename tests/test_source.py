@@ -423,7 +423,7 @@ def test_auto_uses_the_copies_of_many_symbols_in_one_line_and_stops_for_one_with
     assert {series.provenance.source for series in panel.series.values()} == {"cache"}
     assert len(said) == 1
     assert "Failed to connect" in said[0]
-    assert "of which the oldest ends on 2024-01-03" in said[0]
+    assert "the oldest copy ends on 2024-01-03" in said[0]
     with pytest.raises(SourceUnavailable, match="no cached copy or snapshot of 'NEW-USD'"):
         load_panel([*UNIVERSE, "NEW-USD"], notify=None)
 

@@ -89,7 +89,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
         say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
         connect()
     space = SPACES[options.space].of(options, job.start.config if job.start else None)
-    # As long as a trial at most: a dear network would otherwise train longer now than the search took.
+    # No longer than a trial: otherwise, an expensive network could train longer now than the search took.
     longest = max(most_epochs(options, space, trial.trial_params, known), trial.best_epoch or 0)
     trained = _train_members(tasks, config, job.start, longest, _gpu_share(job, trial)) if tasks else []
 

@@ -14,7 +14,7 @@ from tune_jobs.trial import EXPECTED_WORK
 PLAIN_LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
 PRIOR_TRIALS = 5
-"""How many finished trials the expected work of one counts for."""
+"""How many finished trials ``EXPECTED_WORK`` counts as in the mean work of a trial."""
 WIDE = 130
 """Terminal columns from which the live line has room for a bar and persistence's metrics."""
 
@@ -106,7 +106,7 @@ class SearchProgress:
     def _seconds_left(self) -> float:
         """Expected seconds of training to come, of all trials that run at a time.
 
-        The first trials to end are the cheapest, so that their work alone says too little of the others'.
+        The first trials to end are the cheapest, so their work alone is a poor estimate of the others' work.
         """
         expected = (PRIOR_TRIALS * EXPECTED_WORK + self._work) / (PRIOR_TRIALS + self.done)
         to_come = self._samples - self.done - self.failed

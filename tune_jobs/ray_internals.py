@@ -46,11 +46,11 @@ def keep_signal_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_processes_of_a_job() -> Iterator[None]:
-    """Start a cluster without three processes that a job never uses, and that start slower than all others together.
+    """Start a cluster without three processes that a job never uses, and that take longer to start than all others.
 
     They are the dashboard, the autoscaler's monitor, which has nothing to start on one machine, and the log monitor,
-    which copies the workers' output. ``ray.init`` has no option for them: without a dashboard, its process starts all
-    the same, and ``ray.init`` waits for it.
+    which copies the workers' output. ``ray.init`` has no option for them: even without a dashboard, it starts the
+    dashboard's process and waits for it.
     """
     starts = {
         name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")

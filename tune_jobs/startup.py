@@ -67,7 +67,7 @@ class ClusterBeside:
 
 @contextlib.contextmanager
 def cluster_beside(address: str | None) -> Iterator[ClusterBeside]:
-    """Connect to a cluster, or start one, beside everything else until ``connect`` is called; disconnect at the end.
+    """Connect to a cluster, or start one, in a thread; ``connect`` waits for it. Disconnect at the end.
 
     Args:
         address: that of ``tune_jobs.cluster.connected``.
@@ -76,13 +76,13 @@ def cluster_beside(address: str | None) -> Iterator[ClusterBeside]:
     try:
         yield cluster
     finally:
-        # Also when interrupted: a cluster that is left while it starts would leave some of its processes behind.
+        # Also after an interrupt: a job that ends while its cluster starts would leave some of Ray's processes behind.
         cluster.end()
 
 
 @contextlib.contextmanager
 def only_imports() -> Iterator[None]:
-    """Collect no garbage: imports make many objects and hardly any garbage, and looking for it takes a sixth longer."""
+    """Collect no garbage: imports make hardly any, and looking for it takes them a sixth longer."""
     gc.disable()
     try:
         yield

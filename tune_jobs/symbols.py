@@ -72,7 +72,7 @@ class SymbolScores:
     Attributes:
         seen: those of the symbols that the model was trained on.
         without_market: theirs where the market is not known; empty for a model that never sees it.
-        unseen: those of the symbols held out, forecast as a served model answers for symbols that it does not know.
+        unseen: those of the held-out symbols, forecast as a served model answers for symbols that it does not know.
     """
 
     seen: list[SymbolScore] = field(default_factory=list)
@@ -120,7 +120,7 @@ def score_symbols(checkpoint: Checkpoint, prepared: PreparedPanel, connect: Conn
 
 @dataclass(frozen=True)
 class Apart:
-    """Forecasts of one symbol's test rows that the cluster makes: the baseline's, and the model's of a symbol held out.
+    """Forecasts of one symbol's test rows that the cluster makes: the baseline's, and the model's of a held-out symbol.
 
     Either is None where it cannot be made.
     """
@@ -136,7 +136,7 @@ def _forecast_apart(
     found = {}
     for symbol in symbols:
         baseline = unseen = None
-        # Whatever an optimizer raises on one symbol's prices, the others are scored.
+        # Whatever an optimizer raises on one symbol's prices, the other symbols are scored.
         with contextlib.suppress(Exception):
             baseline = BASELINES[BASELINE](_series_of(prepared, symbol), (1,))[1]
         if symbol in prepared.held_out:
@@ -202,7 +202,7 @@ def symbol_lines(scores: SymbolScores, left_out: int) -> list[str]:
     kinds = {
         f"Test {METRIC}": scores.seen,
         f"Without the market, test {METRIC}": scores.without_market,
-        f"On symbols never seen, test {METRIC}": scores.unseen,
+        f"On held-out symbols, test {METRIC}": scores.unseen,
     }
     lines = [
         _comparison_line(start, to, found)
@@ -244,7 +244,7 @@ def symbols_grid(scores: SymbolScores) -> Grid:
         ratios.append(score.test.model["MAE"] / naive if naive > 0 else None)
         shown = ["" if ratio is None else f"{ratio:.4f}" for ratio in ratios]
         covered = [f"{100 * each.coverage:.1f} %" for each in score.test.intervals]
-        name = f"{score.symbol} (never seen)" if score.symbol in unseen else score.symbol
+        name = f"{score.symbol} (held out)" if score.symbol in unseen else score.symbol
         rows.append([name, str(score.test.rows), *shown, *covered])
     return Grid([*header, *levels], rows, explored=True)
 

@@ -84,7 +84,7 @@ class Ticket:
 
 
 def next_rung(work: float) -> int:
-    """Return the first rung after so much work; rungs are 1, 3, 9 and 27."""
+    """Return the first rung above this work; rungs are 1, 3, 9 and 27."""
     rung = FIRST_RUNG
     while rung <= work:
         rung *= REDUCTION
@@ -92,7 +92,7 @@ def next_rung(work: float) -> int:
 
 
 def unit_of_work(experiment: ExperimentConfig, space: SearchSpace, prepared: Prepared) -> float:
-    """Return the windows times their cost of ``TYPICAL_SHARE`` of an epoch of the space's typical configuration."""
+    """Return windows times cost per window in ``TYPICAL_SHARE`` of an epoch of the space's typical configuration."""
     return TYPICAL_SHARE * _epoch(experiment, space.typical, prepared)
 
 
@@ -104,7 +104,7 @@ def most_epochs(
 
 
 def _epoch(experiment: ExperimentConfig, params: dict[str, Any], prepared: Prepared) -> float:
-    """Return the windows times their cost of an epoch."""
+    """Return windows times cost per window in an epoch."""
     windows = sum(len(part.split.targets("train", params["sequence_length"])) for part in prepared.parts)
     return max(1, min(windows, experiment.windows_per_epoch)) * max(1, trial_cost(experiment, params))
 

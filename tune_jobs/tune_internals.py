@@ -29,7 +29,7 @@ def add_earlier_rungs(
 
 
 class SlotProcesses(_ObjectCache):
-    """Keeps the process of every trial that has ended as long as another trial may come for its slot.
+    """Keeps the process of a trial that has ended while another trial may come for its slot.
 
     Tune's own cache drops processes while any other is still starting. Once no more trials will come, a kept process
     would hold resources that a waiting one needs.

@@ -33,7 +33,7 @@ DEFAULT_PICK = Path("artifacts/best_pareto_lstm.pt")
 """Path at which a tuning job writes its pick."""
 
 LONGEST_LINE = 1000
-"""Characters of a row of forecasts."""
+"""Most characters in a row of forecasts."""
 
 EXAMPLES = """\
 examples:
@@ -51,8 +51,8 @@ class InferOptions(AgeOptions, FileConfig):
     symbol: str | None = Field(
         None,
         min_length=1,
-        description="symbol to forecast with a model of many, also one that it was not trained on (default: all of "
-        "its symbols)",
+        description="symbol to forecast with a model of many symbols; it can be one that the model was not trained on "
+        "(default: all symbols of the model)",
     )
     values: list[float] | None = Field(
         None,
@@ -173,8 +173,8 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
         ]
         print(json.dumps({"forecasts": answers, "left_out": left_out}, allow_nan=False))
     else:
-        # A line that is too long for the terminal is wrapped, rather than cut within its numbers. A symbol may have
-        # brackets or colons, which are no markup.
+        # The terminal wraps a line that is too long; rich would cut its numbers. Brackets and colons in a symbol are
+        # not markup.
         Console(width=LONGEST_LINE, markup=False, emoji=False).print(
             _table(windows, dated, forecasts, levels)
         )
@@ -194,11 +194,14 @@ def _windows_of_all(
     content, name = _content(options.file) if options.file is not None else (b"", "")
     if options.values is not None or (content and read_values(content, name, options) is not None):
         raise UsageError(
-            "`symbol` is needed for the values of one symbol of a model of many; the model has "
+            "`symbol` is needed for the values of one symbol, because the model has many; choose from "
             f"{listed(predictor.symbols)}"
         )
     if options.last_date is not None:
-        raise UsageError("`last_date` is known from the prices; give it with the values of one `symbol` only")
+        raise UsageError(
+            f"`last_date` {options.last_date} cannot be used with the prices of all symbols, which have dates; omit "
+            "it, or give the values of one `symbol`"
+        )
     reading = _reading(predictor, options)
     if options.file is not None:
         panel = panel_of_sheet(open_sheet(content, name, reading), predictor.symbols, reading, notify=say)
@@ -252,7 +255,7 @@ def _forecasts_of_all(
 
 
 def with_the_same_sessions(windows: dict[str, Window]) -> list[list[str]]:
-    """The symbols in groups whose windows hold the same dates, as far back as the shorter one reaches."""
+    """Groups of symbols whose windows hold the same dates, as far back as the shorter window reaches."""
     import numpy as np
 
     groups: list[tuple[Dates, list[str]]] = []

@@ -170,10 +170,10 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         evaluations = {"validation": result.validation, "test": result.test}
         Console().print(evaluations_table(evaluations, relative=bool(trained.symbols)))
         if trained.metrics_test_without_market:
-            print(f"Test where the market is not known: {_named(trained.metrics_test_without_market)}")
+            print(f"Test without the market: {_named(trained.metrics_test_without_market)}")
         if result.unseen:
             unseen = mean_evaluation([*result.unseen.values()]).model
-            print(f"Test of {len(result.unseen)} of {len(apart)} symbols never seen: {_named(unseen)}")
+            print(f"Test of {len(result.unseen)} of {len(apart)} held-out symbols: {_named(unseen)}")
         if trial:
             print(
                 f"The trial's validation metrics {'were reproduced exactly' if same else 'were not reproduced exactly'}"

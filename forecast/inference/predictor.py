@@ -29,7 +29,7 @@ from forecast.scores.distribution import interval_probabilities
 Array = NDArray[np.float64]
 
 MARKET_SHARE = 0.5
-"""Share of a model's symbols whose windows say enough of the market."""
+"""Least share of a model's symbols whose windows show the market."""
 
 
 class Predictor:
@@ -268,8 +268,8 @@ class Predictor:
         if len(self.whole.symbols.keys() & set(symbols)) >= needed:
             return None
         return (
-            f"this forecast does not know what the market did, which the model computes from at least {needed} of its "
-            "symbols, whose windows end with the same session"
+            f"this forecast does not know what the market did; the model needs windows of at least {needed} of its "
+            "symbols, which all end with the same session"
         )
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:
@@ -361,7 +361,7 @@ def forecast_together(
     Args:
         predictors: predictors of the symbols; they share an engine.
         windows: a window for each symbol, as in ``Predictor.predict``.
-        market: what the market did at the session of each value, as ``market_of``; None where it is not known.
+        market: what the market did in the session of each value, as ``market_of``; None where it is not known.
 
     Raises:
         BadWindow: for the first window that does not fit the model.
@@ -393,7 +393,7 @@ def forecast_together(
 
 
 def market_of(predictors: Sequence[Predictor], windows: Sequence[Any]) -> Array | None:
-    """What the market did at each of the latest sessions, from windows that end with the same one and leave none out.
+    """What the market did in each of the latest sessions, from windows that end with the same session and skip none.
 
     Args:
         predictors: predictors of symbols of one model.
@@ -443,7 +443,7 @@ def _inputs_together(
     """As ``Forecaster.inputs``, for the rows (1, k, columns) of one window of each of several symbols of one model."""
     encoding = predictors[0]._encoding
     if encoding.sees_changes_alone and len({own.shape for own in rows}) == 1:
-        # In units of one symbol, the changes of all are encoded at once: a third of the time.
+        # In units of one symbol, the changes of all are encoded at once, which takes a third of the time.
         unit = encoding.normalization.change_stds
         ratios = [unit / predictor._encoding.normalization.change_stds for predictor in predictors]
         scaled = np.concatenate(rows)

@@ -270,10 +270,10 @@ class Checkpoint(BaseModel):
     )
     metrics_test_without_market: dict[str, float] | None = Field(
         default=None,
-        description="`metrics_test` where the market is not known; none for models that do not see it",
+        description="`metrics_test` without the market; none for models that do not see it",
     )
     held_out: tuple[str, ...] = Field(
-        default=(), description="symbols of the panel that the model was not trained on, and only scored on"
+        default=(), description="held-out symbols: the model was not trained on them, only scored on them"
     )
     started_from: str | None = Field(
         default=None,

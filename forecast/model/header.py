@@ -77,7 +77,7 @@ class Header:
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read the header of a checkpoint; a file of an unusual form is loaded as a whole.
 
-    Damage that leaves the header alone is found only when the checkpoint is loaded.
+    Damage outside the header is found only when the checkpoint is loaded.
 
     Raises:
         CheckpointError: as ``load_checkpoint``.
@@ -86,7 +86,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return Header.of(_without_weights(path))
     except CheckpointError:
         raise
-    except Exception:  # whatever it is, loading the file succeeds, or says what is wrong with it
+    except Exception:  # of any kind: loading the file succeeds, or says what is wrong with it
         return Header.of(load_checkpoint(path))
 
 

@@ -23,7 +23,7 @@ CHANNELS = 4
 """Numbers that a network sees per step: the mean change, its running volatility, the dispersion, and whether these are
 known."""
 LEAST_SYMBOLS = 5
-"""Fewest symbols whose changes say something of a market."""
+"""Fewest symbols with a change for which the market of a session is known."""
 HIDDEN_SHARE = 0.25
 """Share of the training windows that are seen without the market, so that a model also answers without it."""
 CHANGE_BOUND = 5.0
@@ -82,7 +82,7 @@ def moves_of(changes: Sequence[Array], sessions: Sequence[NDArray[np.intp]], cou
 
 
 def market_channels(columns: Array, count: int, bound: float, log_scale: float) -> Array:
-    """What a network sees of the market at each of the last ``count`` rows, shape (n, count, ``CHANNELS``).
+    """What a network sees of the market in each of the last ``count`` rows, shape (n, count, ``CHANNELS``).
 
     Where the market is not known, all channels are zero.
 

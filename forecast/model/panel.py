@@ -35,13 +35,13 @@ class PreparedPanel:
     Attributes:
         series: by symbol.
         provenances: the origin of each series.
-        sessions: for each series, the number of each row's session in the whole panel, shape (n,); also of those held
-            out.
+        sessions: for each series, held-out ones too, the number of each row's session in the whole panel, shape
+            (n,).
         left_out: by symbol, why each of the others cannot be used, in one line.
         borders: the split of the panel's sessions.
         dates: the dates or times of these sessions, shape (sessions,).
         market: the units of the market's columns; None where too few symbols have changes.
-        held_out: series that nothing is trained on, split in the same way; they are only scored.
+        held_out: series of the held-out symbols, split in the same way; they are only scored.
     """
 
     series: Mapping[str, PreparedSeries]
@@ -65,13 +65,13 @@ class PreparedPanel:
         return edges[at], edges[at + 1]
 
     def without_test(self) -> PreparedPanel:
-        """The same panel without its test rows, and those held out, for a search, which must not see them."""
+        """The same panel without test rows and held-out symbols, for a search, which must not see them."""
         return replace(
             self, series={symbol: part.without_test() for symbol, part in self.series.items()}, held_out={}
         )
 
     def without_market(self) -> PreparedPanel:
-        """The same panel, of a market that is not known."""
+        """The same panel without the market, as where it is not known."""
         return replace(self, series={symbol: part.without_market() for symbol, part in self.series.items()})
 
 
@@ -85,7 +85,7 @@ def evaluation_of(prepared: Prepared, evaluations: Sequence[Evaluation]) -> Eval
 
 
 def held_out(panel: Panel, options: PanelOptions, seed: int, known: Collection[str] = ()) -> frozenset[str]:
-    """Draw the symbols that a model is not trained on.
+    """Draw the held-out symbols, which a model is not trained on.
 
     Args:
         panel: clean prices.
@@ -94,13 +94,13 @@ def held_out(panel: Panel, options: PanelOptions, seed: int, known: Collection[s
         known: symbols that the model to start from was trained on, which are never drawn.
 
     Raises:
-        UsageError: when it would be none, or all, or there are not as many.
+        UsageError: when the share would hold out no symbol, all symbols, or more than there are to draw from.
     """
     count = round(options.holdout_symbols * len(panel))
     if options.holdout_symbols and not 0 < count < len(panel):
         raise UsageError(
             f"`holdout_symbols` {options.holdout_symbols:g} holds out {count} of {len(panel)} symbols; give a share "
-            "that leaves some of both"
+            "that holds out some and leaves some"
         )
     unknown = sorted(panel.series.keys() - set(known))
     if len(unknown) < count:
@@ -128,7 +128,7 @@ def prepare_panel(
         config: ratios of the split, and whether to take the logarithm of prices.
         longest_window: the largest ``sequence_length`` that is trained.
         split: splits a number of sessions in another way; None for the ratios.
-        held_out: symbols that nothing is fitted on; their dates count in the split.
+        held_out: the held-out symbols: nothing is fitted on them, but their dates count in the split.
 
     Raises:
         DataError: when no symbol is left.

@@ -1,8 +1,8 @@
 """Start training from a trained model, such as one of many symbols.
 
-The new model has the same network, and sees prices as the first one does: with the same recursions of the volatility.
-Before its first epoch it is the trained model, normalized for its own series; training keeps that state unless a later
-one has a lower validation loss.
+The new model has the same network as the trained one, and sees prices in the same way, with the same recursions of the
+volatility. Before its first epoch it is the trained model, normalized for its own series; training keeps that state
+unless a later one has a lower validation loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAME = (
 def same_options(config: AnyConfig, start: Checkpoint, given: Collection[str] = ()) -> AnyConfig:
     """Return the options with those of ``SAME`` taken from the model that training starts from.
 
-    So is the window's length, where it is one of the options and not given.
+    The window length is also taken, if it is one of the options and not given.
 
     Args:
         config: the options.
@@ -97,18 +97,18 @@ def require_same_start(trained: Checkpoint) -> None:
 
     Raises:
         CheckpointError: when there is no such file.
-        UsageError: when it is another model now.
+        UsageError: when the file holds another model now.
     """
     path = trained.config.start_from
     if path is not None and load_checkpoint(path).sha256 != trained.started_from:
         raise UsageError(
-            f"`start_from` {path} is another model than the one that this model started from; put that file back to "
-            "train the model again"
+            f"`start_from` {path} is no longer the model that this one started from; put that file back to train "
+            "this model again"
         )
 
 
 class Spanned(Protocol):
-    """What says up to when it was trained and validated: a checkpoint, a symbol's part of one, or a prepared series."""
+    """Something with ends of training and validation: a checkpoint, a symbol's part of one, or a prepared series."""
 
     @property
     def trained_until(self) -> str | None:
@@ -122,13 +122,13 @@ class Spanned(Protocol):
 
 
 def doubts(start: Checkpoint, config: ExperimentConfig, interval: str, own: Sequence[Spanned]) -> list[str]:
-    """Reasons to doubt a start, one line each: what it was trained on differs, or it has seen later days.
+    """Reasons to doubt a start, one line each: its training data differ, or it has seen later days.
 
     Args:
         start: the model that training starts from.
         config: the options of the training.
         interval: length of a bar of the series that are trained on.
-        own: these series, or the models that come of them.
+        own: these series, or the models that are trained on them.
     """
     lines = []
     theirs = (start.provenance or {}).get("interval", interval)

@@ -1,7 +1,7 @@
 """Training: a likelihood's loss, Adam, gradient clipping, early stopping; the best validation state is kept.
 
 ``Trainer.advance`` can run the loop to the end or in pieces: the weights at any position are the same to the last bit,
-and patience counts ends of epochs alone. The best state is that with the lowest loss at the ends of epochs and pieces.
+and patience counts only ends of epochs. The best state has the lowest validation loss at the ends of epochs and pieces.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Trainer:
                 self._validate()
 
     def _train_batches(self, last: int) -> None:
-        """Train on the batches of this epoch up to ``last``, from where it was left."""
+        """Train on the batches of this epoch up to ``last``, from where training stopped."""
         self.network.train()
         # The permutation is drawn on the CPU, so that every device sees the batches in the same order.
         windows = self._train_tensors
@@ -217,7 +217,7 @@ class Trainer:
         if self._batches:
             processor, *gpus = self._generators
             torch.set_rng_state(processor)
-            # A trial can go on on another kind of device, whose draws begin anew.
+            # A trial can continue on another kind of device, whose draws begin anew.
             for device, state in zip(self._gpus, gpus, strict=False):
                 torch.cuda.set_rng_state(state, device)
         parameters = list(self.network.parameters())
@@ -438,7 +438,7 @@ def cross_calibrated(seen: Sequence[Seen]) -> list[Forecasts]:
 class TrainResult:
     """The result of ``train``: the checkpoint, its scores on validation and test, its members' epochs, and seconds.
 
-    ``unseen`` holds the test scores of each symbol held out, as a server answers for one: without the market.
+    ``unseen`` holds the test scores of each held-out symbol, forecast as a server does: without the market.
     """
 
     checkpoint: Checkpoint
@@ -464,7 +464,7 @@ def train(
     Args:
         series: clean prices; of one symbol, ``config.symbol`` and ``config.feature`` are taken from it.
         config: the options of the training.
-        held_out: symbols of a panel that the model is not trained on, and only scored on.
+        held_out: held-out symbols of a panel: the model is not trained on them, only scored on them.
         until_epochs: stop each member after this many epochs at the latest.
         on_epoch: called after each epoch, for progress.
 
@@ -492,7 +492,7 @@ def train(
     checkpoint, test = scored_on_test(fitted.checkpoint, prepared)
     unseen = {}
     for symbol, part in ({} if isinstance(prepared, PreparedSeries) else prepared.held_out).items():
-        with suppress(DataError):  # of prices that stand still for as long as a window
+        with suppress(DataError):  # prices that stand still for a whole window
             forecasts = forecast_unseen(checkpoint, part.without_market(), "test", symbol)
             unseen[symbol] = evaluate_forecasts(part.rows("test", 2), forecasts)
     return TrainResult(checkpoint, fitted.validation, test, fitted.epochs, seconds, unseen)

@@ -70,8 +70,8 @@ class Encoding:
     in units of the training changes' standard deviation; an output of zero is persistence. ``level``: inputs and output
     are normalized prices (the original design). Parts of the bar are seen as they are normalized, not as changes.
 
-    Rows (n, rows, columns) are normalized values, the feature first; for models that see the market, with its columns
-    behind them.
+    Rows (n, rows, columns) are normalized values, the feature first; for models that see the market, its columns come
+    last.
 
     Attributes:
         normalization: the scaling of each column.
@@ -178,7 +178,7 @@ class Encoding:
         return np.concatenate([rows, market], axis=-1)
 
     def hide_market(self, rows: Array) -> Array:
-        """The same rows, of a market that is not known."""
+        """The same rows without the market, as where it is not known."""
         return self.with_market(self._without_market(rows)[0])
 
     def _log_volatilities(self, rows: Array, changes: Array, count: int) -> Array:
@@ -422,7 +422,7 @@ class PreparedSeries:
         return encoding.with_market(self.normalized, self.market)
 
     def without_market(self) -> PreparedSeries:
-        """The same series, of a market that is not known."""
+        """The same series without the market, as where it is not known."""
         return replace(self, market=None)
 
     def histories(self, rows: int, encoding: Encoding) -> Array:

@@ -83,7 +83,7 @@ def load_current(symbol: str, interval: str, now: dt.datetime) -> Table | None:
     if copy is None or (name := calendars.named(symbol, copy.exchange)[0]) is None:
         return None
     calendar = calendars.get(name)
-    # Of days, it is the first that was not complete: its close comes after the moment of the copy.
+    # For daily bars, it is the first day that was not complete: its close comes after the moment of the copy.
     taken = np.datetime64(copy.as_of.isoformat()[:19])
     until = np.datetime64(now.astimezone(dt.UTC).replace(tzinfo=None), "s")
     first, last = taken.astype("datetime64[D]"), until.astype("datetime64[D]") + calendars.DAY

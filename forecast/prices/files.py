@@ -125,7 +125,7 @@ class Sheet:
     def readers(self, config: DataConfig) -> dict[str, Callable[[], Table]]:
         """Functions that return the table of each symbol, with its prices as ``config.feature``, in the file's order.
 
-        What the cells prove, they prove for all symbols: dates are read once.
+        Dates are read once, because what the cells prove holds for all symbols.
 
         Raises:
             DataError: when the file does not name the symbols of its rows or of its columns, or has no dates.
@@ -188,7 +188,7 @@ class Sheet:
             stamps, columns = _split_dates(frame, self.name, reading)
         except DataError:  # a bad cell costs only the symbol of its row
             sheets = {symbol: replace(self, frame=self.frame.iloc[its]) for symbol, its in rows.items()}
-            return self._readers_one_by_one(sheets, reading)
+            return self._readers_one_by_one(sheets, reading, notes)
         signs = cache(lambda: proved_signs(texts_of(columns)))
 
         def read(its: NDArray[np.int64]) -> Table:
@@ -198,20 +198,21 @@ class Sheet:
         return {symbol: partial(read, its) for symbol, its in rows.items()}
 
     def _readers_one_by_one(
-        self, sheets: dict[str, Sheet], reading: FileConfig
+        self, sheets: dict[str, Sheet], reading: FileConfig, notes: tuple[str, ...] = ()
     ) -> dict[str, Callable[[], Table]]:
-        """As ``readers``, of symbols whose dates are read each on its own."""
+        """As ``readers``, for symbols whose dates are read separately."""
         signs = cache(lambda: proved_signs(texts_of(self.frame)))
 
         def read(symbol: str) -> Table:
-            return replace(sheets[symbol].table(symbol, reading), signs_of_file=signs)
+            table = sheets[symbol].table(symbol, reading)
+            return replace(table, signs_of_file=signs, notes=(*notes, *table.notes))
 
         return {symbol: partial(read, symbol) for symbol in sheets}
 
     def _refuse_other_prices(self, names: Sequence[str], feature: str) -> None:
         """Refuse columns such as Open_ACME and Volume_ACME, without ``feature``, as those of symbols of such names.
 
-        Only where they are many: of all pairs of currencies, a few are of a currency that is called Open or High.
+        Only if they are many: among all pairs of currencies, a few have a currency that is called Open or High.
         """
         others = [
             text

@@ -14,11 +14,11 @@ from forecast.errors import DataError, RateLimited, SourceStopped, SourceUnavail
 from forecast.prices.table import Table
 
 FIRST_PAUSE = 5.0
-"""Seconds without a new request once the rate is limited; doubled each further time until a symbol is fetched."""
+"""Seconds of the first pause once the rate is limited; each later pause is twice as long, until a symbol is fetched."""
 JITTER = 0.25
-"""Largest share by which a pause is longer, so that several programs do not go on in the same moment."""
+"""Largest random share added to a pause, so that several programs do not continue at the same moment."""
 LONGEST_PAUSES = 600.0
-"""Seconds of all pauses together after which no more symbols are asked for."""
+"""Total seconds of pauses after which no more symbols are asked for."""
 MOST_UNANSWERED = 5
 """Number of symbols in a row without an answer after which no more are asked for."""
 PROGRESS_SECONDS = 10.0
@@ -44,8 +44,8 @@ def ask_for_many(
 ) -> dict[str, Answer]:
     """Ask a source for each symbol.
 
-    Where the source limits the rate, no request is made for as long as it asks, or else for longer each time; then the
-    symbol is asked for again. Once the source does not answer any more, the answer for each symbol that is left is
+    When the source limits the rate, requests pause for as long as it asks, or else for longer each time; then the
+    symbol is asked for again. Once the source stops answering, the answer for each remaining symbol is
     ``SourceStopped``.
 
     Args:
@@ -93,7 +93,7 @@ class _Inquiry:
 
     def _start(self, symbol: str) -> None:
         if self._at_a_time == 1:
-            # What a source keeps, such as a connection to SQLite, may be of this thread alone.
+            # What a source keeps, such as a connection to SQLite, may belong to this thread alone.
             self._work(symbol)
             return
         # A daemon: an interrupted program does not wait for its requests.
@@ -140,7 +140,7 @@ class _Inquiry:
         self._notify(f"{what}; waiting {pause:.0f} s ({self._progress()})")
 
     def _stop(self, error: SourceUnavailable) -> None:
-        """Ask no more: this is the answer for each symbol that is left, and for those before that got none."""
+        """Ask no more: the error is the answer for each symbol that is left, and for the latest without an answer."""
         self._stopped = SourceStopped(f"{error} ({self._progress()})")
         self._answers |= dict.fromkeys((*self._unanswered, *self._left), self._stopped)
         self._left.clear()

@@ -31,7 +31,7 @@ PAIR = r"^[+-]?(?P<a>\d{1,3}) (?P<b>\d{3}(?:[.,]\d+)?)$"
 """A number with one space between thousands, or two numbers of a similar size, such as a bid and an ask."""
 EXPONENT = r"(?:[eE][+-]?\d{1,3})?"
 FARTHEST = 100.0
-"""Times that a number may differ from the one before, where other cells prove its decimal sign."""
+"""Largest factor between a number and the one before it, where other cells prove the decimal sign."""
 SAMPLE = 1000
 """Number of cells in which a proof is sought first."""
 

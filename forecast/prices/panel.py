@@ -127,7 +127,7 @@ def panel_of_sheet(
 
 
 def _panel_of(readers: dict[str, Callable[[], Table]], config: DataConfig, say: Notify) -> Panel:
-    """The panel of the tables that ``readers`` return or raise why there is none; it empties them."""
+    """The panel of the tables that ``readers`` return; a reader raises why there is none. Empties ``readers``."""
     series: dict[str, Series] = {}
     left_out: dict[str, str] = {}
     for symbol in list(readers):
@@ -175,16 +175,14 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
 
 
 def _say_fallbacks(series: Mapping[str, Series], say: Notify) -> None:
-    """Say in a line for each reason which symbols have prices from elsewhere."""
+    """For each reason, say in one line which symbols have prices from another source."""
     groups: dict[tuple[str, str], list[str]] = {}
     for symbol, each in series.items():
         if each.provenance.fallback is not None:
             groups.setdefault((each.provenance.fallback, each.provenance.source), []).append(symbol)
     for (reason, source), symbols in groups.items():
         ends = [series[symbol].provenance.last_date for symbol in symbols]
-        say(
-            f"{reason}; using the {source} of {listed(symbols)} instead, of which the oldest ends on {min(ends)}"
-        )
+        say(f"{reason}; using the {source} of {listed(symbols)} instead; the oldest copy ends on {min(ends)}")
 
 
 def _readers(names: Sequence[str], config: DataConfig, notify: Notify) -> dict[str, Callable[[], Table]]:

@@ -269,7 +269,7 @@ def readers_of_many(
 ) -> dict[str, Callable[[], Table]]:
     """Ask a named source for all symbols; the functions return each one's table, or raise why there is none.
 
-    Yahoo is not asked for a symbol whose cached copy is still all that it has.
+    Yahoo is not asked for a symbol whose cached copy is still complete.
     """
     requests = {symbol: Request(symbol, notify, config.interval) for symbol in symbols}
     read, at_a_time, copies = SOURCES[config.source], 1, dict[str, Answer]()
@@ -280,8 +280,8 @@ def readers_of_many(
                 copies[symbol] = copy
     if copies:
         notify(
-            f"prices of {len(copies)} of {len(symbols)} symbols were fetched before, and no bar has ended since; they "
-            "are not asked for again"
+            f"prices of {len(copies)} of {len(symbols)} symbols were fetched before, and no bar has ended since; "
+            "these symbols are not fetched again"
         )
     missing = [symbol for symbol in symbols if symbol not in copies]
     answers = copies | ask_for_many(

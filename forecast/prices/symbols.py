@@ -80,7 +80,7 @@ def columns_of_symbol(
 
 
 def _unmerged(header: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """The header with merged cells above each of their columns: an empty cell above a fuller line is part of one."""
+    """The header with each merged cell repeated above its columns: an empty cell above a fuller line is part of one."""
     lines: list[Sequence[str]] = []
     fullest = 0
     for line in reversed(header):
@@ -204,7 +204,7 @@ def _note_of_another(frame: pd.DataFrame, texts: dict[int, Cells], symbol: str, 
 
 
 def refuse_blocks(frame: pd.DataFrame, name: str) -> None:
-    """Refuse a table whose rows can be those of several symbols, one after the other, in a column that says nothing.
+    """Refuse a table whose rows can be those of several symbols in turn, by a column without a telling name.
 
     Raises:
         DataError: when there is such a column.

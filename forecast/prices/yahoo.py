@@ -119,7 +119,7 @@ def _fetch_with_retries(symbol: str, interval: str) -> Table:
         try:
             return _fetch_once(symbol, interval)
         except RateLimited:
-            raise  # to ask again at once would prolong it
+            raise  # asking again at once would prolong the limit
         except SourceUnavailable:
             if attempt == ATTEMPTS or time.monotonic() + wait > deadline:
                 raise
@@ -198,7 +198,7 @@ def _history(symbol: str, interval: str) -> tuple[pd.DataFrame, Mapping[str, Any
 def _retry_after(error: Exception) -> float | None:
     """The seconds that Yahoo's answer asks to wait; None where it does not say.
 
-    The client's error does not have the answer; only the client's frames still do.
+    The client's error does not hold the answer; only the frames of its traceback do.
     """
     answers = (frame.f_locals.get("response") for frame, _ in traceback.walk_tb(error.__traceback__))
     given = next((answer.headers.get("Retry-After") for answer in answers if answer is not None), None)

@@ -23,7 +23,7 @@ intervals."""
 WIDEST_LEVEL = 0.9999
 """Highest level of intervals of a learned distribution: further out it has seen nothing."""
 NODES = 32
-"""Number of degrees of freedom whose exact quantiles those of more are interpolated from."""
+"""Number of degrees of freedom with exact quantiles, from which all others are interpolated."""
 LEAST_DRAWN_DF = 3.0
 """Fewest degrees of freedom of draws: with fewer, a few of them would be most of the variance."""
 MAIN_LEVEL = 0.9
@@ -138,8 +138,8 @@ class StudentT:
 def t_quantiles(df: Array, probabilities: Array) -> Array:
     """Quantiles of Student's t, shape (..., k), at probabilities (k,) for degrees of freedom (...) of two or more.
 
-    Those of many are interpolated in the inverse of the degrees of freedom by Chebyshev polynomials, which are exact to
-    1e-12 and thirty times as fast.
+    For many degrees of freedom, Chebyshev polynomials in their inverse interpolate the quantiles, exact to 1e-12 and
+    thirty times as fast.
     """
     # Imported here because it takes a tenth of a second, which only forecasts have to wait for.
     from scipy.special import stdtrit
