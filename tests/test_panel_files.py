@@ -324,3 +324,16 @@ def test_stacked_symbols_beside_prices_with_the_names_of_symbols_are_refused(tmp
     path = save(rows.reset_index(), tmp_path, "stacked.csv", index=False)
     with pytest.raises(DataError, match="has ACME, BETA in column group, one after the other"):
         load_panel(["all"], source=str(path))
+
+
+def test_one_symbol_of_a_file_with_a_column_for_each_is_read_as_the_panel_reads_it(tmp_path):
+    days = pd.bdate_range("2020-01-01", periods=40, name="Date")
+    frame = pd.DataFrame({"ACME": range(100, 140), "BETA": range(300, 340)}, index=days, dtype=float)
+    frame.to_csv(tmp_path / "closes.csv")
+    source = str(tmp_path / "closes.csv")
+    alone = load_series("BETA", source=source)
+    assert alone.feature == "Close"
+    assert alone.values.tolist() == frame["BETA"].tolist()
+    assert alone.provenance.sha256 == load_panel(("all",), source=source).series["BETA"].provenance.sha256
+    with pytest.raises(DataError, match="'Close'"):
+        load_series("CORP", source=source)

@@ -89,6 +89,8 @@ class Sheet:
             DataError: when there are none, or the cells can be read in more than one way.
         """
         name = self.name
+        if isinstance(reading, DataConfig) and self._has_column_of(symbol, reading):
+            return self.readers(reading)[symbol]()
         places, names, other = columns_of_symbol(self.header, self.labels, symbol, name)
         self._require_rows()
         whole_frame = self.frame.iloc[:, places].set_axis(names, axis=1)
@@ -101,6 +103,18 @@ class Sheet:
         )
         stamps, columns = _split_dates(frame, name, reading)
         return self._table(stamps, columns, reading, tuple(note for note in (other, another) if note))
+
+    def _has_column_of(self, symbol: str, config: DataConfig) -> bool:
+        """Tell whether a column holds the prices of ``symbol`` and has only its name."""
+        (names, *further) = self.header
+        plain = [plain_name(text) for text in names]
+        return (
+            not further
+            and symbol in names
+            and plain_name(config.feature) not in plain
+            and not symbols_of_names(names, config.feature)
+            and symbol_place(self.frame.set_axis(list(names), axis=1), config.symbol_column, self.name) is None
+        )
 
     def _require_rows(self) -> None:
         if not len(self.frame):
