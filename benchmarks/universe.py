@@ -37,6 +37,7 @@ from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel, load_panel
 from forecast.scores.metrics import Forecasts
+from tune_jobs.report import SUMMARY_FILE
 from tune_jobs.study import STUDY_FILE
 
 JOB = ("--space", "small", "--likelihood", "student_t", "--objectives", "mae,rmse,mape,crps")
@@ -92,7 +93,7 @@ def cost(file: Path, directory: Path) -> dict[str, bool]:
         asked = ("all",) if count == len(names) else drawn[:count]
         seconds, _ = job(output, "--source", str(file), "--symbols", *asked, "--num-samples", "16", *JOB,
                          "--strategy", "min_crps")  # fmt: skip
-        found = json.loads((output / "tuning_summary.json").read_text())["symbols"]["GARCH"]
+        found = json.loads((output / SUMMARY_FILE).read_text())["symbols"]["GARCH"]
         each.append(seconds * (os.cpu_count() or 1) / 60 / count)
         print(
             f"| {count} | {seconds:.0f} | {each[-1]:.3f} | {found['ratio']:.4f} | {100 * found['better']:.0f} % |",
@@ -343,7 +344,7 @@ def jobs(old: Path, directory: Path, seeds: int, samples: int) -> dict[str, bool
                     home=home,
                 )
                 seconds[version].append(wall)
-                summary = json.loads((output / "tuning_summary.json").read_text())
+                summary = json.loads((output / SUMMARY_FILE).read_text())
                 test = summary["pick"]["test"]
                 print(
                     f"| {name} | {seed} | {version} | {wall:.0f} | {test['MAE']:.5g} | {test['CRPS']:.5g} |",
