@@ -55,7 +55,7 @@ POOLED = TrainConfig(
 COST_BAR, MEMORY_BAR = 0.1, 1.5
 MARKET_BAR, MARKET_T_BAR, MARKET_BETTER, BLIND_BAR = 0.990, -3.0, 18, 0.995
 PANEL_BAR, PANEL_BETTER, UNSEEN_BAR, START_BAR = 0.9965, 0.70, 1.0, 0.996
-KILLS = 10
+KILLS, KILLED_SAMPLES = 10, 40
 
 
 def job(directory: Path, *arguments: str, home: Path | None = None) -> tuple[float, str]:
@@ -274,8 +274,8 @@ def kill(directory: Path) -> dict[str, bool]:
     pd.DataFrame(100 * np.exp(np.cumsum(changes, axis=0)), days, [f"S{i:02d}" for i in range(50)]).to_csv(
         path
     )
-    arguments = ["--source", str(path), "--symbols", "all", "--num-samples", "12", *JOB, "--strategy", "min_crps",
-                 "--max-concurrent", "1", "--no-report", "--no-retrain", "--windows-per-epoch", "4000"]  # fmt: skip
+    arguments = ["--source", str(path), "--symbols", "all", "--num-samples", str(KILLED_SAMPLES), *JOB, "--strategy", "min_crps",
+                 "--max-concurrent", "1", "--no-report", "--no-retrain", "--windows-per-epoch", "10000"]  # fmt: skip
     job(directory / "whole", *arguments)
     killed, pauses = directory / "killed", random.Random(2)  # no secret
     for number in range(KILLS):
@@ -285,10 +285,8 @@ def kill(directory: Path) -> dict[str, bool]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        time.sleep(pauses.uniform(8, 25))
-        with_children = process.pid
-        if process.poll() is None:
-            os.kill(with_children, signal.SIGKILL)
+        time.sleep(pauses.uniform(9, 15))
+        process.kill()
         process.wait()
         print(f"kill {number + 1}: {len(_finished(killed))} trials finished", flush=True)
     job(killed, "--resume", *arguments)
@@ -301,7 +299,7 @@ def kill(directory: Path) -> dict[str, bool]:
     alike = sum(one["values"] == equal[json.dumps(one["params"], sort_keys=True)] for one in shared)
     print(f"{alike} of {len(shared)} trials with the same parameters have the same objectives")
     return {
-        "exactly as many trials as asked for": len(resumed) == len(whole) == 12,
+        "exactly as many trials as asked for": len(resumed) == len(whole) == KILLED_SAMPLES,
         "the same results where the parameters are the same": alike == len(shared) > 0,
     }
 
