@@ -360,10 +360,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("cost", "unseen", "start"):
-        commands.add_parser(name).add_argument(
-            "file", type=Path, help="a panel of prices with a column of symbols"
-        )
+    for name in ("cost", "unseen"):
+        commands.add_parser(name).add_argument("file", type=Path, help="prices of many symbols")
+    commands.add_parser("start").add_argument("checkpoint", type=Path, help="a model of many symbols")
     commands.add_parser("stocks")
     commands.add_parser("kill")
     against = commands.add_parser("jobs")
