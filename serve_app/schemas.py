@@ -130,7 +130,7 @@ class BatchRequest(Options):
 class SeriesItem(BaseModel):
     """A window of one symbol."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, extra="forbid")
 
     symbol: Annotated[
         Annotated[str, Field(strict=True, min_length=1, max_length=100)],

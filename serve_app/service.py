@@ -47,6 +47,7 @@ BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 
 Dates = NDArray[np.datetime64]
 
+TO_SEE_THE_MARKET = "send them in series to POST /predict/batch, with same_session"
 RECENT_DATES = 8
 """Number of a window's last dates that show how weeks and months are labelled."""
 
@@ -185,10 +186,8 @@ class ForecastService:
             for model in {id(model.predictor.whole): model for model in models}.values():
                 horizon, levels = self._require_possible(asked, model)
                 warnings += self._when(asked, model, None, 0).warnings
-                together = (
-                    [item.symbol for item in asked.series] if asked.same_session and horizon == 1 else []
-                )
-                if (doubt := model.predictor.market_doubt(together)) is not None:
+                together = [item.symbol for item in asked.series] if asked.same_session else []
+                if (doubt := model.predictor.market_doubt(together, horizon, TO_SEE_THE_MARKET)) is not None:
                     warnings.append(doubt)
         except Refused as refused:
             return refused.answer
@@ -375,7 +374,7 @@ class ForecastService:
             answer["model_age"] = when.age
         answer |= model.common_fields
         warnings += self._doubts(model, windows)
-        if (doubt := model.predictor.market_doubt()) is not None:
+        if (doubt := model.predictor.market_doubt((), horizon, TO_SEE_THE_MARKET)) is not None:
             warnings.append(doubt)
         if warnings:
             answer["warnings"] = warnings

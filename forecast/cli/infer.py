@@ -136,7 +136,8 @@ def infer_command(options: InferOptions) -> int:
     bounds = None
     if levels:
         bounds = predictor.predict_intervals([window.values], levels, options.horizon, [steps])[0]
-    for complaint in (predictor.short_history([window.values]), predictor.market_doubt()):
+    market_doubt = predictor.market_doubt((), options.horizon, "omit `symbol` to forecast them together")
+    for complaint in (predictor.short_history([window.values]), market_doubt):
         if complaint:
             say_on_stderr(f"warning: {complaint}")
     if options.json_output:
@@ -232,7 +233,7 @@ def _forecasts_of_all(
 
     found: dict[str, tuple[list[float], Bounds | None]] = {}
     if options.horizon > 1:
-        if doubt := next(iter(predictors.values())).market_doubt():
+        if doubt := next(iter(predictors.values())).market_doubt((), options.horizon):
             say(f"warning: {doubt}")
         for symbol, window in windows.items():
             steps = predictors[symbol].predict_steps([window.values], options.horizon)
@@ -401,7 +402,7 @@ def _lines(
     if test := checkpoint.metrics_test:
         reference = checkpoint.persistence.get("test")
         of = "this model" if checkpoint.scored_model is None else "the same options trained on earlier rows"
-        line = f"test MAE of {of}: {test['MAE']:,.6g}"
+        line = f"test MAE of {of}{', with the market' * checkpoint.config.market}: {test['MAE']:,.6g}"
         yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
 
 
@@ -462,7 +463,7 @@ def _end_of(series: Series, predictor: Predictor, source: str) -> Window:
     needed, used = predictor.sequence_length, predictor.rows_used
     if len(series) < needed:
         raise WindowError(
-            f"{source} has {len(series)} rows, but this model needs {needed}; use a longer history"
+            f"{source} has {len(series)} rows of {series.symbol}, but this model needs {needed}; use a longer history"
         )
     dates = series.dates[-used:] if predictor.dating.timeline else None
     return Window(plain_window(series.matrix[-used:]), dates, source)

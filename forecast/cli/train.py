@@ -115,7 +115,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         print(*described, sep="\n")
         if isinstance(series, Panel):
             prepared = prepare_panel(series, config, config.sequence_length, held_out=apart)
-            print(sessions_line(series, prepared))
+            print(*left_out_lines(prepared.left_out), sessions_line(series, prepared), sep="\n")
     # A trial's epochs after its best one were no better, or were never trained.
     until = [member.best_epoch for member in trial.members] if trial else [None] * config.members
     longest = sum(math.ceil(epochs or config.max_epochs) for epochs in until)
@@ -163,8 +163,6 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         best = ", ".join(f"{member.best_epoch or 0:.4g}" for member in result.checkpoint.members)
         epochs = " and ".join(f"{each:.4g}" for each in result.epochs)
         print(f"{epochs} epochs in {result.seconds:.1f} s, best epoch {best}")
-        if left_out := trained.left_out:
-            print(*left_out_lines(left_out), sep="\n")
         if trained.symbols:
             print(f"Means over {len(trained.symbols)} symbols of each metric divided by persistence's:")
         evaluations = {"validation": result.validation, "test": result.test}

@@ -114,7 +114,7 @@ class Predictor:
         try:
             normalization = Normalization.fit(rows, names, log=self.whole.config.log_prices)
         except DataError as error:
-            raise WindowError(str(error)) from None
+            raise WindowError(f"the window of {symbol} cannot be used: {error}") from None
         return copy.copy(self)._bind(self.whole.of_window(normalization, symbol))
 
     @property
@@ -256,20 +256,24 @@ class Predictor:
         which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
         return f"{which} {counts} values, but this model computes its volatility from {enough}; give {self.rows_used}"
 
-    def market_doubt(self, symbols: Collection[str] = ()) -> str | None:
+    def market_doubt(self, symbols: Collection[str] = (), horizon: int = 1, remedy: str = "") -> str | None:
         """Why forecasts do not see what the market did, in one line; None when they do, or the model never does.
 
         Args:
             symbols: the symbols whose windows, all ending with the same session, are known together.
+            horizon: number of steps.
+            remedy: how to give the windows of more symbols.
         """
         if self.whole.market is None:
             return None
+        if horizon > 1:
+            return "this forecast does not know what the market did; only a forecast of one step does"
         needed = max(LEAST_SYMBOLS, math.ceil(MARKET_SHARE * len(self.whole.symbols)))
         if len(self.whole.symbols.keys() & set(symbols)) >= needed:
             return None
         return (
             f"this forecast does not know what the market did; the model needs windows of at least {needed} of its "
-            "symbols, which all end with the same session"
+            f"symbols, which all end with the same session{remedy and '; '}{remedy}"
         )
 
     def outside_training_range(self, values: Sequence[float] | Sequence[Sequence[float]]) -> bool:

@@ -54,8 +54,9 @@ def sessions_line(panel: Panel, prepared: PreparedPanel) -> str:
     ends = np.array([split.train_end, split.validation_end, split.rows])
     timeline = next(iter(panel.series.values())).timeline
     train, validation, test = timeline.text(prepared.dates[ends - 1])
+    apart = f", {len(prepared.held_out)} held out ({listed(prepared.held_out)})" if prepared.held_out else ""
     return (
-        f"  {len(prepared.series)} symbols used; train {split.train_end} sessions to {train}, validation "
+        f"  {len(prepared.series)} symbols used{apart}; train {split.train_end} sessions to {train}, validation "
         f"{split.validation_end - split.train_end} to {validation}, test {split.rows - split.validation_end} to {test}"
     )
 

@@ -113,7 +113,8 @@ class Sheet:
             and symbol in names
             and plain_name(config.feature) not in plain
             and not symbols_of_names(names, config.feature)
-            and symbol_place(self.frame.set_axis(list(names), axis=1), config.symbol_column, self.name) is None
+            and symbol_place(self.frame.set_axis(list(names), axis=1), config.symbol_column, self.name)
+            is None
         )
 
     def _require_rows(self) -> None:
