@@ -27,6 +27,7 @@ from forecast.model.training import Trainer, forecast_each, forecast_part
 from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import channels, prepare
 from forecast.prices.panel import load_panel
+from serve_app.service import TO_SEE_THE_MARKET
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
 
@@ -354,7 +355,7 @@ def test_a_request_for_one_session_of_many_symbols_is_answered_with_the_market(t
     expected = forecast_together(predictors, windows, market_of(predictors, windows))
     assert seen["predictions"][:-1] == pytest.approx([each.prices[0] for each in expected], rel=1e-6)
     assert blind["predictions"][0] == alone["prediction"] != seen["predictions"][0]
-    doubt = first.market_doubt()
+    doubt = first.market_doubt(remedy=TO_SEE_THE_MARKET)
     assert doubt in blind["warnings"]
     assert doubt in alone["warnings"]
     assert doubt not in seen["warnings"]
