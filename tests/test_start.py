@@ -42,3 +42,19 @@ def test_a_job_starts_no_process_that_it_does_not_use_and_leaves_none_behind(tmp
     assert 1 <= len(workers) <= psutil.cpu_count()
     _, alive = psutil.wait_procs(list(seen.values()), timeout=5)
     assert alive == []
+
+
+def test_an_import_that_a_signal_interrupted_does_not_keep_the_cluster_from_ending():
+    # A signal can leave the import lock with the main thread: the other one would wait for it forever.
+    script = (
+        "import _imp, threading\n"
+        "from tune_jobs.startup import ClusterBeside\n"
+        "_imp.acquire_lock()\n"
+        "beside = ClusterBeside('nowhere:1')\n"
+        "beside.end()\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == "ended\n", done.stderr

@@ -12,6 +12,7 @@ Importing this module must cost nothing: it is the first that a job imports.
 
 from __future__ import annotations
 
+import _imp
 import contextlib
 import gc
 import threading
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tune_jobs.cluster import Connected
+
+STARTING_WAIT = 30.0
+"""Seconds that an interrupted job waits for a cluster that is starting, to end it; Linux ends it with this process."""
 
 
 class ClusterBeside:
@@ -62,7 +66,18 @@ class ClusterBeside:
     def end(self) -> None:
         """Disconnect, and end the cluster if the thread has started it."""
         self._over.set()
-        self._thread.join()
+        _release_imports()
+        self._thread.join(None if self._connected.done() else STARTING_WAIT)
+
+
+def _release_imports() -> None:
+    """Release Python's import lock if this thread has it.
+
+    A signal that interrupts an import can leave the lock behind, and the other thread then waits for it forever.
+    """
+    with contextlib.suppress(RuntimeError):  # another thread has it
+        while _imp.lock_held():
+            _imp.release_lock()
 
 
 @contextlib.contextmanager
