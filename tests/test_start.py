@@ -52,7 +52,7 @@ def test_an_import_that_a_signal_interrupted_does_not_keep_the_cluster_from_endi
         "_imp.acquire_lock()\n"
         "beside = ClusterBeside('nowhere:1')\n"
         "beside.end()\n"
-        "print('ended')\n"
+        "print('waits' if beside._thread.is_alive() else 'ended')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
