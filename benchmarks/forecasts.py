@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from benchmarks.checks import report
 from forecast import TrainConfig, load_series, train
 from forecast.backtest.baselines import BASELINES
 from forecast.backtest.rolling import (
@@ -341,10 +342,7 @@ def main() -> int:
         "rows after a fold's origin change nothing before it": no_look_ahead(snapshot),
         "two runs give identical weights": same_weights(snapshot),
     }
-    print()
-    for check, passed in checks.items():
-        print(f"{'yes' if passed else 'NO '}  {check}")
-    return 0 if all(checks.values()) else 1
+    return report(checks)
 
 
 if __name__ == "__main__":

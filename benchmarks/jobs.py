@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.checks import report
 from forecast import Predictor, load_series
 from forecast.scores.distribution import MAIN_LEVEL
 from tune_jobs.cluster import connected
@@ -112,8 +113,7 @@ def main() -> int:
         met = walks(arguments.walks, arguments.samples or 8)
     else:
         met = widths(arguments.samples or 64)
-    print(f"{'yes' if met else 'NO '}  within its bar")
-    return 0 if met else 1
+    return report({"within its bar": met})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import optuna
 import pandas as pd
 import torch
 
+from benchmarks.checks import report
 from benchmarks.forecasts import Score, clustered, long_series, mean_ratio, short_series
 from forecast import TrainConfig, load_checkpoint, load_series, train
 from forecast.backtest.baselines import BASELINES
@@ -385,10 +386,7 @@ def main() -> int:
                 checks = kill(directory)
             case _:
                 checks = jobs(arguments.old.absolute(), directory, arguments.seeds, arguments.samples)
-    print()
-    for check, passed in checks.items():
-        print(f"{'yes' if passed else 'NO '}  {check}")
-    return 0 if all(checks.values()) else 1
+    return report(checks)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import channels, prepare
 from forecast.prices.panel import load_panel
 from serve_app.service import TO_SEE_THE_MARKET
+from tune_jobs.job import run_job
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
 
@@ -359,3 +360,26 @@ def test_a_request_for_one_session_of_many_symbols_is_answered_with_the_market(t
     assert doubt in blind["warnings"]
     assert doubt in alone["warnings"]
     assert doubt not in seen["warnings"]
+
+
+@pytest.mark.slow
+def test_a_job_starts_its_trials_from_a_pooled_model(cluster, tmp_path, source, pooled, capsys):
+    path = tmp_path / "pooled.pt"
+    save_checkpoint(pooled.checkpoint, path)
+    options = TuneOptions(
+        source=source,
+        symbol="H",
+        start_from=path,
+        space="small",
+        num_samples=2,
+        report=False,
+        output_dir=tmp_path / "job",
+    )
+    summary = run_job(options).summary
+    assert "The pick does not see the market" in capsys.readouterr().out  # one symbol is no market
+    for name in ("scored_pick.pt", "best_pareto_lstm.pt"):
+        model = load_checkpoint(job / name)
+        assert (model.config.hidden_size, model.config.market, model.market) == (8, True, None)
+        assert model.started_from == load_checkpoint(path).sha256
+        assert model.recursions == pooled.checkpoint.recursions
+    assert summary["pick"]["problem"] is None

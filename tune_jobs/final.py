@@ -26,7 +26,6 @@ from forecast.scores.metrics import Evaluation
 from tune_jobs.cluster import Connect
 from tune_jobs.prepare import Job, say
 from tune_jobs.selection import ScoredPoint
-from tune_jobs.space import SPACES
 from tune_jobs.trial import in_one_line, most_epochs
 
 INTERRUPTED = "interrupted; continue with --resume"
@@ -88,9 +87,8 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
         later_ones = f", of which {len(again)} on later rows for service" if again else ""
         say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
         connect()
-    space = SPACES[options.space].of(options, job.start.config if job.start else None)
     # No longer than a trial: otherwise, an expensive network could train longer now than the search took.
-    longest = max(most_epochs(options, space, trial.trial_params, known), trial.best_epoch or 0)
+    longest = max(most_epochs(options, job.space, trial.trial_params, known), trial.best_epoch or 0)
     trained = _train_members(tasks, config, job.start, longest, _gpu_share(job, trial)) if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
@@ -152,11 +150,11 @@ def _train_members(
 
     def on_worker(prepared: Prepared, number: int) -> Trained:
         device = device_for_share(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        own = config.model_copy(update={"device": device})
-        trained = train_member(prepared, own, number, start=start, until_epoch=longest)
+        here = config.model_copy(update={"device": device})
+        trained = train_member(prepared, here, number, start=start, until_epoch=longest)
         # The model may be trained again elsewhere.
-        config_anywhere = trained.member.config.model_copy(update={"device": config.device})
-        return replace(trained, member=trained.member.model_copy(update={"config": config_anywhere}))
+        own = trained.member.config.model_copy(update={"device": config.device})
+        return replace(trained, member=trained.member.model_copy(update={"config": own}))
 
     # A trial may have had more threads than any node here has CPUs: Ray would wait for such a node.
     most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])

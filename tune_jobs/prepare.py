@@ -25,7 +25,7 @@ from forecast.prices.source import series_from_config
 from forecast.scores.metrics import evaluate_forecasts
 from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
-from tune_jobs.space import SPACES
+from tune_jobs.space import SPACES, SearchSpace
 
 LOCK_FILE = ".lock"
 
@@ -60,6 +60,11 @@ class Job:
     errors: Console
     earlier_folds: tuple[Prepared, ...] = ()
     start: Checkpoint | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """What the search chooses from."""
+        return SPACES[self.options.space].of(self.options, self.start.config if self.start else None)
 
     @property
     def to_beat(self) -> dict[str, float]:

@@ -30,7 +30,6 @@ from tune_jobs.prepare import Job, say
 from tune_jobs.progress import SearchProgress
 from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_path
 from tune_jobs.selection import FrontPoint, pareto_front, pick, pick_within_one_se
-from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.tuner import SearchSeconds, run_search
@@ -139,7 +138,7 @@ def _run(
         prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
         experiment=options,
         provenance=asdict(job.prices.provenance),
-        space=SPACES[options.space].of(options, job.start.config if job.start else None),
+        space=job.space,
         objectives=options.objective_names,
         part=options.objectives_on,
         earlier_folds=job.earlier_folds,

@@ -136,7 +136,7 @@ def final_lines(final: FinalModels, options: TuneOptions) -> list[str]:
         f"as {options.output_dir / SCORED_FILE}"
     ]
     if options.market:
-        lines.append(f"The pick {'sees' if final.scored.config.market else 'does not see'} the market")
+        lines.append(f"The pick {'sees' if final.scored.market else 'does not see'} the market")
     lines += [
         f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
         f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "

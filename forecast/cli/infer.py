@@ -402,7 +402,7 @@ def _lines(
     if test := checkpoint.metrics_test:
         reference = checkpoint.persistence.get("test")
         of = "this model" if checkpoint.scored_model is None else "the same options trained on earlier rows"
-        line = f"test MAE of {of}{', with the market' * checkpoint.config.market}: {test['MAE']:,.6g}"
+        line = f"test MAE of {of}{', with the market' if checkpoint.market else ''}: {test['MAE']:,.6g}"
         yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
 
 

@@ -82,7 +82,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.dating = Dating(checkpoint)
         self.rows_used = checkpoint.rows_used
-        self.sequence_length = max(member.config.sequence_length for member in checkpoint.members)
+        self.sequence_length = checkpoint.sequence_length
         self._forecaster = Forecaster.of(checkpoint, self.engine)
         self._encoding = self._forecaster.encoding
         return self

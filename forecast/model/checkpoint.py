@@ -488,6 +488,11 @@ class Checkpoint(BaseModel):
         )
 
     @property
+    def sequence_length(self) -> int:
+        """Number of past values that a forecast needs: the length of the longest of its members' windows."""
+        return max(member.config.sequence_length for member in self.members)
+
+    @property
     def rows_used(self) -> int:
         """Number of rows, the latest, that a forecast uses where they are known; it needs ``sequence_length``."""
         return max(encoding.rows for encoding in self.encodings)

@@ -69,7 +69,7 @@ class Header:
             symbols=tuple(checkpoint.symbols) or (config.symbol,),
             pooled=bool(checkpoint.symbols),
             columns=(config.feature, *config.input_columns),
-            sequence_length=max(member.config.sequence_length for member in checkpoint.members),
+            sequence_length=checkpoint.sequence_length,
             rows_used=checkpoint.rows_used,
         )
 
