@@ -378,7 +378,7 @@ def test_a_job_starts_its_trials_from_a_pooled_model(cluster, tmp_path, source, 
     summary = run_job(options).summary
     assert "The pick does not see the market" in capsys.readouterr().out  # one symbol is no market
     for name in ("scored_pick.pt", "best_pareto_lstm.pt"):
-        model = load_checkpoint(job / name)
+        model = load_checkpoint(tmp_path / "job" / name)
         assert (model.config.hidden_size, model.config.market, model.market) == (8, True, None)
         assert model.started_from == load_checkpoint(path).sha256
         assert model.recursions == pooled.checkpoint.recursions
