@@ -107,6 +107,14 @@ def report(tiny_result, snapshot, tmp_path_factory):
     return path
 
 
+def test_scores_of_a_panel_are_ratios_without_a_unit(tiny_result, snapshot, tmp_path):
+    write_report(findings(tiny_result, snapshot, symbols=("all",)), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "MAPE" in text
+    assert "MAPE %" not in text
+    assert f"test MAE {tiny_result.test.model['MAE']:.4f}" in text
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_opens_without_a_network_with_every_plot_drawn_and_nothing_cut_off(browser, report, width):
     page = Watched(browser, width, offline=True)

@@ -26,6 +26,7 @@ from forecast.config import TrainConfig
 from forecast.errors import StudyError, UsageError
 from forecast.model.training import Trainer, evaluate_part
 from forecast.model.windows import prepare
+from forecast.scores.metrics import value_text
 from tune_jobs import study as studies
 from tune_jobs.cluster import SETTINGS, _answering, _give_token, connected
 from tune_jobs.costs import (
@@ -618,6 +619,45 @@ def test_the_front_table_fits_80_columns_with_persistence_in_its_last_row(tiny_r
     wide = Console(file=io.StringIO(), width=120)
     wide.print(front_table([shown], shown, to_beat, part, 120))
     assert "20, 8 x 1, 1.0e-03" in wide.file.getvalue()
+
+
+@pytest.mark.parametrize(("objectives", "test_columns"), [(3, 4), (4, 1)])
+def test_the_front_table_of_a_panel_shows_whole_ratios_without_a_unit_and_the_skill(
+    tiny_result, objectives, test_columns
+):
+    names = ("MAE", "RMSE", "MAPE", "CRPS")[:objectives]
+    ratios = dict(zip(names, (0.998123, 0.999987, 1.000012, 0.912345), strict=False))
+    test = replace(
+        tiny_result.test, model=ratios, persistence=dict.fromkeys(names, 1.0), skill={"MAE": 0.00188}
+    )
+    params = {"sequence_length": 20, "hidden_size": 256, "num_layers": 2, "learning_rate": 1e-3}
+    found = ScoredPoint(
+        12345, ratios, params, tiny_result.checkpoint, Path("trial.pt"), test, same_as_pick=True
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table([found], found, test.persistence, "validation", 80, relative=True))
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    assert "%" not in next(line for line in printed.splitlines() if "MAPE" in line)
+    (row,) = (line for line in printed.splitlines() if "12345 *" in line)
+    assert row.split()[2:5] == ["0.9981", "1.0000", "1.0000"]
+    assert row.split()[-1] == "+0.19%"
+    assert len(row.split()) == 2 + objectives + test_columns
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (1234.5678, {}, "1,234.57"),
+        (1234567.8, {}, "1,234,568"),
+        (999999.7, {}, "1,000,000"),
+        (1234.5678, {"digits": 5}, "1,234.6"),
+        (0.998123, {"relative": True}, "0.9981"),
+        (1, {"relative": True}, "1.0000"),
+    ],
+)
+def test_a_score_has_six_digits_without_an_exponent_and_a_ratio_four_decimals(value, options, text):
+    assert value_text(value, **options) == text
 
 
 @pytest.mark.parametrize(

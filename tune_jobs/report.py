@@ -252,7 +252,15 @@ def _describe_result(findings: Findings, run: dict[str, Any]) -> None:
     options, console, picked = findings.job.options, findings.job.console, findings.picked
     # A pipe or file has no width: never truncate a table there.
     wide = console if console.is_terminal else Console(width=160, quiet=console.quiet, file=sys.stdout)
-    wide.print(front_table(findings.front, picked, findings.job.to_beat, options.objectives_on, wide.width))
+    table = front_table(
+        findings.front,
+        picked,
+        findings.job.to_beat,
+        options.objectives_on,
+        wide.width,
+        relative=bool(options.symbols),
+    )
+    wide.print(table)
     lines = [
         *fold_lines(options),
         *luck_lines(findings.luck, options),

@@ -23,7 +23,7 @@ from forecast.pages.page import Commands, Grid, Plot, Section, Text, grid_of, wr
 from forecast.pages.plots import calibration_figure, forecast_figure, residual_figure, transform_figure
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
-from forecast.scores.metrics import label
+from forecast.scores.metrics import label, value_text
 from tune_jobs.final import FinalModels
 from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
@@ -33,7 +33,6 @@ from tune_jobs.space import complete_params
 from tune_jobs.study import INTERRUPTED, REASON
 from tune_jobs.symbols import METRIC, SymbolScores, symbol_lines, symbols_grid
 from tune_jobs.tables import (
-    WIDE,
     final_lines,
     fold_lines,
     front_table,
@@ -94,7 +93,9 @@ def write_report(found: Findings, path: Path) -> None:
         *symbol_lines(found.symbols, len(found.final.scored.left_out)),
     ]
     marked = next(i for i, point in enumerate(found.front) if point is found.picked)
-    table = front_table(found.front, found.picked, found.job.to_beat, options.objectives_on, WIDE)
+    table = front_table(
+        found.front, found.picked, found.job.to_beat, options.objectives_on, relative=bool(options.symbols)
+    )
     sections = [
         Section(
             "The Pareto front",
@@ -238,7 +239,7 @@ def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
     """Plot each objective by its trial's finishing time, the best so far, and persistence's."""
     from plotly.subplots import make_subplots
 
-    names = found.job.options.objective_names
+    names, relative = found.job.options.objective_names, bool(found.job.options.symbols)
     ordered = sorted(trials, key=lambda trial: trial.datetime_complete or pd.Timestamp(0))
     ends = [trial.datetime_complete for trial in ordered]
     hover = [f"trial {trial.number}" for trial in ordered]
@@ -273,7 +274,9 @@ def _history(found: Findings, trials: Sequence[FrozenTrial]) -> go.Figure:
         top = max(float(np.quantile(values, 0.9)), found.job.to_beat[name])
         low = min(float(values.min()), found.job.to_beat[name])
         margin = 0.08 * max(top - low, 1e-9 * abs(top))
-        figure.update_yaxes(title_text=label(name), range=[low - margin, top + margin], row=i + 1)
+        figure.update_yaxes(
+            title_text=label(name, relative=relative), range=[low - margin, top + margin], row=i + 1
+        )
     return figure
 
 
@@ -349,7 +352,10 @@ def _of_symbols(found: Findings, panel: Panel, prepared: PreparedPanel) -> list[
         dates = series.timeline.local(series.dates[own.target_rows("test", length)])
         forecasts = forecast_part(checkpoint, own, "test")
         blocks += [
-            Text(f"The {which} by {METRIC} relative to persistence's: {score.symbol}, {ratio:.4f}."),
+            Text(
+                f"The {which} by {METRIC} relative to persistence's: {score.symbol}, "
+                f"{value_text(ratio, relative=True)}."
+            ),
             Plot(
                 forecast_figure(dates, rows, forecasts),
                 f"Prices of {score.symbol}, the pick's forecasts with their interval, and persistence, by date",

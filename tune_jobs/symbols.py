@@ -24,7 +24,7 @@ from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import PreparedSeries
 from forecast.pages.page import Grid
 from forecast.scores.distribution import MAIN_LEVEL
-from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts
+from forecast.scores.metrics import METRICS, Evaluation, Forecasts, evaluate_forecasts, value_text
 from tune_jobs.cluster import Connect
 
 Array = NDArray[np.float64]
@@ -219,8 +219,9 @@ def symbol_lines(scores: SymbolScores, left_out: int) -> list[str]:
 
 def _comparison_line(start: str, to: str, found: Comparison) -> str:
     p_value = "" if found.p_value is None else f" (p {found.p_value:.2g}, by session)"
+    ratio = value_text(found.ratio, relative=True)
     return (
-        f"{start} is on average {found.ratio:.4f} of {to}'s over {found.symbols} symbols{p_value}, and lower on "
+        f"{start} is on average {ratio} of {to}'s over {found.symbols} symbols{p_value}, and lower on "
         f"{100 * found.better:.0f} % of them"
     )
 
@@ -242,7 +243,7 @@ def symbols_grid(scores: SymbolScores) -> Grid:
         ratios = [score.ratio("persistence"), score.ratio(BASELINE)]
         naive = score.test.persistence["MAE"]
         ratios.append(score.test.model["MAE"] / naive if naive > 0 else None)
-        shown = ["" if ratio is None else f"{ratio:.4f}" for ratio in ratios]
+        shown = ["" if ratio is None else value_text(ratio, relative=True) for ratio in ratios]
         covered = [f"{100 * each.coverage:.1f} %" for each in score.test.intervals]
         name = f"{score.symbol} (held out)" if score.symbol in unseen else score.symbol
         rows.append([name, str(score.test.rows), *shown, *covered])

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from forecast.pages.describe import WIDTH_DIGITS
 from forecast.scores.distribution import MAIN_LEVEL
-from forecast.scores.metrics import label
+from forecast.scores.metrics import label, value_text
 from tune_jobs.final import FinalModels
 from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
@@ -25,12 +27,18 @@ SCORED_FILE = "scored_pick.pt"
 REPORT_FILE = "report.html"
 
 SHORT = {"validation": "val.", "test": "test"}
-WIDE = 100
-"""Terminal columns from which a table has room for hyperparameters."""
+UNLIMITED = 1000
+"""Columns that every table has room in."""
 
 
 def front_table(
-    front: Sequence[ScoredPoint], picked: ScoredPoint, to_beat: dict[str, float], part: str, width: int
+    front: Sequence[ScoredPoint],
+    picked: ScoredPoint,
+    to_beat: dict[str, float],
+    part: str,
+    width: int = UNLIMITED,
+    *,
+    relative: bool = False,
 ) -> Table:
     """Build a table of the front: the pick and the points that noise cannot tell from it are marked.
 
@@ -41,21 +49,42 @@ def front_table(
         picked: one of them.
         to_beat: persistence's metrics on the rows of the objectives.
         part: rows the objectives were computed on.
-        width: columns of the terminal; hyperparameters are omitted if there is no room.
+        width: columns of the terminal; if there is no room, hyperparameters are omitted, and then the test scores
+            beside the skill.
+        relative: whether the scores are those of a panel, ratios to persistence's.
     """
+    every = list(dict.fromkeys((part, "test")))
+    measure = Console(width=UNLIMITED).measure
+    for shown, with_params in ((every, True), (every, False), ([part], False)):
+        table = _front_table(front, picked, to_beat, part, shown, with_params=with_params, relative=relative)
+        if measure(table).maximum <= width:
+            break
+    return table
+
+
+def _front_table(
+    front: Sequence[ScoredPoint],
+    picked: ScoredPoint,
+    to_beat: dict[str, float],
+    part: str,
+    shown: Sequence[str],
+    *,
+    with_params: bool,
+    relative: bool,
+) -> Table:
+    """``front_table`` with the objectives' scores on the rows ``shown``, and with or without hyperparameters."""
     title = f"Pareto front: {len(front)} of the trials, * is the pick, ~ cannot be told from it"
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     table.add_column("trial", justify="right", no_wrap=True)
-    shown, names = list(dict.fromkeys((part, "test"))), list(picked.objectives)
+    names = list(picked.objectives)
     for rows in shown:
         above = f"selected\non {SHORT[rows]}" if rows == part else SHORT[rows]
         for name in names:
-            table.add_column(f"{above}\n{label(name)}", justify="right", no_wrap=True)
+            table.add_column(f"{above}\n{label(name, relative=relative)}", justify="right", no_wrap=True)
     table.add_column("test\nskill", justify="right", no_wrap=True)
-    wide = width >= WIDE
-    if wide:
+    if with_params:
         table.add_column("window, hidden x layers,\nlearning rate", no_wrap=True)
     for point in front:
         scores = {"validation": point.objectives, "test": point.test.model}
@@ -67,25 +96,20 @@ def front_table(
         mark = "*" if point is picked else "~" if point.same_as_pick else " "
         table.add_row(
             f"{point.number} {mark}",
-            *(_number(scores[rows][name]) for rows in shown for name in names),
+            *(value_text(scores[rows][name], relative=relative) for rows in shown for name in names),
             _percent(point.test.skill["MAE"]),
-            *([model] if wide else []),
+            *([model] if with_params else []),
             style="bold" if point is picked else None,
         )
     persistence = {part: to_beat, "test": picked.test.persistence}
     table.add_section()
     table.add_row(
         "persistence",
-        *(_number(persistence[rows][name]) for rows in shown for name in names),
+        *(value_text(persistence[rows][name], relative=relative) for rows in shown for name in names),
         _percent(0.0),
-        *([""] if wide else []),
+        *([""] if with_params else []),
     )
     return table
-
-
-def _number(value: float) -> str:
-    # Six digits, because points of a front often differ only in the fourth.
-    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.1f}"
 
 
 def _percent(value: float | None) -> str:
@@ -129,21 +153,24 @@ def luck_lines(luck: Luck, options: TuneOptions) -> list[str]:
 
 def final_lines(final: FinalModels, options: TuneOptions) -> list[str]:
     """Describe the pick's models: their members, files, test scores and intervals, beside persistence's."""
-    members, test = len(final.scored.members), final.test
+    members, test, relative = len(final.scored.members), final.test, bool(options.symbols)
     models = "one model" if members == 1 else f"{members} models averaged"
+    ours, naive = (value_text(scores["MAE"], relative=relative) for scores in (test.model, test.persistence))
     lines = [
-        f"The pick as {models}: test MAE {test.model['MAE']:,.6g} (persistence {test.persistence['MAE']:,.6g}), kept "
-        f"as {options.output_dir / SCORED_FILE}"
+        f"The pick as {models}: test MAE {ours} (persistence {naive}), kept as {options.output_dir / SCORED_FILE}"
     ]
     if options.market:
         lines.append(f"The pick {'sees' if final.scored.market else 'does not see'} the market")
-    lines += [
-        f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
-        f"{at.width:,.6g} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, "
-        f"{at.persistence_width:,.6g})"
-        for at in test.intervals
-        if at.level == MAIN_LEVEL
-    ]
+    for at in test.intervals:
+        if at.level == MAIN_LEVEL:
+            width, constant = (
+                value_text(each, relative=relative, digits=WIDTH_DIGITS)
+                for each in (at.width, at.persistence_width)
+            )
+            lines.append(
+                f"Intervals of {100 * at.level:.0f} %: {100 * at.coverage:.1f} % of the test rows in them, mean width "
+                f"{width} (persistence with constant ones: {100 * at.persistence_coverage:.1f} %, {constant})"
+            )
     if final.problem:
         lines.append(
             f"The pick was not trained for service ({final.problem}): {options.output_dir / PICK_FILE} is its trial"

@@ -181,7 +181,10 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
 
 
 def _named(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    """A panel's metrics in a line."""
+    from forecast.scores.metrics import value_text
+
+    return ", ".join(f"{name} {value_text(value, relative=True)}" for name, value in metrics.items())
 
 
 def _data_of(series: Series | Panel, trained: Checkpoint) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from rich.table import Table
 from forecast.atomic import write_atomically
 from forecast.backtest.rolling import Backtest
 from forecast.backtest.scored import Scored, Scores
-from forecast.pages.describe import intervals_table
+from forecast.pages.describe import WIDTH_DIGITS, intervals_table
 from forecast.pages.page import Plot, Section, Text, grid_of, write_page
 from forecast.pages.plots import REFERENCE, calibration_figure, forecast_figure, transform_figure
 from forecast.scores.distribution import MAIN_LEVEL
-from forecast.scores.metrics import interval_bounds
+from forecast.scores.metrics import interval_bounds, value_text
 
 ROWS_FILE = "backtest.csv"
 SUMMARY_FILE = "backtest.json"
@@ -85,7 +85,9 @@ def _horizons_table(done: Backtest) -> Table:
     for horizon, scored in done.ahead.items():
         scores = scored.scores()
         interval = scores.main_interval
-        widths = (f"{interval.width:,.5g}", f"{interval.persistence_width:,.5g}")
+        widths = (
+            value_text(width, digits=WIDTH_DIGITS) for width in (interval.width, interval.persistence_width)
+        )
         table.add_row(f"{horizon}", *_cells(scores, len(scored.rows.actual)), *widths)
     return table
 
@@ -151,7 +153,7 @@ def _comparisons_table(done: Backtest) -> Table:
 
 
 def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.4f}"
+    return "" if ratio is None else value_text(ratio, relative=True)
 
 
 def _p_value(p_value: float) -> str:

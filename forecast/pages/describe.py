@@ -14,10 +14,12 @@ from forecast.model.split import split_rows
 from forecast.names import listed
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
-from forecast.scores.metrics import LEVELS, Evaluation, label
+from forecast.scores.metrics import LEVELS, Evaluation, label, value_text
 
 NAMED_LEFT_OUT = 5
 """Number of symbols whose reasons for being left out are printed."""
+WIDTH_DIGITS = 5
+"""Significant digits of a mean width of intervals."""
 
 
 def series_lines(series: Series, config: DataConfig) -> list[str]:
@@ -84,9 +86,9 @@ def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
         table.add_row(
             f"{100 * level:g} %",
             f"{100 * np.mean([interval.coverage for interval in found]):.1f} %",
-            f"{np.mean([interval.width for interval in found]):,.5g}",
+            value_text(float(np.mean([interval.width for interval in found])), digits=WIDTH_DIGITS),
             f"{100 * found[0].persistence_coverage:.1f} %",
-            f"{found[0].persistence_width:,.5g}",
+            value_text(found[0].persistence_width, digits=WIDTH_DIGITS),
         )
     return table
 
@@ -108,9 +110,9 @@ def evaluations_table(evaluations: dict[str, Evaluation], *, relative: bool = Fa
             skill = evaluation.skill[name]
             table.add_row(
                 f"{part} ({evaluation.rows})" if index == 0 else "",
-                name if relative else label(name),
-                f"{value:,.6g}",
-                f"{evaluation.persistence[name]:,.6g}",
+                label(name, relative=relative),
+                value_text(value, relative=relative),
+                value_text(evaluation.persistence[name], relative=relative),
                 "" if skill is None else f"{100 * skill:+.2f} %",
             )
         for interval in evaluation.intervals:

@@ -131,9 +131,28 @@ METRICS: Registry[Metric] = Registry(
 """Every metric by name; each can be an objective."""
 
 
-def label(name: str) -> str:
-    """A metric's name with its unit, for titles of tables and plots: ``MAPE %``."""
-    return f"{name} {METRICS[name].unit}".rstrip() if name in METRICS else name
+def label(name: str, *, relative: bool = False) -> str:
+    """A metric's name with its unit, for titles of tables and plots: ``MAPE %``.
+
+    Args:
+        name: the metric.
+        relative: whether its values are those of a panel, ratios without a unit.
+    """
+    return f"{name} {METRICS[name].unit}".rstrip() if name in METRICS and not relative else name
+
+
+def value_text(value: float, *, relative: bool = False, digits: int = 6) -> str:
+    """A price or a score for people.
+
+    Args:
+        value: the price or the score.
+        relative: whether it is a ratio, such as a panel's score; a ratio has four decimals.
+        digits: significant digits of another value: six, because scores of good models often differ only in the fourth.
+    """
+    if relative:
+        return f"{value:.4f}"
+    # The general format would give a larger value an exponent.
+    return f"{value:,.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
 
 
 MASE = "MASE"
