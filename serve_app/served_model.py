@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from forecast.errors import CheckpointError, WindowError
-from forecast.inference.dating import Dating
 from forecast.inference.engines import EngineName
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor
@@ -59,8 +58,6 @@ class ServedModel:
         """Serve the symbol of a predictor."""
         self.predictor, self.seen, self._engines = predictor, seen, engines
         checkpoint = predictor.checkpoint
-        # A symbol that was not trained on has no age of its own: its model has one.
-        self._training = predictor.dating if seen else Dating(predictor.whole)
         self.symbol, self.feature = checkpoint.config.symbol, checkpoint.config.feature
         self.version: str = checkpoint.sha256 or ""
         self.common_fields = {
@@ -114,7 +111,7 @@ class ServedModel:
 
     def age(self, until: np.datetime64 | None) -> int | None:
         """Sessions after the last training row, up to ``until`` or now; None where it is not known."""
-        return self._training.age(until)
+        return self.predictor.dating.age(until)
 
     def of_window(self, window: Window, symbol: str) -> ServedModel:
         """The model of a symbol that it was not trained on, in the units of one window.

@@ -15,7 +15,7 @@ from serving_here import serving
 from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
 from forecast.cli.infer import Window, with_the_same_sessions
-from forecast.errors import DataError, UsageError, WindowError
+from forecast.errors import AgeError, DataError, UsageError, WindowError
 from forecast.model import forecaster
 from forecast.model.panel import prepare_panel
 from forecast.model.split import split_rows
@@ -544,6 +544,8 @@ def test_the_commands_train_a_panel_and_forecast_a_symbol_of_it_or_another(tmp_p
     unknown = json.loads(printed.out)
     assert unknown["last_value"] == pytest.approx(closes()["CORP"].iloc[-1])
     assert "was not trained on CORP" in printed.err
+    assert unknown["forecast_dates"] == known["forecast_dates"]
+    assert unknown["model_age"] == known["model_age"]
     assert main(["train", *options, "--symbols", "all", *small]) == 0
     printed = capsys.readouterr().out
     assert "3 symbols' Close" in printed
@@ -606,6 +608,28 @@ def test_infer_refuses_bars_of_another_length_than_those_of_a_model_of_many(comm
         frame.iloc[4::5].to_csv(path / "weekly.csv")
         with pytest.raises(DataError, match="has bars of 1wk, which are not bars of 1d"):
             main(["infer", "--checkpoint", model, "--file", str(path / "weekly.csv"), *symbol])
+
+
+def test_a_symbol_never_seen_is_dated_by_its_own_calendar(commanded, tmp_path, capsys):
+    _, model = commanded
+    every_day = closes(symbols=("NEW",)).set_index(pd.date_range("2019-01-01", periods=ROWS, name="Date"))
+    every_day.to_csv(tmp_path / "new.csv")
+    infer = ["infer", "--checkpoint", model, "--json", "--horizon", "3", "--symbol"]
+    assert main([*infer, "NEW", "--file", str(tmp_path / "new.csv")]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["last_date"] == "2019-11-16"  # a Saturday
+    assert answer["forecast_dates"] == ["2019-11-17", "2019-11-18", "2019-11-19"]
+    values = ["--values", *map(str, every_day["NEW"]), "--last-date", "2016-03-25"]
+    assert main([*infer, "NEW", *values]) == 0
+    assert json.loads(capsys.readouterr().out)["forecast_dates"] == ["2016-03-28", "2016-03-29", "2016-03-30"]
+    with pytest.raises(WindowError, match=r"does not know the calendar of NEW-USD.* leave the dates out"):
+        main([*infer, "NEW-USD", *values])
+    with pytest.raises(AgeError, match="last training row is"):
+        main([*infer, "NEW-USD", *values[:-2], "--max-age-sessions", "3", "--when-too-old", "refuse"])
+    body = {"values": every_day["NEW"].tolist(), "last_date": "2016-03-25"}
+    with serving(model) as client:
+        assert post(client, "/predict", symbol="NEW", **body)["forecast_dates"] == ["2016-03-28"]
+        assert client.post("/predict", json={"symbol": "NEW-USD", **body}).status_code == 422
 
 
 @pytest.mark.parametrize("write", [write_wide, write_long, write_levels])

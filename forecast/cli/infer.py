@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from forecast.inference.dating import Dating
     from forecast.inference.predictor import Predictor
     from forecast.prices.series import Series
+    from forecast.prices.timeline import Timeline
 
     Dates = NDArray[np.datetime64]
     Bounds = NDArray[np.float64]
@@ -104,11 +105,13 @@ class Window:
         values: as ``plain_window`` gives them.
         dates: the dates of the last values, oldest first; None where not even the last one is known.
         source: where they were read; None for numbers without dates.
+        timeline: the bars of the series that they were read from; None for numbers without dates.
     """
 
     values: list[Any]
     dates: Dates | None = None
     source: str | None = None
+    timeline: Timeline | None = None
 
 
 def infer_command(options: InferOptions) -> int:
@@ -122,10 +125,10 @@ def infer_command(options: InferOptions) -> int:
     symbol = options.symbol or predictor.checkpoint.config.symbol
     if symbol in predictor.whole.symbols or not predictor.whole.symbols:
         predictor = predictor.of_symbol(symbol)
-        window = _window(options, predictor)
+        window = _window(options, predictor, predictor.dating)
     else:
-        window = replace(_window(options, predictor), dates=None)  # its calendar is not known
-        predictor = predictor.of_window(window.values, symbol)
+        window = _window(options, predictor, predictor.dating_of(symbol))
+        predictor = predictor.of_window(window.values, symbol, window.timeline)
         say_on_stderr(
             f"warning: the model was not trained on {symbol}; its prices are normalized by the window's "
             f"{len(window.values)} values alone"
@@ -406,15 +409,16 @@ def _lines(
         yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
 
 
-def _window(options: InferOptions, predictor: Predictor) -> Window:
+def _window(options: InferOptions, predictor: Predictor, dating: Dating) -> Window:
+    """The window of one symbol, whose last date ``dating`` reads if it is given."""
     from forecast.prices.panel import panel_from_config
     from forecast.prices.source import say_on_stderr, series_from_config
     from forecast.prices.values import read_values
 
     told = None
     if options.last_date is not None:
-        told = predictor.dating.parse([options.last_date])
-        if doubt := predictor.dating.doubt(told[-1]):
+        told = dating.parse([options.last_date])
+        if doubt := dating.doubt(told[-1]):
             say_on_stderr(f"warning: {doubt}")
     if options.values is not None:
         return Window(options.values, told)
@@ -466,7 +470,7 @@ def _end_of(series: Series, predictor: Predictor, source: str) -> Window:
             f"{source} has {len(series)} rows of {series.symbol}, but this model needs {needed}; use a longer history"
         )
     dates = series.dates[-used:] if predictor.dating.timeline else None
-    return Window(plain_window(series.matrix[-used:]), dates, source)
+    return Window(plain_window(series.matrix[-used:]), dates, source, series.timeline)
 
 
 def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:

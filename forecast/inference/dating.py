@@ -25,20 +25,34 @@ class Dating:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Use the calendar of the series that the model was trained on."""
-        self.timeline = Timeline.of(checkpoint.provenance)
+        self.timeline = self._trained_on = Timeline.of(checkpoint.provenance)
         self._trained_until = checkpoint.trained_until
         self._symbol = checkpoint.config.symbol
+
+    @classmethod
+    def of_unseen(cls, whole: Checkpoint, symbol: str, timeline: Timeline | None) -> Dating:
+        """Dates of a symbol that a model was not trained on, by its own calendar; the age stays that of the model.
+
+        Args:
+            whole: the model.
+            symbol: the symbol.
+            timeline: its bars; None where they are not known.
+        """
+        dating = cls(whole)
+        dating._symbol, dating.timeline = symbol, timeline
+        return dating
 
     def require_timeline(self) -> Timeline:
         """The bars of the model's series.
 
         Raises:
-            WindowError: when the model was trained before series had calendars.
+            WindowError: when the calendar is not known: the model was trained before series had calendars, or not on
+                this symbol.
         """
         if self.timeline is None:
             raise WindowError(
-                f"this model of {self._symbol} does not know its calendar, so its forecasts have no dates; train or "
-                "tune it again, or leave the dates out"
+                f"this model does not know the calendar of {self._symbol}, so its forecasts have no dates; train or "
+                "tune a model of it, or leave the dates out"
             )
         return self.timeline
 
@@ -96,19 +110,18 @@ class Dating:
 
         None when the model does not record its last training row, or the calendar does not know these years.
         """
-        if self.timeline is None or self._trained_until is None:
+        if self._trained_on is None or self._trained_until is None:
             return None
         if until is None:
             now = dt.datetime.now(dt.UTC).replace(tzinfo=None, second=0, microsecond=0)
-            return self._age_at(np.datetime64(now, "s"))
-        return self._age(until)
+            return self._age_at(self._trained_on, np.datetime64(now, "s"))
+        return self._age(self._trained_on, until)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a server has one per model, which lives as long as it is served
-    def _age(self, until: np.datetime64) -> int | None:
-        timeline = self.require_timeline()
+    def _age(self, timeline: Timeline, until: np.datetime64) -> int | None:
         return timeline.sessions_between(timeline.parse(str(self._trained_until)), until)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def _age_at(self, now: np.datetime64) -> int | None:
-        last = self.require_timeline().last_complete_session(now)
-        return None if last is None else self._age(last)
+    def _age_at(self, timeline: Timeline, now: np.datetime64) -> int | None:
+        last = timeline.last_complete_session(now)
+        return None if last is None else self._age(timeline, last)

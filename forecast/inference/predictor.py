@@ -24,6 +24,8 @@ from forecast.model.likelihood import Outputs, distribution, point_forecasts, wi
 from forecast.model.market import LEAST_SYMBOLS, moves_of
 from forecast.model.normalization import Normalization
 from forecast.model.windows import plain_window
+from forecast.prices import calendars
+from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import interval_probabilities
 
 Array = NDArray[np.float64]
@@ -95,7 +97,7 @@ class Predictor:
         """
         return copy.copy(self)._bind(self.whole.of_symbol(symbol))
 
-    def of_window(self, window: ArrayLike, symbol: str) -> Predictor:
+    def of_window(self, window: ArrayLike, symbol: str, timeline: Timeline | None = None) -> Predictor:
         """A predictor of a symbol that the model has never seen, normalized by one window of its values.
 
         The window's own mean and standard deviations take the place of those of training rows, so a long window, of
@@ -104,6 +106,7 @@ class Predictor:
         Args:
             window: the symbol's values, as ``predict`` takes one window, shape (length,) or (length, columns).
             symbol: its name.
+            timeline: its bars, as for ``dating_of``.
 
         Raises:
             WindowError: as in ``predict``; also when the values do not vary.
@@ -115,7 +118,29 @@ class Predictor:
             normalization = Normalization.fit(rows, names, log=self.whole.config.log_prices)
         except DataError as error:
             raise WindowError(f"the window of {symbol} cannot be used: {error}") from None
-        return copy.copy(self)._bind(self.whole.of_window(normalization, symbol))
+        unseen = copy.copy(self)._bind(self.whole.of_window(normalization, symbol))
+        unseen.dating = self.dating_of(symbol, timeline)
+        return unseen
+
+    def dating_of(self, symbol: str, timeline: Timeline | None = None) -> Dating:
+        """Dates of a symbol that the model has never seen.
+
+        Args:
+            symbol: its name.
+            timeline: its bars; unless given, those of the model's symbols: of the ones with the calendar that the name
+                tells, or of all. Where these differ, the symbol has no dates.
+        """
+        if timeline is None:
+            calendar, _ = calendars.named(symbol, None)
+            alike = {bars for bars in self._timelines if calendar in (None, bars.calendar_name)}
+            timeline = alike.pop() if len(alike) == 1 else None
+        return Dating.of_unseen(self.whole, symbol, timeline)
+
+    @functools.cached_property
+    def _timelines(self) -> frozenset[Timeline]:
+        """The bars of the model's symbols, as far as they are known."""
+        parts = self.whole.symbols.values() or [self.whole]
+        return frozenset(bars for part in parts if (bars := Timeline.of(part.provenance)))
 
     @property
     def symbols(self) -> list[str]:
