@@ -384,17 +384,11 @@ class ForecastService:
     def _doubts(self, model: ServedModel, windows: Sequence[Window]) -> list[str]:
         """Reasons to doubt the forecasts of these windows, one line each."""
         warnings = []
-        outside = [
-            index for index, window in enumerate(windows) if model.predictor.outside_training_range(window)
-        ]
-        if outside:
+        if (complaint := model.predictor.range_doubt(windows)) is not None:
             label = label_of(model.symbol, self.models.catalog)
-            self.measurements.out_of_range[label] += len(outside)
-            low, high = model.predictor.checkpoint.train_range or (0, 0)
-            which = "the window has" if len(windows) == 1 else f"{len(outside)} of the windows have"
-            warnings.append(
-                f"{which} prices outside the training range of {low:g} to {high:g}; trust the forecast less"
-            )
+            outside = sum(map(model.predictor.outside_training_range, windows))
+            self.measurements.out_of_range[label] += outside
+            warnings.append(complaint)
         if (complaint := model.predictor.short_history(windows)) is not None:
             warnings.append(complaint)
         if not model.seen:

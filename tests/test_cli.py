@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from bodies import GOOD, SHORT
+from serving_here import serving
 
 from forecast import Predictor, load_checkpoint, save_checkpoint
 from forecast.__main__ import main
@@ -70,12 +72,22 @@ def test_infer_takes_values_from_the_command_line(tiny_checkpoint, capsys):
 
 def test_infer_warns_of_a_window_shorter_than_the_model_uses(tiny_checkpoint, capsys):
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values"]
-    assert run(main, [*command, *map(str, WINDOW)]) == 0
+    assert run(main, [*command, *map(str, SHORT)]) == 0
     assert capsys.readouterr().err == (
-        "warning: the window has 25 values, but this model computes its volatility from 251; give 251\n"
+        "warning: the window has 20 values, but this model computes its volatility from 251; give 251\n"
     )
-    assert run(main, [*command, *(str(1000 + row) for row in range(251))]) == 0
+    assert run(main, [*command, *map(str, GOOD)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_infer_warns_of_prices_outside_the_training_range_as_the_server_does(tiny_checkpoint, capsys):
+    command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values"]
+    outside = [*GOOD[1:], 1e6]
+    assert run(main, [*command, *map(str, outside)]) == 0
+    with serving(tiny_checkpoint) as client:
+        (warning,) = client.post("/predict", json={"values": outside}).json()["warnings"]
+    assert "outside the training range" in warning
+    assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
 def test_infer_uses_the_latest_window_of_the_models_source_by_default(tiny_checkpoint, snapshot, capsys):

@@ -599,6 +599,9 @@ def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(comm
     assert f"{later['CORP'].iloc[-1]:,.6g}" in printed
     assert "left out: 1\n  BETA: " in printed
     assert "…" not in printed
+    (later.tail(300) * [1000, 1, 0.001]).to_csv(path / "later.csv")
+    assert main(["infer", "--checkpoint", model, "--file", str(path / "later.csv")]) == 0
+    assert "warning: ACME, CORP: prices outside the training range" in capsys.readouterr().err
 
 
 def test_infer_refuses_bars_of_another_length_than_those_of_a_model_of_many(commanded):

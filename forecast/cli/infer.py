@@ -140,7 +140,11 @@ def infer_command(options: InferOptions) -> int:
     if levels:
         bounds = predictor.predict_intervals([window.values], levels, options.horizon, [steps])[0]
     market_doubt = predictor.market_doubt((), options.horizon, "omit `symbol` to forecast them together")
-    for complaint in (predictor.short_history([window.values]), market_doubt):
+    for complaint in (
+        predictor.range_doubt([window.values]),
+        predictor.short_history([window.values]),
+        market_doubt,
+    ):
         if complaint:
             say_on_stderr(f"warning: {complaint}")
     if options.json_output:
@@ -170,6 +174,13 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
     for symbol, window in windows.items():
         if complaint := predictors[symbol].short_history([window.values]):
             say(f"warning: {symbol}: {complaint}")
+    # One line: after a year of rising prices, this holds for most symbols.
+    if outside := [
+        symbol
+        for symbol, window in windows.items()
+        if predictors[symbol].outside_training_range(window.values)
+    ]:
+        say(f"warning: {listed(outside)}: prices outside the training range; trust these forecasts less")
     if options.json_output:
         answers = [
             _answer(options, predictors[symbol], windows[symbol], dated[symbol], steps, levels, bounds)

@@ -278,8 +278,10 @@ class Predictor:
         if not short:
             return None
         counts = " to ".join(map(str, sorted({min(short), max(short)})))
-        which = "the window has" if len(windows) == 1 else f"{len(short)} of the windows have"
-        return f"{which} {counts} values, but this model computes its volatility from {enough}; give {self.rows_used}"
+        return (
+            f"{_those(len(short), windows)} {counts} values, but this model computes its volatility from {enough}; "
+            f"give {self.rows_used}"
+        )
 
     def market_doubt(self, symbols: Collection[str] = (), horizon: int = 1, remedy: str = "") -> str | None:
         """Why forecasts do not see what the market did, in one line; None when they do, or the model never does.
@@ -309,8 +311,23 @@ class Predictor:
         window: Any = values[-self.sequence_length :]
         if len(self.columns) > 1:
             window = [row[0] for row in window]
-        low, high = self.checkpoint.train_range or (-math.inf, math.inf)
+        low, high = self._train_range
         return bool(min(window) < low or max(window) > high)
+
+    def range_doubt(self, windows: Sequence[Sequence[float] | Sequence[Sequence[float]]]) -> str | None:
+        """Why the prices of a request's windows are doubtful, in one line; None when the training range has them."""
+        outside = sum(map(self.outside_training_range, windows))
+        if not outside:
+            return None
+        low, high = self._train_range
+        return (
+            f"{_those(outside, windows)} prices outside the training range of {low:g} to {high:g}; trust the forecast "
+            "less"
+        )
+
+    @property
+    def _train_range(self) -> tuple[float, float]:
+        return self.checkpoint.train_range or (-math.inf, math.inf)
 
     def predict_next(self, values: Sequence[float] | Sequence[Sequence[float]]) -> float:
         """The next price after ``values``, oldest first; see ``predict``."""
@@ -358,6 +375,11 @@ class Predictor:
         for i, window in enumerate(windows):
             together[i, -len(window) :] = window
         return together
+
+
+def _those(count: int, windows: Sized) -> str:
+    """The beginning of a line on some of the windows of a request."""
+    return "the window has" if len(windows) == 1 else f"{count} of the windows have"
 
 
 def _expected_form(columns: Sequence[str]) -> str:
