@@ -36,7 +36,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
 def require_writable(directory: Path) -> None:
@@ -62,7 +62,7 @@ def _umask() -> int:
     return current
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the rename itself survive a power cut."""
     handle = os.open(directory, os.O_RDONLY)
     try:

@@ -12,6 +12,8 @@
     ├── WindowError               values given for a prediction do not fit the model   exit code 1, HTTP 422
     ├── LevelError                the model has no interval of the requested level     exit code 1, HTTP 422
     ├── AgeError                  the model is older than the user allows              exit code 1, HTTP 503
+    ├── LedgerError               the ledger cannot be opened, used or written         exit code 1
+    ├── StoreError                the model store lacks something, or cannot be used   exit code 1
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
 The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
@@ -94,6 +96,14 @@ class AgeError(ForecastError):
 
 class StudyError(ForecastError):
     """A tuning study cannot be opened, used or written."""
+
+
+class LedgerError(ForecastError):
+    """The ledger of issued forecasts cannot be opened, used or written."""
+
+
+class StoreError(ForecastError):
+    """The model store lacks a name or a version, or cannot be used."""
 
 
 def spell_parameters(message: str, spell: Callable[[str, str | None], str]) -> str:

@@ -1,0 +1,1 @@
+"""Models in production: versions, the forecasts that they issued, and what came of these."""

@@ -1,0 +1,79 @@
+"""What one session says of a model: the places of its prices in its forecasts, and its scores beside those of others.
+
+It is kept with the session's scores, so that alarms need not read every forecast again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.scores.sequential import BINS, difference_bound
+
+Array = NDArray[np.float64]
+Role = Literal["champion", "shadow", "baseline"]
+Key = tuple[str, int, str]
+"""A session's date, the number of steps, and the model."""
+
+PLACES, SKILL = "places", "skill"
+"""The fields: the bin of each symbol's price among the forecast's quantiles; and the mean over symbols of the
+differences of CRPS, model minus other, over the most by which the model could have been better."""
+CHAMPION = "champion"
+"""What the champion is called among the others that a shadow is compared with; its differences are champion minus
+shadow, over the most by which the champion could have been better."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A forecast with its quantiles (199,) and its scores."""
+
+    symbol: str
+    target: str
+    horizon: int
+    model: str
+    role: Role
+    quantiles: Array
+    crps: float
+    pit: float
+
+
+def evidence_of(scored: Sequence[Scored]) -> dict[Key, dict[str, Any]]:
+    """The evidence of each session for the models that are watched, of forecasts of one step, as plain values."""
+    sessions: dict[str, dict[tuple[Role, str], dict[str, Scored]]] = defaultdict(lambda: defaultdict(dict))
+    for each in scored:
+        if each.horizon == 1:
+            sessions[each.target][each.role, each.model][each.symbol] = each
+    found: dict[Key, dict[str, Any]] = {}
+    for target, models in sessions.items():
+        for (role, model), own in models.items():
+            if role == "baseline":
+                continue
+            skill = {}
+            for (other_role, other), theirs in models.items():
+                if other_role == "baseline":
+                    skill[other] = _mean_ratio(own, theirs)
+                elif role == "shadow" and other_role == "champion":
+                    skill[CHAMPION] = _mean_ratio(theirs, own)
+            found[target, 1, model] = {
+                PLACES: [min(int(each.pit * BINS), BINS - 1) for each in own.values()],
+                SKILL: {name: ratio for name, ratio in skill.items() if ratio is not None},
+            }
+    return found
+
+
+def _mean_ratio(own: dict[str, Scored], theirs: dict[str, Scored]) -> float | None:
+    """The mean over the symbols that both forecast; None without one."""
+    symbols = [symbol for symbol in own if symbol in theirs]
+    if not symbols:
+        return None
+    ours, others = (np.stack([each[s].quantiles for s in symbols]) for each in (own, theirs))
+    differences = np.array([own[symbol].crps - theirs[symbol].crps for symbol in symbols])
+    bounds = difference_bound(ours, others)
+    ratios = np.divide(differences, bounds, out=np.zeros(len(symbols)), where=bounds > 0)
+    # Quantiles are kept in single precision.
+    return float(np.maximum(ratios, -1.0).mean())

@@ -1,0 +1,511 @@
+"""The ledger: every issued forecast, the prices that came, and the scores, in one SQLite database.
+
+A forecast is recorded once, for one name of the model store, one symbol, one bar, one number of steps and one model.
+Prices are facts: a corrected price is a new fact, and the forecasts of its bar get new scores beside the old ones.
+After a change of the unit of all prices, such as a split, prices are converted back to the unit of a forecast.
+
+Scores of several symbols are in units of the persistence forecast that was issued beside them: half of the distance
+between its quartiles. A mean of them adds no dollars to yen.
+"""
+
+from __future__ import annotations
+
+import bisect
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.dialects import sqlite
+
+from forecast.errors import LedgerError
+from forecast.live.evidence import Role, Scored, evidence_of
+from forecast.live.tables import EVENTS, FORECASTS, PRICES, PUBLISHED, RESCALINGS, SCORES, SESSIONS
+from forecast.scores.distribution import PROBABILITIES
+from forecast.scores.metrics import METRICS, Forecasts
+from forecast.scores.sequential import pit
+
+if TYPE_CHECKING:
+    from forecast.live.issue import Issued
+
+Array = NDArray[np.float64]
+Event = Literal[
+    "added", "promoted", "kept", "shadow", "rolled_back", "told", "alarm", "alarm_over", "notified"
+]
+
+LEDGER_FILE = "ledger.db"
+LATEST = "0001"
+"""The latest migration."""
+IMMEDIATE = "immediate"
+MIGRATIONS = Path(__file__).with_name("migrations")
+LOCK_WAIT = 30.0
+"""Seconds to wait for another process's lock on the database."""
+WATCHED = 60
+"""Number of sessions back in which corrected prices are noticed."""
+SAME_PRICE = 1e-6
+"""Largest relative difference between prices that count as the same."""
+LEAST_OVERLAP = 5
+"""Fewest known prices that show a change of the unit."""
+SAME_FACTOR = 0.1
+"""Largest share of the change by one factor by which the factors of single prices, which are rounded, may differ."""
+REFERENCE = "persistence"
+"""The baseline whose issued forecasts give the units of scores."""
+QUARTILES = np.searchsorted(PROBABILITIES, [0.25, 0.75])
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a session brought.
+
+    Attributes:
+        prices: number of new facts.
+        corrected: symbol and date of each corrected price.
+        scored: number of forecasts that were scored, again or for the first time.
+        sessions: the dates whose scores are new.
+    """
+
+    prices: int
+    corrected: list[tuple[str, str]]
+    scored: int
+    sessions: list[str]
+
+
+class Ledger:
+    """One database; several processes may read it while one writes."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, or create it, and bring its tables up to date.
+
+        Raises:
+            LedgerError: when it cannot be opened, or is no ledger or one of a later version.
+        """
+        self.path = path
+        self._engine = sa.create_engine(f"sqlite:///{path.absolute()}", connect_args={"timeout": LOCK_WAIT})
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        with self._errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _migrate(self._engine)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def issue(self, name: str, forecasts: Mapping[Role, Sequence[Issued]]) -> int:
+        """Record forecasts, those that are not recorded yet, all or none, and return how many these are.
+
+        Args:
+            name: name in the model store.
+            forecasts: by role; those of ``champion`` are published, those of persistence give the units of scores.
+        """
+        now = _now()
+        units = {
+            (each.symbol, each.horizon): _unit(each.quantiles)
+            for each in forecasts.get("baseline", ())
+            if each.model == REFERENCE
+        }
+        rows = [
+            {
+                "name": name,
+                "symbol": each.symbol,
+                "target": each.target,
+                "horizon": each.horizon,
+                "model": each.model,
+                "role": role,
+                "origin": each.origin,
+                "last_price": each.last_price,
+                "prediction": each.prediction,
+                "quantiles": each.quantiles.astype("<f4").tobytes(),
+                "unit": units.get((each.symbol, each.horizon)) or _unit(each.quantiles),
+                "issued_at": now,
+            }
+            for role, some in forecasts.items()
+            for each in some
+        ]
+        latest = {
+            row["symbol"]: {
+                "name": name,
+                "symbol": row["symbol"],
+                "origin": row["origin"],
+                "model": row["model"],
+            }
+            for row in rows
+            if row["role"] == "champion"
+        }
+        with self._writing() as connection:
+            before = connection.scalar(sa.text("SELECT total_changes()"))
+            if rows:
+                connection.execute(sa.insert(FORECASTS).prefix_with("OR IGNORE"), rows)
+            after = connection.scalar(sa.text("SELECT total_changes()"))
+            if latest:
+                connection.execute(sa.insert(PUBLISHED).prefix_with("OR REPLACE"), list(latest.values()))
+        return int(after or 0) - int(before or 0)
+
+    def origins(self, name: str, model: str) -> dict[str, str]:
+        """The last known session of each symbol's published forecasts, of those that this model made."""
+        query = sa.select(PUBLISHED).where(PUBLISHED.c.name == name, PUBLISHED.c.model == model)
+        return {row["symbol"]: row["origin"] for row in self._rows(query)}
+
+    def settle(self, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]) -> Settled:
+        """Record the prices that came, and score the forecasts of these bars, all or nothing.
+
+        Args:
+            name: name in the model store.
+            prices: by symbol, the dates or times of its bars, ISO 8601, oldest first, and the prices, shape (n,).
+        """
+        with self._writing() as connection:
+            window = min((dates[-WATCHED:][0] for dates, _ in prices.values() if len(dates)), default="")
+            last = connection.scalar(sa.select(sa.func.max(SESSIONS.c.target)).where(SESSIONS.c.name == name))
+            seen = _observe(connection, name, prices, min(window, last or window))
+            scored = _score(connection, name, seen.dates)
+            _summarize(connection, name, scored)
+        return Settled(seen.count, seen.corrected, len(scored), sorted({each.target for each in scored}))
+
+    def add_event(
+        self,
+        name: str,
+        kind: Event,
+        *,
+        version: str | None = None,
+        session: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record what happened to the models of a name.
+
+        Args:
+            name: name in the model store.
+            kind: what happened.
+            version: the version that it happened to.
+            session: the last known session.
+            details: reasons and figures, plain values.
+        """
+        with self._writing() as connection:
+            connection.execute(
+                sa.insert(EVENTS).values(
+                    name=name,
+                    at=_now(),
+                    kind=kind,
+                    version=version,
+                    session=session,
+                    details=dict(details or {}),
+                )
+            )
+
+    def events(self, name: str, *kinds: Event, limit: int | None = None) -> list[dict[str, Any]]:
+        """The events of a name, of these kinds or all, the latest first."""
+        query = sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.id.desc()).limit(limit)
+        return self._rows(query.where(EVENTS.c.kind.in_(kinds)) if kinds else query)
+
+    def names(self) -> list[str]:
+        """The names that have published forecasts."""
+        return [row["name"] for row in self._rows(sa.select(PUBLISHED.c.name).distinct())]
+
+    def published(self, symbol: str | None = None) -> list[dict[str, Any]]:
+        """The latest published forecasts, of one symbol or of all, with their quantiles (199,), nearest bar first."""
+        of = sa.and_(
+            FORECASTS.c.name == PUBLISHED.c.name,
+            FORECASTS.c.symbol == PUBLISHED.c.symbol,
+            FORECASTS.c.origin == PUBLISHED.c.origin,
+            FORECASTS.c.model == PUBLISHED.c.model,
+            FORECASTS.c.target > PUBLISHED.c.origin,
+        )
+        query = sa.select(FORECASTS).join(PUBLISHED, of).order_by(FORECASTS.c.symbol, FORECASTS.c.target)
+        if symbol is not None:
+            query = query.where(PUBLISHED.c.symbol == symbol)
+        return [row | {"quantiles": _quantiles(row["quantiles"])} for row in self._rows(query)]
+
+    def settled(self, name: str, symbol: str, count: int) -> list[dict[str, Any]]:
+        """The last forecasts of one step that were published and scored, oldest first, with what came.
+
+        They have the last published forecast's columns, with ``realized``, ``crps`` and ``pit``.
+        """
+        latest = (
+            sa.select(sa.func.max(SCORES.c.id))
+            .where(SCORES.c.forecast_id == FORECASTS.c.id)
+            .correlate(FORECASTS)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(FORECASTS, SCORES.c.realized, SCORES.c.crps, SCORES.c.pit)
+            .join(SCORES, SCORES.c.id == latest)
+            .where(FORECASTS.c.symbol == symbol, FORECASTS.c.name == name)
+            .where(FORECASTS.c.role == "champion", FORECASTS.c.horizon == 1)
+            .order_by(FORECASTS.c.target.desc())
+            .limit(count)
+        )
+        rows = self._rows(query)
+        return [row | {"quantiles": _quantiles(row["quantiles"])} for row in reversed(rows)]
+
+    def sessions(self, name: str, since: str = "", horizon: int | None = None) -> list[dict[str, Any]]:
+        """The scores of each session after ``since``, of every model and baseline, oldest first."""
+        query = sa.select(SESSIONS).where(SESSIONS.c.name == name, SESSIONS.c.target > since)
+        if horizon is not None:
+            query = query.where(SESSIONS.c.horizon == horizon)
+        return self._rows(query.order_by(SESSIONS.c.target))
+
+    def last_session(self, name: str) -> str | None:
+        """The last session for which prices came; None before the first."""
+        with self._reading() as connection:
+            found = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
+        return None if found is None else str(found)
+
+    def frames(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The rows of each table, for an export; quantiles as lists."""
+        for table in (FORECASTS, PRICES, RESCALINGS, SCORES, SESSIONS, EVENTS):
+            rows = self._rows(sa.select(table))
+            if table is FORECASTS:
+                rows = [row | {"quantiles": _quantiles(row["quantiles"]).tolist()} for row in rows]
+            yield table.name, rows
+
+    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._reading() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._errors(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._errors(), self._engine.connect() as connection:
+            connection = connection.execution_options(**{IMMEDIATE: True})
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn database errors into one line."""
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            remedy = "restore the file from a copy"
+            if "locked" in reason:
+                remedy = "close the other program that uses the file, and try again"
+            elif "full" in reason:
+                remedy = "free disk space there, and try again"
+            raise LedgerError(f"the ledger {self.path} cannot be used ({reason}); {remedy}") from error
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """New facts: their number, the dates of new and corrected prices, and symbol and date of each corrected one."""
+
+    count: int
+    dates: list[str]
+    corrected: list[tuple[str, str]]
+
+
+def _observe(
+    connection: sa.Connection, name: str, prices: Mapping[str, tuple[Sequence[str], Array]], since: str
+) -> _Seen:
+    """Record the prices from ``since`` on that are new, or other than those that were seen."""
+    now = _now()
+    query = sa.select(PRICES.c.symbol, PRICES.c.date, PRICES.c.price).where(
+        PRICES.c.name == name, PRICES.c.date >= since
+    )
+    known: dict[str, dict[str, float]] = defaultdict(dict)
+    for symbol, date, price in connection.execute(query.order_by(PRICES.c.id)):
+        known[symbol][date] = price
+    facts: list[dict[str, Any]] = []
+    dates: set[str] = set()
+    corrected: list[tuple[str, str]] = []
+    for symbol, (stamps, values) in prices.items():
+        first = bisect.bisect_left(stamps, since)
+        recent = dict(zip(stamps[first:], np.asarray(values)[first:].tolist(), strict=True))
+        factor = _factor(known[symbol], recent)
+        if factor != 1:
+            connection.execute(
+                sa.insert(RESCALINGS).values(name=name, symbol=symbol, factor=factor, observed_at=now)
+            )
+        for date, price in recent.items():
+            before = known[symbol].get(date)
+            if before is not None and abs(price - before) <= SAME_PRICE * abs(before):
+                continue
+            facts.append({"name": name, "symbol": symbol, "date": date, "price": price, "observed_at": now})
+            if before is None:
+                dates.add(date)
+            elif factor == 1:
+                dates.add(date)
+                corrected.append((symbol, date))
+    if facts:
+        connection.execute(sa.insert(PRICES), facts)
+    return _Seen(len(facts), sorted(dates), corrected)
+
+
+def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
+    """The factor by which all prices changed; one where they did not, or not by one factor."""
+    ratios = np.array([recent[date] / known[date] for date in known.keys() & recent.keys() if known[date]])
+    if len(ratios) < LEAST_OVERLAP:
+        return 1.0
+    factor = float(np.median(ratios))
+    change = abs(factor - 1)
+    return factor if change > SAME_PRICE and np.ptp(ratios) <= SAME_FACTOR * change else 1.0
+
+
+def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[Scored]:
+    """Score the forecasts of these dates on the prices that were seen last, and record the scores."""
+    if not dates:
+        return []
+    latest = (
+        sa.select(sa.func.max(PRICES.c.id))
+        .where(PRICES.c.name == name, PRICES.c.date.in_(dates))
+        .group_by(PRICES.c.date, PRICES.c.symbol)
+    )
+    query = (
+        sa.select(FORECASTS, PRICES.c.id.label("price_id"), PRICES.c.price)
+        .join(PRICES, sa.and_(PRICES.c.symbol == FORECASTS.c.symbol, PRICES.c.date == FORECASTS.c.target))
+        .outerjoin(SCORES, sa.and_(SCORES.c.forecast_id == FORECASTS.c.id, SCORES.c.price_id == PRICES.c.id))
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates), PRICES.c.id.in_(latest))
+        .where(SCORES.c.id.is_(None))
+    )
+    rows = connection.execute(query).mappings().all()
+    if not rows:
+        return []
+    rescalings = connection.execute(
+        sa.select(RESCALINGS).where(RESCALINGS.c.name == name).order_by(RESCALINGS.c.id)
+    ).all()
+    realized = np.array([row["price"] for row in rows])
+    for each in rescalings:
+        later = [row["symbol"] == each.symbol and row["issued_at"] < each.observed_at for row in rows]
+        realized[later] /= each.factor
+    quantiles = np.stack([_quantiles(row["quantiles"]) for row in rows])
+    points = np.array([row["prediction"] for row in rows])
+    crps = METRICS["CRPS"].losses(realized, Forecasts(points, quantiles))
+    pits = pit(quantiles, realized)
+    connection.execute(
+        sa.insert(SCORES),
+        [
+            {
+                "forecast_id": row["id"],
+                "price_id": row["price_id"],
+                "realized": float(realized[i]),
+                "crps": float(crps[i]),
+                "pit": float(pits[i]),
+            }
+            for i, row in enumerate(rows)
+        ],
+    )
+    return [
+        Scored(
+            symbol=row["symbol"],
+            target=row["target"],
+            horizon=row["horizon"],
+            model=row["model"],
+            role=row["role"],
+            quantiles=quantiles[i],
+            crps=float(crps[i]),
+            pit=float(pits[i]),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -> None:
+    """Compute the rows of ``sessions`` of the scored dates; their evidence is that of the first scores."""
+    dates = sorted({each.target for each in scored})
+    if not dates:
+        return
+    last = (
+        sa.select(sa.func.max(SCORES.c.id))
+        .join(FORECASTS, FORECASTS.c.id == SCORES.c.forecast_id)
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates))
+        .group_by(SCORES.c.forecast_id)
+    )
+
+    def inside(level: float) -> Any:
+        return sa.func.sum(sa.func.abs(SCORES.c.pit - 0.5) <= level / 2)
+
+    key = (FORECASTS.c.name, FORECASTS.c.target, FORECASTS.c.horizon, FORECASTS.c.model)
+    means = (
+        sa.select(
+            *key,
+            sa.func.max(FORECASTS.c.role),
+            sa.func.count(),
+            sa.func.avg(SCORES.c.crps / FORECASTS.c.unit),
+            sa.func.avg(sa.func.abs(FORECASTS.c.prediction - SCORES.c.realized) / FORECASTS.c.unit),
+            inside(0.5),
+            inside(0.9),
+        )
+        .join(SCORES, SCORES.c.forecast_id == FORECASTS.c.id)
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates), SCORES.c.id.in_(last))
+        .group_by(*key)
+    )
+    names = [column.name for column in SESSIONS.c if column.name != "evidence"]
+    insert = sqlite.insert(SESSIONS).from_select(names, means)
+    computed = names[4:]
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=["name", "target", "horizon", "model"],
+            set_={column: insert.excluded[column] for column in computed},
+        )
+    )
+    for (target, horizon, model), found in evidence_of(scored).items():
+        connection.execute(
+            sa.update(SESSIONS)
+            .where(SESSIONS.c.name == name, SESSIONS.c.target == target, SESSIONS.c.horizon == horizon)
+            .where(SESSIONS.c.model == model, SESSIONS.c.evidence.is_(None))
+            .values(evidence=found)
+        )
+
+
+def _unit(quantiles: Array) -> float:
+    """Half of the distance between the quartiles; a small positive number where there is none."""
+    lower, upper = quantiles[QUARTILES]
+    return float(max((upper - lower) / 2, abs(upper) * SAME_PRICE, np.finfo(np.float64).tiny))
+
+
+def _quantiles(packed: bytes) -> Array:
+    return np.frombuffer(packed, "<f4").astype(np.float64)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    """Prepare a connection: the driver would begin transactions late, and a power cut must lose no forecast."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={round(1000 * LOCK_WAIT)}")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    """Begin a transaction; one that writes takes its lock at once, since a reader's lock cannot always be raised."""
+    immediate = connection.get_execution_options().get(IMMEDIATE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    """Bring the tables up to date."""
+    if current(engine) == LATEST:
+        return
+    # Imported here because most processes find the tables up to date.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.connect().execution_options(**{IMMEDIATE: True}) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, LATEST)
+
+
+def current(engine: sa.Engine) -> str | None:
+    """The version of the tables; None where there are none."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)

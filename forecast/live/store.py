@@ -1,0 +1,314 @@
+"""The model store: a directory of names, each with versions that never change and one that is current.
+
+    models/ledger.db
+    models/BTC-USD/2020-01-17-3fa9c1d2/     a job's files, read-only
+    models/BTC-USD/current                  a link to a version
+
+A name is a symbol, or what a universe of symbols is called. The ledger records every change of the current version
+before the link is changed, so an interrupted change is completed by the next command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from forecast.atomic import sync_directory, write_json
+from forecast.errors import StoreError
+from forecast.live.ledger import LEDGER_FILE, Event, Ledger
+
+CHECKPOINT_FILE = "best_pareto_lstm.pt"
+"""The served model among a job's files."""
+SCORED_FILE = "scored_pick.pt"
+"""The model that was scored on the test rows."""
+SUMMARY_FILE = "summary.json"
+FILES = (CHECKPOINT_FILE, SCORED_FILE, SUMMARY_FILE, "pareto_trials.csv", "symbols.csv", "report.html")
+"""A job's files that a version keeps, where there are such files."""
+MANIFEST_FILE = "manifest.json"
+CURRENT = "current"
+LOCK_FILE = ".lock"
+CHANGES: tuple[Event, ...] = ("promoted", "rolled_back")
+"""The events that change the current version."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a model.
+
+    Attributes:
+        name: its name in the store.
+        version: its own name.
+        created: when it was added, ISO 8601.
+        trained_until: date or time of the last row that it was trained or calibrated on, ISO 8601.
+        files: SHA-256 of each file.
+    """
+
+    name: str
+    version: str
+    created: str
+    trained_until: str
+    files: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the served checkpoint."""
+        return self.files[CHECKPOINT_FILE]
+
+
+class Store:
+    """A model store in a directory, which is created when the first model is added."""
+
+    def __init__(self, root: Path) -> None:
+        """Use the directory ``root``."""
+        self.root = root
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of the store's models.
+
+        Raises:
+            LedgerError: when it cannot be opened.
+        """
+        return Ledger(self.root / LEDGER_FILE)
+
+    def names(self) -> list[str]:
+        """The names that have versions, sorted."""
+        if not self.root.is_dir():
+            return []
+        there = (path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(unquote(path.name) for path in there)
+
+    def directory(self, name: str) -> Path:
+        """The directory of a name."""
+        return self.root / quote(name, safe="")
+
+    def path(self, name: str, version: str) -> Path:
+        """The directory of a version.
+
+        Raises:
+            StoreError: when there is none.
+        """
+        path = self.directory(name) / version
+        if version in (CURRENT, "") or not (path / MANIFEST_FILE).is_file():
+            raise StoreError(
+                f"{name} has no version {version!r}; `python -m tune_jobs.models list` shows those that it has"
+            )
+        return path
+
+    def versions(self, name: str) -> list[Version]:
+        """The versions of a name, the oldest first.
+
+        Raises:
+            StoreError: when the store has no such name, or a version's manifest cannot be read.
+        """
+        found = []
+        for path in self.directory(name).glob(f"[!.]*/{MANIFEST_FILE}"):
+            if path.parent.name == CURRENT:
+                continue
+            try:
+                found.append(Version(**json.loads(path.read_text())))
+            except (OSError, ValueError, TypeError) as error:
+                raise StoreError(f"{path} cannot be read ({error}); restore it from a copy") from None
+        if not found:
+            known = ", ".join(self.names()) or "none"
+            raise StoreError(f"{self.root} has no model {name!r}; names there: {known}")
+        return sorted(found, key=lambda each: (each.created, each.version))
+
+    def version(self, name: str, version: str) -> Version:
+        """One version; errors as ``path`` and ``versions``."""
+        self.path(name, version)
+        return next(each for each in self.versions(name) if each.version == version)
+
+    def current(self, name: str) -> Version | None:
+        """The version that is served; None before the first promotion."""
+        try:
+            version = (self.directory(name) / CURRENT).readlink().name
+        except OSError:
+            return None
+        return self.version(name, version)
+
+    def checkpoint(self, name: str, version: str) -> Path:
+        """The served checkpoint of a version; errors as ``path``."""
+        return self.path(name, version) / CHECKPOINT_FILE
+
+    def damage(self, version: Version) -> str | None:
+        """Which file of a version is not what it was when it was added, in one line; None when all are."""
+        directory = self.directory(version.name) / version.version
+        for file, expected in version.files.items():
+            try:
+                if _sha256(directory / file) != expected:
+                    return f"{directory / file} has changed since it was added"
+            except OSError as error:
+                return f"{directory / file} cannot be read ({error.strerror})"
+        return None
+
+    def add(self, name: str, job: Path, trained_until: str) -> Version:
+        """Add a job's files as a version; the same model again is the version that there is.
+
+        Args:
+            name: name in the store.
+            job: the job's output directory.
+            trained_until: date or time of the last row that the model has seen, ISO 8601.
+
+        Raises:
+            StoreError: when the job left no model.
+            OSError: when the store cannot be written; there is no version then.
+        """
+        if not (job / CHECKPOINT_FILE).is_file():
+            raise StoreError(f"{job} has no {CHECKPOINT_FILE}; give the output directory of a finished job")
+        digest = _sha256(job / CHECKPOINT_FILE)
+        version = f"{trained_until.replace(':', '')}-{digest[:8]}"
+        directory = self.directory(name)
+        if (directory / version).exists():
+            return self.version(name, version)
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".adding."))
+        try:
+            files = {}
+            for file in FILES:
+                if (job / file).is_file():
+                    shutil.copyfile(job / file, temporary / file)
+                    files[file] = _sha256(temporary / file)
+            added = Version(name, version, _now(), trained_until, files)
+            write_json(asdict(added), temporary / MANIFEST_FILE)
+            for path in temporary.iterdir():
+                _sync(path)
+                path.chmod(0o444)
+            temporary.chmod(0o755)
+            temporary.rename(directory / version)
+            sync_directory(directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self.ledger.add_event(name, "added", version=version, session=trained_until)
+        return added
+
+    def promote(
+        self,
+        name: str,
+        version: str,
+        *,
+        kind: Event = "promoted",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make a version the current one, and record it.
+
+        Args:
+            name: name in the store.
+            version: the version.
+            kind: ``promoted`` or ``rolled_back``.
+            details: reasons and figures, plain values.
+
+        Raises:
+            StoreError: when there is no such version, or its files have changed.
+        """
+        chosen = self.version(name, version)
+        if damage := self.damage(chosen):
+            raise StoreError(f"version {version} of {name} cannot be used: {damage}; choose another version")
+        before = self.current(name)
+        self.ledger.add_event(
+            name,
+            kind,
+            version=version,
+            session=self.ledger.last_session(name),
+            details={"before": before and before.version, **(details or {})},
+        )
+        self._point_to(name, version)
+
+    def rollback(self, name: str, details: Mapping[str, Any] | None = None) -> str:
+        """Make the version that was current before the current one the current one again, and return it.
+
+        Versions whose files have changed are passed over.
+
+        Raises:
+            StoreError: when there is none.
+        """
+        current = self.current(name)
+        for earlier in self._earlier(name):
+            if current is None or earlier.version != current.version:
+                self.promote(name, earlier.version, kind="rolled_back", details=details)
+                return earlier.version
+        raise StoreError(f"{name} has no earlier version to return to; promote another one")
+
+    def _earlier(self, name: str) -> Iterator[Version]:
+        """The undamaged versions that were current before the current one, the latest first.
+
+        A version that was rolled back from is none of them.
+        """
+        versions = {each.version: each for each in self.versions(name)}
+        stack: list[str] = []
+        for event in reversed(self.ledger.events(name, *CHANGES)):
+            version = event["version"]
+            if event["kind"] == "rolled_back" and version in stack:
+                del stack[stack.index(version) + 1 :]
+            else:
+                stack = [*(each for each in stack if each != version), version]
+        for version in reversed(stack[:-1]):
+            if version in versions and self.damage(versions[version]) is None:
+                yield versions[version]
+
+    def complete(self, name: str) -> None:
+        """Complete a change of the current version that was recorded but interrupted."""
+        last = self.ledger.events(name, *CHANGES, limit=1)
+        current = self.current(name)
+        if last and (current is None or current.version != last[0]["version"]):
+            self._point_to(name, self.version(name, last[0]["version"]).version)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Keep other commands from changing the models of a name.
+
+        Raises:
+            StoreError: when another process has the lock; says which.
+        """
+        directory = self.directory(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / LOCK_FILE).open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise StoreError(
+                    f"{holder} is working on {name} in {self.root}; wait for it to end, or end it"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()},")
+            lock.flush()
+            # The lock ends with the process, however it dies; the file stays.
+            yield
+
+    def _point_to(self, name: str, version: str) -> None:
+        directory = self.directory(name)
+        temporary = directory / f".{CURRENT}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(version)
+        temporary.replace(directory / CURRENT)
+        sync_directory(directory)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,125 @@
+"""The tables of the ledger; ``migrations`` creates and changes them.
+
+Rows of ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts, which are added
+and never changed. ``published`` and ``sessions`` follow from them, so that the latest forecasts and a record of years are
+read at once.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+FORECASTS = sa.Table(
+    "forecasts",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("symbol", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("horizon", sa.Integer, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("last_price", sa.Float, nullable=False),
+    sa.Column("prediction", sa.Float, nullable=False),
+    sa.Column("quantiles", sa.LargeBinary, nullable=False),
+    sa.Column("unit", sa.Float, nullable=False),
+    sa.Column("issued_at", sa.Text, nullable=False),
+    sa.UniqueConstraint("name", "target", "symbol", "horizon", "model"),
+    sa.Index("forecasts_by_symbol", "symbol", "target"),
+)
+"""Every issued forecast, once."""
+
+PUBLISHED = sa.Table(
+    "published",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("symbol", sa.Text, primary_key=True),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Which forecasts of a symbol are the latest ones of the model that answers."""
+
+PRICES = sa.Table(
+    "prices",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("symbol", sa.Text, nullable=False),
+    sa.Column("date", sa.Text, nullable=False),
+    sa.Column("price", sa.Float, nullable=False),
+    sa.Column("observed_at", sa.Text, nullable=False),
+    sa.Index("prices_by_date", "name", "date", "symbol"),
+)
+"""Prices as they were seen; of a corrected one, every value."""
+
+RESCALINGS = sa.Table(
+    "rescalings",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("symbol", sa.Text, nullable=False),
+    sa.Column("factor", sa.Float, nullable=False),
+    sa.Column("observed_at", sa.Text, nullable=False),
+)
+"""Changes of the unit of all prices of a symbol, as after a split."""
+
+SCORES = sa.Table(
+    "scores",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("forecast_id", sa.ForeignKey("forecasts.id"), nullable=False),
+    sa.Column("price_id", sa.ForeignKey("prices.id"), nullable=False),
+    sa.Column("realized", sa.Float, nullable=False),
+    sa.Column("crps", sa.Float, nullable=False),
+    sa.Column("pit", sa.Float, nullable=False),
+    sa.UniqueConstraint("forecast_id", "price_id"),
+)
+"""The scores of a forecast on a price; those on the price that was seen last count."""
+
+SESSIONS = sa.Table(
+    "sessions",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("horizon", sa.Integer, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("symbols", sa.Integer, nullable=False),
+    sa.Column("crps", sa.Float, nullable=False),
+    sa.Column("absolute_error", sa.Float, nullable=False),
+    sa.Column("inside_50", sa.Integer, nullable=False),
+    sa.Column("inside_90", sa.Integer, nullable=False),
+    sa.Column("evidence", sa.JSON),
+    sqlite_with_rowid=False,
+)
+"""Scores of one model on one session: means over symbols, in each forecast's unit, and counts."""
+
+EVENTS = sa.Table(
+    "events",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("version", sa.Text),
+    sa.Column("session", sa.Text),
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Index("events_by_name", "name", "kind"),
+)
+"""What happened to models: added, judged, promoted, rolled back; and alarms."""
+
+REQUESTS = sa.Table(
+    "requests",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("symbol", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+)
+"""A sample of the requests that a server answered."""
