@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,3 +29,21 @@ def listed(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
     return ", ".join(every[:MOST_NAMES]) + more
+
+
+def matching(text: str, names: Iterable[str]) -> list[str]:
+    """The names that contain a text, in any case: first the text itself, then those that begin with it."""
+    wanted = text.casefold()
+
+    def rank(name: str) -> tuple[bool, bool]:
+        folded = name.casefold()
+        return folded != wanted, not folded.startswith(wanted)
+
+    return sorted((name for name in names if wanted in name.casefold()), key=rank)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Ask whether one of the known names that are most like a name, in any case, was meant; None where none is."""
+    written = {each.upper(): each for each in known}
+    close = difflib.get_close_matches(name.upper(), written, n=3)
+    return f"did you mean {' or '.join(written[each] for each in close)}?" if close else None

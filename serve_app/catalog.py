@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forecast.errors import CheckpointError, ForecastError
 from forecast.model.header import Header, read_header
-from forecast.names import listed
+from forecast.names import listed, matching
 
 
 class ModelNotFound(ForecastError):
@@ -205,18 +205,5 @@ class Catalog:
                 self.refused[symbol] = RefusedModel(symbol, file.path, reason)
 
     def find(self, text: str) -> tuple[list[str], list[RefusedModel]]:
-        """The usable and the refused symbols that contain a text, in any case.
-
-        The text itself comes first, then those that begin with it.
-        """
-        wanted = text.casefold()
-
-        def rank(symbol: str) -> tuple[bool, bool]:
-            folded = symbol.casefold()
-            return folded != wanted, not folded.startswith(wanted)
-
-        def matching(symbols: Iterable[str]) -> list[str]:
-            found = [symbol for symbol in symbols if wanted in symbol.casefold()]
-            return sorted(found, key=rank)
-
-        return matching(self.by_symbol), [self.refused[symbol] for symbol in matching(self.refused)]
+        """The usable and the refused symbols that contain a text, in the order of ``matching``."""
+        return matching(text, self.by_symbol), [self.refused[symbol] for symbol in matching(text, self.refused)]

@@ -8,7 +8,6 @@ None or NaT where a single date is asked for.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import re
 import threading
@@ -22,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecast.errors import DataError, UsageError
+from forecast.names import did_you_mean
 from forecast.prices.dates import weekday
 from forecast.prices.intervals import parse_interval
 
@@ -520,8 +520,7 @@ def get(name: str) -> Calendar:
     known = {known.upper(): known for known in exchange_calendars.get_calendar_names()}
     if name.upper() in known:
         return _by_canonical_name(exchange_calendars.resolve_alias(known[name.upper()]))
-    close = difflib.get_close_matches(name.upper(), known, n=3)
-    hint = f"did you mean {' or '.join(known[key] for key in close)}?" if close else f"all names: {NAMES_AT}"
+    hint = did_you_mean(name, known.values()) or f"all names: {NAMES_AT}"
     raise UsageError(
         f"`calendar` must be an exchange such as XNYS or BVMF, 24/7 or 24/5, not {name!r}; {hint}"
     )
