@@ -581,7 +581,7 @@ def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(comm
     together = json.loads(capsys.readouterr().out)
     assert together["left_out"] == {}
     assert [answer["symbol"] for answer in together["forecasts"]] == list(SYMBOLS)
-    for answer in together["forecasts"]:
+    for answer, asked in zip(together["forecasts"], together["series"], strict=True):
         assert (
             main(["infer", "--checkpoint", model, "--json", "--levels", "0.9", "--symbol", answer["symbol"]])
             == 0
@@ -589,7 +589,7 @@ def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(comm
         alone = json.loads(capsys.readouterr().out)
         assert answer["prediction"] == pytest.approx(alone.pop("prediction"), rel=1e-6)
         assert answer["intervals"][0]["lower"] == pytest.approx(alone.pop("intervals")[0]["lower"], rel=1e-6)
-        assert {name: answer[name] for name in alone} == alone
+        assert {name: (answer | asked)[name] for name in alone} == alone
     later = closes().iloc[:-5].assign(BETA=np.nan)
     later.to_csv(path / "later.csv")
     options = ["--horizon", "2", "--levels", "0.5", "0.9"]
@@ -602,6 +602,25 @@ def test_infer_without_a_symbol_forecasts_each_symbol_as_infer_with_it_does(comm
     (later.tail(300) * [1000, 1, 0.001]).to_csv(path / "later.csv")
     assert main(["infer", "--checkpoint", model, "--file", str(path / "later.csv")]) == 0
     assert "warning: ACME, CORP: prices outside the training range" in capsys.readouterr().err
+
+
+def test_what_infer_prints_for_all_symbols_is_a_request_for_their_forecasts(commanded, tmp_path, capsys):
+    _, model = commanded
+    shorter = closes()
+    shorter.iloc[-1, 1] = np.nan
+    shorter.to_csv(tmp_path / "shorter.csv")
+    with serving(model) as client:
+        for file, same_session in (([], True), (["--file", str(tmp_path / "shorter.csv")], False)):
+            for options in ([], ["--levels", "0.9", "--horizon", "2"]):
+                assert main(["infer", "--checkpoint", model, "--json", *file, *options]) == 0
+                printed = json.loads(capsys.readouterr().out)
+                answer = post(client, "/predict/batch", **printed)
+                assert printed["same_session"] == same_session
+                assert answer["symbols"] == [each["symbol"] for each in printed["forecasts"]]
+                name = "predictions" if options else "prediction"
+                for found, own in zip(answer["predictions"], printed["forecasts"], strict=True):
+                    assert found == pytest.approx(own[name], rel=1e-6)
+                assert ("intervals" in answer) == bool(options)
 
 
 def test_infer_refuses_bars_of_another_length_than_those_of_a_model_of_many(commanded):

@@ -186,7 +186,8 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
             _answer(options, predictors[symbol], windows[symbol], dated[symbol], steps, levels, bounds)
             for symbol, (steps, bounds) in forecasts.items()
         ]
-        print(json.dumps({"forecasts": answers, "left_out": left_out}, allow_nan=False))
+        asked = _batch_request(options, windows, answers)
+        print(json.dumps({**asked, "forecasts": answers, "left_out": left_out}, allow_nan=False))
     else:
         # The terminal wraps a line that is too long; rich would cut its numbers. Brackets and colons in a symbol are
         # not markup.
@@ -195,6 +196,21 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
         )
         print(*left_out_lines(left_out), sep="\n", end="\n" if left_out else "")
     return 0
+
+
+def _batch_request(
+    options: InferOptions, windows: dict[str, Window], answers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The same question as a body of ``POST /predict/batch``; takes the values out of the answers, which are many."""
+    asked = {
+        "series": [{"symbol": answer["symbol"], "values": answer.pop("values")} for answer in answers],
+        "same_session": len(with_the_same_sessions(windows)) == 1,
+    }
+    if options.horizon > 1:
+        asked["horizon"] = options.horizon
+    if options.levels:
+        asked["levels"] = list(options.levels)
+    return asked
 
 
 def _windows_of_all(
