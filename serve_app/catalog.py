@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forecast.errors import CheckpointError, ForecastError
 from forecast.model.header import Header, read_header
-from forecast.names import listed, matching
+from forecast.names import did_you_mean, listed, matching
 
 
 class ModelNotFound(ForecastError):
@@ -192,7 +192,10 @@ class Catalog:
             return symbol, file
         if symbol is not None and (refused := self.refused.get(symbol)) is not None:
             raise refused.error()
-        asked = "several models are served" if symbol is None else f"there is no model for {symbol[:100]!r}"
+        asked = "several models are served"
+        if symbol is not None:
+            close = did_you_mean(symbol[:100], self.by_symbol)
+            asked = f"there is no model for {symbol[:100]!r}{f', {close}' if close else ''}"
         unusable = f"; {len(self.refused)} more cannot be used, see GET /models" if self.refused else ""
         raise ModelNotFound(f"{asked}; give symbol as one of: {listed(self.by_symbol)}{unusable}")
 
@@ -206,4 +209,6 @@ class Catalog:
 
     def find(self, text: str) -> tuple[list[str], list[RefusedModel]]:
         """The usable and the refused symbols that contain a text, in the order of ``matching``."""
-        return matching(text, self.by_symbol), [self.refused[symbol] for symbol in matching(text, self.refused)]
+        return matching(text, self.by_symbol), [
+            self.refused[symbol] for symbol in matching(text, self.refused)
+        ]

@@ -285,6 +285,18 @@ def test_a_file_that_changes_before_it_is_loaded_is_served_as_it_is_then(place, 
         assert "does not forecast CCC any more" in refused.text
 
 
+def test_a_refusal_of_a_mistyped_symbol_names_those_that_are_close(place, tiny_result):
+    save(tiny_result, place / "AAPL.pt")
+    with serving(place) as client:
+        for symbol in ("APPL", "aapl"):
+            for answer in (ask(client, symbol), client.get("/model", params={"symbol": symbol})):
+                assert answer.status_code == 422
+                (problem,) = answer.json()["detail"]
+                assert f"there is no model for {symbol!r}, did you mean AAPL" in problem["msg"]
+                assert "give symbol as one of: AAA, AAPL, BBB" in problem["msg"]
+        assert "did you mean" not in ask(client, "ZYZYZY").text
+
+
 def test_models_are_listed_in_pages_and_found_by_a_part_of_their_symbols(place):
     with serving(place) as client:
 

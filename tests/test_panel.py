@@ -416,6 +416,7 @@ def test_a_server_answers_for_every_symbol_of_a_pooled_model_and_for_others(pane
     with serving(path) as client:
         assert [line["symbol"] for line in client.get("/models").json()["models"]] == [*SYMBOLS, "LATE"]
         assert client.get("/model", params={"symbol": "BETA"}).json()["symbol"] == "BETA"
+        assert "did you mean BETA?" in client.get("/model", params={"symbol": "BTEA"}).text
         for symbol in (*SYMBOLS, "LATE"):
             window = panel.series[symbol].values.tolist()
             answer = post(client, "/predict", symbol=symbol, values=window, levels=[0.9])
