@@ -139,8 +139,6 @@ def test_a_source_that_cannot_list_its_symbols_and_files_without_names_are_refus
         load_panel(["all"], source=str(tmp_path / "one.csv"))
     with pytest.raises(DataError, match=r"no symbol has usable prices \(1 left out\); ETH-USD: "):
         load_panel(["ETH-USD"], source="snapshot")
-    with pytest.raises(UsageError, match=r"`symbols` @.*nowhere.txt: the file of names cannot be read"):
-        load_panel([f"@{tmp_path / 'nowhere.txt'}"], source="snapshot")
 
 
 def test_no_symbol_gets_the_prices_of_another(tmp_path):

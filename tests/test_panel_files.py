@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from forecast import load_series
-from forecast.errors import DataError
+from forecast.errors import DataError, UsageError
 from forecast.prices.panel import load_panel
 
 ROWS = 60
@@ -302,6 +302,21 @@ def test_names_in_a_file_are_separated_by_spaces_commas_or_lines(tmp_path):
     frame = closes("ACME", "BETA", "0700", "NA")
     path = save(frame, tmp_path, "wide.csv")
     assert list(load_panel([f"@{names}"], source=str(path)).series) == list(frame)
+
+
+def test_a_file_of_names_that_cannot_be_read_is_one_line_with_the_reason_and_the_remedy(tmp_path):
+    (tmp_path / "names.xlsx").write_bytes(b"PK\xff\xfe")
+    for name, reason in (
+        ("nofile", "No such file or directory"),
+        (".", "Is a directory"),
+        ("names.xlsx", "it is not text in UTF-8"),
+    ):
+        listed = f"@{tmp_path / name}"
+        with pytest.raises(UsageError) as caught:
+            load_panel([listed], source="prices.csv")
+        assert str(caught.value) == (
+            f"`symbols` {listed}: the file of names cannot be read ({reason}); give @ and the path of a text file"
+        )
 
 
 def test_the_prices_of_another_symbol_can_be_an_input_of_each(tmp_path):

@@ -168,8 +168,10 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
             text = Path(name[len(LISTED) :]).expanduser().read_text("utf-8-sig")
             names += re.findall(r"[^\s,;]+", text)
         except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
             raise UsageError(
-                f"`symbols` {name}: the file of names cannot be read ({error}); give a text file"
+                f"`symbols` {name}: the file of names cannot be read ({reason}); give {LISTED} and the path of a text "
+                "file"
             ) from None
     return list(dict.fromkeys(names))
 
