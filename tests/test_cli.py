@@ -70,6 +70,14 @@ def test_infer_takes_values_from_the_command_line(tiny_checkpoint, capsys):
     assert answer["sequence_length"] == 20
 
 
+def test_infer_prints_a_price_of_millions_without_an_exponent(tiny_checkpoint, capsys):
+    values = [str(2_000_000 + row) for row in range(251)]
+    assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *values]) == 0
+    printed = capsys.readouterr().out
+    assert "persistence (the last value): 2,000,250\n" in printed
+    assert "e+" not in printed
+
+
 def test_infer_warns_of_a_window_shorter_than_the_model_uses(tiny_checkpoint, capsys):
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values"]
     assert run(main, [*command, *map(str, SHORT)]) == 0

@@ -315,6 +315,8 @@ def _table(
     from rich import box
     from rich.table import Table
 
+    from forecast.scores.metrics import value_text
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title in ("symbol", "last value", "of", "forecast", "for"):
         table.add_column(
@@ -324,13 +326,19 @@ def _table(
         table.add_column(f"{100 * level:g} % interval", no_wrap=True)
     for symbol, (steps, bounds) in forecasts.items():
         dates = dated[symbol].get("forecast_dates") or [None] * len(steps)
-        before = (symbol, f"{_last(windows[symbol]):,.6g}", dated[symbol]["last_date"] or "")
+        before = (symbol, value_text(_last(windows[symbol])), dated[symbol]["last_date"] or "")
         for step, (price, date) in enumerate(zip(steps, dates, strict=True)):
-            intervals = (
-                [] if bounds is None else [f"{lower:,.6g} to {upper:,.6g}" for lower, upper in bounds[step]]
-            )
-            table.add_row(*(before if not step else ("", "", "")), f"{price:,.6g}", date or "", *intervals)
+            intervals = [] if bounds is None else [_interval(each) for each in bounds[step]]
+            table.add_row(*(before if not step else ("", "", "")), value_text(price), date or "", *intervals)
     return table
+
+
+def _interval(bounds: Bounds) -> str:
+    """One interval, shape (2,), for a person."""
+    from forecast.scores.metrics import value_text
+
+    lower, upper = bounds
+    return f"{value_text(lower)} to {value_text(upper)}"
 
 
 def _levels(options: InferOptions, predictor: Predictor) -> Sequence[float]:
@@ -414,26 +422,30 @@ def _lines(
     bounds: Bounds | None,
 ) -> Iterator[str]:
     """The forecast for a person."""
+    from forecast.scores.metrics import value_text
+
     checkpoint = predictor.checkpoint
     config = checkpoint.config
     after = f" after {dated['last_date']}" if dated["last_date"] else ""
     dates = dated.get("forecast_dates") or [None] * len(steps)
     day = f" for {dates[0]}" if dates[0] else ""
-    yield f"{config.symbol} {config.feature}: next value{after} is forecast at {steps[0]:,.6g}{day}"
+    yield f"{config.symbol} {config.feature}: next value{after} is forecast at {value_text(steps[0])}{day}"
     for step, (price, date) in enumerate(zip(steps, dates, strict=True)):
         if step:
-            yield f"step {step + 1}{f' ({date})' if date else ''}: {price:,.6g}"
+            yield f"step {step + 1}{f' ({date})' if date else ''}: {value_text(price)}"
         if bounds is not None:
-            for level, (lower, upper) in zip(levels, bounds[step], strict=True):
-                yield f"  {100 * level:g} % interval: {lower:,.6g} to {upper:,.6g}"
+            for level, each in zip(levels, bounds[step], strict=True):
+                yield f"  {100 * level:g} % interval: {_interval(each)}"
     if window.source is not None:
         yield f"window: {len(window.values)} values from {window.source}"
-    yield f"persistence (the last value): {_last(window):,.6g}"
+    yield f"persistence (the last value): {value_text(_last(window))}"
     if test := checkpoint.metrics_test:
         reference = checkpoint.persistence.get("test")
         of = "this model" if checkpoint.scored_model is None else "the same options trained on earlier rows"
-        line = f"test MAE of {of}{', with the market' if checkpoint.market else ''}: {test['MAE']:,.6g}"
-        yield line + (f", of persistence: {reference['MAE']:,.6g}" if reference else "")
+        line = (
+            f"test MAE of {of}{', with the market' if checkpoint.market else ''}: {value_text(test['MAE'])}"
+        )
+        yield line + (f", of persistence: {value_text(reference['MAE'])}" if reference else "")
 
 
 def _window(options: InferOptions, predictor: Predictor, dating: Dating) -> Window:
