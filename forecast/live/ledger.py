@@ -206,8 +206,8 @@ class Ledger:
         """The names that have published forecasts."""
         return [row["name"] for row in self._rows(sa.select(PUBLISHED.c.name).distinct())]
 
-    def published(self, symbol: str | None = None) -> list[dict[str, Any]]:
-        """The latest published forecasts, of one symbol or of all, with their quantiles (199,), nearest bar first."""
+    def published(self, *symbols: str) -> list[dict[str, Any]]:
+        """The last published forecasts of these symbols, or of all, with their quantiles (199,), nearest bar first."""
         of = sa.and_(
             FORECASTS.c.name == PUBLISHED.c.name,
             FORECASTS.c.symbol == PUBLISHED.c.symbol,
@@ -215,10 +215,16 @@ class Ledger:
             FORECASTS.c.model == PUBLISHED.c.model,
             FORECASTS.c.target > PUBLISHED.c.origin,
         )
-        query = sa.select(FORECASTS).join(PUBLISHED, of).order_by(FORECASTS.c.symbol, FORECASTS.c.target)
-        if symbol is not None:
-            query = query.where(PUBLISHED.c.symbol == symbol)
-        return [row | {"quantiles": _quantiles(row["quantiles"])} for row in self._rows(query)]
+        # SQLite must begin with the short table, and an outer join says so.
+        query = (
+            sa.select(FORECASTS)
+            .select_from(PUBLISHED.outerjoin(FORECASTS, of))
+            .order_by(FORECASTS.c.symbol, FORECASTS.c.target)
+        )
+        if symbols:
+            query = query.where(PUBLISHED.c.symbol.in_(symbols))
+        rows = [row for row in self._rows(query) if row["id"] is not None]
+        return [row | {"quantiles": _quantiles(row["quantiles"])} for row in rows]
 
     def settled(self, name: str, symbol: str, count: int) -> list[dict[str, Any]]:
         """The last forecasts of one step that were published and scored, oldest first, with what came.
