@@ -56,11 +56,13 @@ def default_of(field: Any) -> str:
 
 def http() -> str:
     """Routes with what they take and answer, from the description that the server gives of itself."""
+    from serve_app.live import LiveLedger
     from serve_app.models import Models
     from serve_app.routes import describe_routes
     from serve_app.served_model import Engines
 
-    described = describe_routes(Models(Engines())).openapi()
+    models = Models(Engines())
+    described = describe_routes(models, LiveLedger(models)).openapi()
     schemas = described["components"]["schemas"]
     parts = [
         "# HTTP",

@@ -24,6 +24,7 @@ from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.catalog import require_usable_file
 from serve_app.gateway import build_web_app
+from serve_app.live import LiveLedger
 from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
@@ -61,7 +62,8 @@ class Forecaster:
             max_forecasts=options.max_forecasts,
             age=options,
         )
-        self._web = build_web_app(service, options, api_key)
+        ledger = LiveLedger(self._models, options.ledger)
+        self._web = build_web_app(service, ledger, options, api_key)
         self._publishing: asyncio.Task[None] | None = None
         self._asked_for = ""
 
@@ -140,6 +142,8 @@ def build(options: ServeOptions) -> Application:
     """
     # A replica may run in another working directory.
     checkpoint = Path(options.checkpoint).absolute()
+    if options.ledger is not None:
+        options = options.model_copy(update={"ledger": str(Path(options.ledger).absolute())})
     if checkpoint.is_dir():
         require_usable_file(checkpoint)
     else:

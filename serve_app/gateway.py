@@ -17,8 +17,9 @@ from typing import Any
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.live import LiveLedger
 from serve_app.options import ServeOptions
-from serve_app.routes import describe_routes
+from serve_app.routes import FORECAST, OF_SYMBOL, describe_routes
 from serve_app.schemas import Problem
 from serve_app.service import Answer, ForecastService, busy, refuse
 
@@ -52,8 +53,10 @@ class UnknownEncoding(Exception):
 class WebApp:
     """The ASGI application."""
 
-    def __init__(self, service: ForecastService, options: ServeOptions, api_key: str | None) -> None:
-        """Answer with ``service``; if ``api_key`` is not empty, only clients that send it."""
+    def __init__(
+        self, service: ForecastService, ledger: LiveLedger, options: ServeOptions, api_key: str | None
+    ) -> None:
+        """Answer with ``service`` and ``ledger``; if ``api_key`` is not empty, only clients that send it."""
         self._service, self._options = service, options
         self._key_hash = hashlib.sha256(api_key.encode()).digest() if api_key else None
         self._under_way = 0
@@ -61,7 +64,7 @@ class WebApp:
             "/predict": service.predict,
             "/predict/batch": service.predict_batch,
         }
-        self._described = describe_routes(service.models)
+        self._described = describe_routes(service.models, ledger)
         self._known_paths = frozenset(getattr(route, "path", "") for route in self._described.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +75,7 @@ class WebApp:
         started = time.perf_counter()
         # Where the application is mounted, a request's path starts with the mount's.
         route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if route.endswith("/") and route[:-1] in self._known_paths:
+        if route.endswith("/") and (route[:-1] in self._known_paths or _is_of_symbol(route)):
             route = route[:-1]
             scope = {**scope, "path": scope["path"][:-1]}
         knows_key, encoding = self._read_headers(scope["headers"])
@@ -103,7 +106,7 @@ class WebApp:
 
     def _count(self, route: str, status: int, started: float) -> None:
         # Unknown routes are counted together: clients could invent any number of them.
-        known = route if route in self._known_paths else "other"
+        known = OF_SYMBOL if _is_of_symbol(route) else route if route in self._known_paths else "other"
         self._service.measurements.answered(known, status, time.perf_counter() - started)
 
     def _read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, bytes]:
@@ -163,6 +166,10 @@ def _is_open(route: str) -> bool:
     return not route or route in OPEN_PATHS or route.startswith(OPEN_PREFIXES)
 
 
+def _is_of_symbol(route: str) -> bool:
+    return route.startswith(f"{FORECAST}/")
+
+
 async def _read_body(receive: Receive, limit: int) -> bytes:
     """Read the whole body, never keeping more than ``limit`` bytes.
 
@@ -211,9 +218,11 @@ def decode(body: bytes, encoding: bytes, limit: int) -> bytes:
     return unpacked
 
 
-def build_web_app(service: ForecastService, options: ServeOptions, api_key: str | None = None) -> ASGIApp:
+def build_web_app(
+    service: ForecastService, ledger: LiveLedger, options: ServeOptions, api_key: str | None = None
+) -> ASGIApp:
     """Build the whole application, with CORS if the options ask for it."""
-    web: ASGIApp = WebApp(service, options, api_key)
+    web: ASGIApp = WebApp(service, ledger, options, api_key)
     if options.cors_origins:
         web = CORSMiddleware(
             web,

@@ -34,6 +34,11 @@ class ServeOptions(AgeOptions):
         description="checkpoint to serve, or a directory of checkpoints of different symbols (unless given, "
         f"{CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
     )
+    ledger: str | None = Field(
+        None,
+        min_length=1,
+        description="ledger of published forecasts and their scores (unless given, ledger.db of the served directory)",
+    )
     replicas: int = Field(1, ge=1, description="processes that answer requests")
     max_replicas: int | None = Field(
         None,

@@ -7,39 +7,78 @@ import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 
+from forecast.errors import LedgerError, LevelError
+from forecast.live.record import MOST_SESSIONS
 from forecast.model.header import Header
+from forecast.names import did_you_mean, split_names
 from forecast.scores.metrics import METRICS
 from forecast.version import installed_version
 from serve_app.catalog import Catalog, ModelFile, ModelNotFound
+from serve_app.live import LiveLedger, NoLedger
 from serve_app.models import Models
 from serve_app.schemas import (
+    MAX_LEVELS,
     MODELS_PER_PAGE,
     MOST_PER_PAGE,
+    MOST_RECORDS,
+    RECORDS_PER_PAGE,
     BatchAnswer,
     ErrorAnswer,
     HealthAnswer,
+    LiveRecord,
     ModelAnswer,
     ModelLine,
     ModelsAnswer,
     Options,
     PredictAnswer,
     Problem,
+    PublishedAnswer,
+    PublishedForecast,
     RefusalAnswer,
+    ScoresAnswer,
     SeriesAnswer,
     SeriesRequest,
     UnusableModel,
 )
 from serve_app.served_model import ServedModel
 from serve_app.service import BATCH, PREDICT
+
+FORECAST = "/forecast"
+OF_SYMBOL = f"{FORECAST}/{{symbol}}"
+"""The route of one symbol, as it is counted."""
+LEVELS = [0.5, 0.9]
+"""Levels of published intervals unless others are asked for."""
+
+Offset = Annotated[int, Query(ge=0, description="number of entries to skip")]
+Limit = Annotated[int, Query(ge=1, le=MOST_PER_PAGE, description="most entries in the answer")]
+Text = Annotated[
+    str,
+    Query(
+        max_length=100,
+        description="text that the symbols contain, in any case; those that begin with it come first",
+    ),
+]
+Levels = Annotated[
+    list[Annotated[float, Field(gt=0, lt=1)]],
+    BeforeValidator(split_names),
+    Query(
+        min_length=1,
+        max_length=MAX_LEVELS,
+        description="levels of central intervals, whole percentages such as 0.9, repeated or separated by commas",
+    ),
+]
+
+Answered = TypeVar("Answered", bound=BaseModel)
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -51,7 +90,7 @@ ASSET_HEADERS = {"cache-control": "no-cache", "x-content-type-options": "nosniff
 """Browsers check whether a file has changed: a new page must not run with an old page's scripts."""
 
 
-def describe_routes(models: Models) -> FastAPI:
+def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
     """Build a FastAPI application that describes every route, and answers those that are not forecasts."""
     # Its documentation pages include their scripts: browsers need not load them from another host.
     web = FastAPIOffline(
@@ -102,20 +141,77 @@ def describe_routes(models: Models) -> FastAPI:
         return _describe(chosen, models)
 
     @web.get("/models", responses=_errors(401, 422), summary="List the served models")
-    async def list_models(
-        offset: Annotated[int, Query(ge=0, description="number of models to skip")] = 0,
-        limit: Annotated[
-            int, Query(ge=1, le=MOST_PER_PAGE, description="most models in the answer")
-        ] = MODELS_PER_PAGE,
-        q: Annotated[
-            str,
-            Query(
-                max_length=100,
-                description="text that the symbols contain, in any case; those that begin with it come first",
-            ),
-        ] = "",
-    ) -> ModelsAnswer:
+    async def list_models(offset: Offset = 0, limit: Limit = MODELS_PER_PAGE, q: Text = "") -> ModelsAnswer:
         return await _page(models.catalog, q, offset, limit)
+
+    @web.get(FORECAST, responses=_errors(401, 404, 422, 503), summary="List the published forecasts")
+    async def list_forecasts(
+        level: Levels = LEVELS, offset: Offset = 0, limit: Limit = MODELS_PER_PAGE, q: Text = ""
+    ) -> PublishedAnswer:
+        found, total = await ledger.ask(lambda record: record.forecasts(q, offset, limit, level))
+        return PublishedAnswer(
+            forecasts=[_plain(PublishedForecast, each) for each in found],
+            total=total,
+            next_offset=_next_offset(offset, limit, total),
+        )
+
+    @web.get(
+        f"{FORECAST}/{{symbol:path}}",
+        response_model=PublishedForecast,
+        responses=_errors(401, 404, 422, 503),
+        summary="Get the published forecast of a symbol",
+    )
+    async def forecast_of(
+        symbol: str,
+        level: Levels = LEVELS,
+        sessions: Annotated[
+            int,
+            Query(ge=0, le=MOST_SESSIONS, description="most earlier forecasts, those of the last sessions"),
+        ] = 0,
+    ) -> Any:
+        found = await ledger.ask(lambda record: record.forecast(symbol, level, sessions))
+        if found is not None:
+            return _plain(PublishedForecast, found)
+        close = did_you_mean(symbol[:100], await ledger.ask(lambda record: record.symbols()))
+        message = f"there is no published forecast of {symbol[:100]!r}; {close or 'GET /forecast lists them'}"
+        return _refusal(404, Problem(loc=["path", "symbol"], msg=message, type="symbol"))
+
+    @web.get(
+        "/scores",
+        responses=_errors(401, 404, 422, 503),
+        summary="Show how the published forecasts have done",
+    )
+    async def scores(
+        symbol: Annotated[
+            str | None,
+            Query(max_length=100, description="only the models that publish forecasts of this symbol"),
+        ] = None,
+        name: Annotated[
+            str | None, Query(max_length=100, description="only the model of this name in the model store")
+        ] = None,
+        sessions: Annotated[
+            int | None,
+            Query(
+                ge=1,
+                le=MOST_SESSIONS,
+                description="number of last sessions, of all versions; without it, those since the last promotion",
+            ),
+        ] = None,
+        offset: Offset = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=MOST_RECORDS, description="most records in the answer")
+        ] = RECORDS_PER_PAGE,
+    ) -> ScoresAnswer:
+        found, total = await ledger.ask(
+            lambda record: record.live(
+                name=name, symbol=symbol, sessions=sessions, offset=offset, limit=limit
+            )
+        )
+        return ScoresAnswer(
+            records=[_plain(LiveRecord, each) for each in found],
+            total=total,
+            next_offset=_next_offset(offset, limit, total),
+        )
 
     @web.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -140,15 +236,35 @@ def describe_routes(models: Models) -> FastAPI:
         problem = Problem(loc=[loc], msg=message, type=HTTPStatus(error.status_code).name.lower())
         return _refusal(error.status_code, problem, error.headers)
 
+    @web.exception_handler(LedgerError)
+    async def no_ledger(request: Request, error: LedgerError) -> JSONResponse:
+        """Say why published forecasts and scores cannot be had, and the remedy."""
+        status, kind = (404, "no_ledger") if isinstance(error, NoLedger) else (503, "ledger")
+        return _refusal(status, Problem(loc=[], msg=str(error), type=kind))
+
+    @web.exception_handler(LevelError)
+    async def unknown_level(request: Request, error: LevelError) -> JSONResponse:
+        """Refuse a level of which the ledger keeps no intervals."""
+        return _refusal(422, Problem(loc=["query", "level"], msg=str(error), type="level"))
+
     @web.exception_handler(RequestValidationError)
     async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:
         """Refuse a query in the same form."""
         first = error.errors()[0]
-        name = first["loc"][-1]
+        name = first["loc"][1]
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}; correct {name} in the query, or leave it out"
         return _refusal(422, Problem(loc=["query", name], msg=message, type=first["type"]))
 
     return web
+
+
+def _plain(answer: type[Answered], found: object) -> Answered:
+    """The fields of an answer from an object's attributes of the same names."""
+    return answer.model_validate(found, from_attributes=True)
+
+
+def _next_offset(offset: int, limit: int, total: int) -> int | None:
+    return offset + limit if offset + limit < total else None
 
 
 def _self_contained(schema: dict[str, Any]) -> dict[str, Any]:
@@ -187,11 +303,10 @@ async def _page(catalog: Catalog, text: str, offset: int, limit: int) -> ModelsA
     # A model's version is the hash of its file, which takes long to read if it is large.
     for file, version in zip(unread, await asyncio.to_thread(_hashes, unread), strict=True):
         file.version = file.version or version or None
-    end = offset + len(shown)
     return ModelsAnswer(
         models=[_line(symbol, file.header, file.version or "", file.path) for symbol, file in shown.items()],
         total=len(symbols),
-        next_offset=end if end < len(symbols) else None,
+        next_offset=_next_offset(offset, limit, len(symbols)),
         unusable=[
             UnusableModel(symbol=each.symbol, checkpoint_path=str(each.path), reason=each.reason)
             for each in refused[:limit]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forecast.live.record import MOST_CHANGES, MOST_SESSIONS
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL
 
 MAX_HORIZON = 365
@@ -17,6 +18,10 @@ MAX_LEVELS = 20
 
 MODELS_PER_PAGE, MOST_PER_PAGE = 100, 1000
 """Models on a page of ``GET /models`` unless ``limit`` is given, and the largest ``limit``."""
+
+RECORDS_PER_PAGE, MOST_RECORDS = 20, 100
+"""Live records on a page of ``GET /scores`` unless ``limit`` is given, and the largest ``limit``."""
+NEXT_OFFSET = "offset of the next page; null on the last one"
 
 LENGTH_NEEDED = "number of past prices that a forecast needs"
 
@@ -310,7 +315,7 @@ class ModelsAnswer(BaseModel):
 
     models: list[ModelLine]
     total: int = Field(description="number of models on all pages")
-    next_offset: int | None = Field(description="offset of the next page; null on the last one")
+    next_offset: int | None = Field(description=NEXT_OFFSET)
     unusable: list[UnusableModel] = Field(
         description="symbols whose requests are refused with 503 until a reload, at most limit of them"
     )
@@ -368,6 +373,114 @@ class ModelAnswer(ModelLine):
     refused: RefusalAnswer | None = Field(
         description="the last checkpoint that this replica tried to load, if it was refused"
     )
+
+
+class PublishedStep(BaseModel):
+    """The published forecast of one bar."""
+
+    target: str = Field(description="date or time of the bar, ISO 8601")
+    horizon: int = Field(description="number of steps after the last known bar")
+    prediction: float = Field(description="in price units")
+    intervals: list[Interval] = Field(description="one for each level")
+
+
+class SettledStep(PublishedStep):
+    """The published forecast of a bar whose price has come, in the price units of its day."""
+
+    realized: float = Field(description="the price")
+    crps: float = Field(description="the forecast's CRPS, in price units")
+
+
+class PublishedForecast(BaseModel):
+    """The published forecast of a symbol."""
+
+    symbol: str
+    name: str = Field(description="the model's name in the model store")
+    sha256: str = Field(description="hash of the model's file")
+    origin: str = Field(description="date or time of the last known bar, ISO 8601")
+    last_price: float = Field(description="the price of that bar")
+    issued_at: str = Field(description="when the forecast was published; UTC, ISO 8601")
+    steps: list[PublishedStep] = Field(description="the forecasts, nearest bar first")
+    settled: list[SettledStep] = Field(
+        description="earlier published forecasts of one step, oldest first; as many as were asked for"
+    )
+
+
+class PublishedAnswer(BaseModel):
+    """The published forecasts, one page of them."""
+
+    forecasts: list[PublishedForecast]
+    total: int = Field(description="number of forecasts on all pages")
+    next_offset: int | None = Field(description=NEXT_OFFSET)
+
+
+class LiveSkill(BaseModel):
+    """The published forecasts beside those of a baseline, on the sessions that both forecast."""
+
+    baseline: str
+    horizon: int = Field(description="number of steps")
+    sessions: int
+    ratio: float | None = Field(
+        description="sum of the CRPS over that of the baseline, below 1 is better; null if the baseline's is 0"
+    )
+
+
+class LiveCoverage(BaseModel):
+    """How many prices were inside the published intervals of the next session."""
+
+    level: float
+    coverage: float = Field(
+        description="mean over the sessions of the share of symbols whose price was inside its interval"
+    )
+    lower: float = Field(
+        description="lower bound of the probability that an interval holds its price; the bounds hold at all sessions "
+        "together, with a probability of 0.95"
+    )
+    upper: float = Field(description="upper bound")
+    inside: int = Field(description="number of prices inside")
+    prices: int = Field(description="number of prices")
+
+
+class LiveEvent(BaseModel):
+    """What happened to the models of a name."""
+
+    at: str = Field(description="UTC, ISO 8601")
+    kind: str = Field(description="added, promoted, kept, shadow, rolled_back or alarm")
+    version: str | None
+    session: str | None = Field(description="the last known session then")
+    details: dict[str, Any] = Field(description="reasons and figures")
+
+
+class LiveRecord(BaseModel):
+    """How the published forecasts of a name have done."""
+
+    name: str = Field(description="name in the model store")
+    symbols: int = Field(description="number of symbols with a published forecast")
+    sha256: str = Field(description="hash of the file of the model that publishes")
+    version: str | None = Field(description="its version; null before the first promotion")
+    since: str | None = Field(description="when it was promoted; UTC, ISO 8601")
+    origin: str = Field(description="date or time of the last known bar, ISO 8601")
+    issued_at: str | None = Field(description="when the last forecast was published; UTC, ISO 8601")
+    sessions: int = Field(
+        description="number of sessions of the record: since the promotion, or those asked for; at most the last "
+        f"{MOST_SESSIONS}"
+    )
+    first: str | None = Field(description="the first of them")
+    last: str | None = Field(description="the last of them")
+    skill: list[LiveSkill] = Field(description="for each number of steps and baseline")
+    coverage: list[LiveCoverage] = Field(description="for each level")
+    alarms: list[LiveEvent] = Field(description="the alarms that are on; details has alarm and text")
+    history: list[LiveEvent] = Field(
+        description=f"what happened to the versions, the latest first; at most {MOST_CHANGES}"
+    )
+
+
+class ScoresAnswer(BaseModel):
+    """The live records, one page of them."""
+
+    records: list[LiveRecord]
+    total: int = Field(description="number of records on all pages")
+    next_offset: int | None = Field(description=NEXT_OFFSET)
 
 
 class HealthAnswer(BaseModel):

@@ -6,6 +6,7 @@ import contextlib
 from fastapi.testclient import TestClient
 
 from serve_app.gateway import build_web_app
+from serve_app.live import LiveLedger
 from serve_app.metrics import Measurements
 from serve_app.models import Models
 from serve_app.options import ServeOptions
@@ -27,7 +28,7 @@ def build(checkpoint, api_key=None, **options):
         max_forecasts=options.max_forecasts,
         age=options,
     )
-    return build_web_app(service, options, api_key), service
+    return build_web_app(service, LiveLedger(models, options.ledger), options, api_key), service
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ def test_a_published_forecast_has_its_steps_with_intervals_from_its_quantiles(re
             assert interval.level == level
             assert (interval.lower, interval.upper) == pytest.approx((price - half, price + half), rel=1e-6)
     assert record.forecast("ETH-USD", [0.5]) is None
+    live(record, "new", ["new"], [("a", 1)])
+    assert record.forecast("new", [0.5], settled=10).settled == []
 
 
 @pytest.mark.parametrize("level", [0.123, 0.995, 0.001])

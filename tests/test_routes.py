@@ -265,6 +265,9 @@ def test_head_of_a_forecast_route_is_refused_and_no_operation_is_described_for_i
         "/predict/batch": ["post"],
         "/model": ["get"],
         "/models": ["get"],
+        "/forecast": ["get"],
+        "/forecast/{symbol}": ["get"],
+        "/scores": ["get"],
         "/healthz": ["get"],
     }
 

@@ -495,6 +495,8 @@ def _coverage(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Covered
 
 def _steps(rows: Sequence[Mapping[str, Any]], levels: Sequence[float]) -> list[Step]:
     """The forecasts of rows of the ledger."""
+    if not rows:
+        return []
     quantiles = np.stack([row["quantiles"] for row in rows])
     bounds = {level: np.stack(interval_bounds(quantiles, level), axis=1).tolist() for level in levels}
     return [

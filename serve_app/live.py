@@ -1,0 +1,58 @@
+"""The ledger beside the served models: published forecasts, and what became of earlier ones."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from forecast.errors import LedgerError
+from forecast.live.ledger import LEDGER_FILE
+from forecast.live.record import Record
+from serve_app.models import Models
+
+Found = TypeVar("Found")
+
+
+class NoLedger(LedgerError):
+    """There is no ledger."""
+
+
+class LiveLedger:
+    """Finds and opens the ledger when it is asked."""
+
+    def __init__(self, models: Models, path: str | None = None) -> None:
+        """Read the ledger at ``path``; None is that of the model store that ``models`` serves."""
+        self._models, self._given = models, path
+        self._lock = threading.Lock()
+        self._opened: Record | None = None
+        self._file: tuple[Path, int] | None = None
+
+    async def ask(self, question: Callable[[Record], Found]) -> Found:
+        """Put a question to the ledger in a thread, and return the answer.
+
+        Raises:
+            NoLedger: when there is none.
+            LedgerError: when it cannot be used.
+        """
+        return await asyncio.to_thread(lambda: question(self.open()))
+
+    def open(self) -> Record:
+        """The ledger; errors as ``ask``."""
+        path = Path(self._given or self._models.checkpoint, *([] if self._given else [LEDGER_FILE]))
+        with self._lock:
+            try:
+                # Opening a file that is not there would create it; another file may take the place of one.
+                file = path, path.stat().st_ino
+            except OSError:
+                raise NoLedger(
+                    f"there is no ledger at {path}; run `python -m tune_jobs.update`, which makes one, and serve its "
+                    "model store (checkpoint=models) or name the ledger (ledger=models/ledger.db)"
+                ) from None
+            if self._opened is None or self._file != file:
+                if self._opened is not None:
+                    self._opened.close()
+                self._opened, self._file = Record(path), file
+            return self._opened
