@@ -60,7 +60,7 @@ CALIBRATION_BETS = (
 deviations, and the share of the evidence.
 
 Intervals that are too narrow do the most harm, so most bets are on them. The extreme widths are for many symbols: their
-mean e-value varies so little that bets on the bins that gain most find small faults in half of the time."""
+mean e-value varies so little that bets on the bins that gain most find faults up to a third sooner."""
 SKILL_BETS: Array = np.array([0.1, 0.3, 0.6, 0.9])
 """Stakes on differences of CRPS; each makes a process of its own, and all have the same share of the evidence.
 
