@@ -6,12 +6,16 @@ A catalog is made from the headers of the files; it loads no model.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from forecast.errors import CheckpointError, ForecastError
+from forecast.live.store import CHECKPOINT_FILE, CURRENT, MANIFEST_FILE, Store
 from forecast.model.header import Header, read_header
 from forecast.names import did_you_mean, listed, matching
 
@@ -35,12 +39,33 @@ class ModelRefused(ModelNotFound):
     kind = "model_refused"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A version of a model in a model store.
+
+    Attributes:
+        name: the model's name in the store.
+        version: the version's name.
+    """
+
+    name: str
+    version: str
+
+    @classmethod
+    def at(cls, path: str | Path) -> Stored | None:
+        """The version that a checkpoint is the file of; None outside of a store."""
+        directory = Path(path).resolve().parent
+        if not (directory / MANIFEST_FILE).is_file():
+            return None
+        return cls(unquote(directory.parent.name), directory.name)
+
+
 @dataclass(eq=False)
 class ModelFile:
     """A checkpoint that is served.
 
     Attributes:
-        path: its path.
+        path: its path; of a model store, that of the version which was current, whose file never changes.
         header: its header, as it was last read.
         version: SHA-256 of the file when it was last read as a whole, in hexadecimal; None before.
     """
@@ -48,6 +73,16 @@ class ModelFile:
     path: Path
     header: Header
     version: str | None = None
+
+    @cached_property
+    def stored(self) -> Stored | None:
+        """Its version in the model store; None outside of one."""
+        return Stored.at(self.path)
+
+    @property
+    def name(self) -> str:
+        """What stands for its symbols where it does not tell them."""
+        return self.stored.name if self.stored else self.path.stem
 
     def hashed(self) -> str:
         """The hash of the file as it is now; empty when it cannot be read."""
@@ -74,19 +109,33 @@ class RefusedModel:
 
 
 def read_files(place: Path) -> Iterator[ModelFile | RefusedModel]:
-    """Read the header of a file, or of every ``.pt`` file of a directory, sorted by name, one after the other.
+    """Read the header of a file, or of every file of a directory, sorted by name, one after the other.
+
+    These are a directory's ``.pt`` files, and the current versions of the models in a model store.
 
     Raises:
         CheckpointError: when a directory has no such file.
     """
-    paths = sorted(place.glob("*.pt")) if place.is_dir() else [place]
+    paths = [(path.stem, path) for path in ([place] if not place.is_dir() else sorted(place.glob("*.pt")))]
+    if place.is_dir():
+        store = Store(place)
+        links = {name: store.directory(name) / CURRENT for name in store.names()}
+        # A link without a target is a damaged version, and must not look like one that was taken away.
+        paths += [
+            (name, (link / CHECKPOINT_FILE).resolve())
+            for name, link in links.items()
+            if os.path.lexists(link)
+        ]
     if not paths:
-        raise CheckpointError(f"{place} has no .pt file; put one checkpoint per symbol there")
-    for path in paths:
+        raise CheckpointError(
+            f"{place} has no .pt file, and no promoted version of a model; put one checkpoint per symbol there, or run "
+            "`python -m tune_jobs.update`, which makes a model store"
+        )
+    for name, path in paths:
         try:
             yield ModelFile(path, read_header(path))
         except ForecastError as error:
-            yield RefusedModel(path.stem, path, str(error))
+            yield RefusedModel(name, path, str(error))
 
 
 def require_usable_file(place: Path) -> None:
@@ -114,7 +163,7 @@ class Catalog:
 
     Attributes:
         by_symbol: the file of each symbol that has a usable one, in the order of the files' names.
-        refused: the symbols that have none; of a file whose symbol is not known, the file's name.
+        refused: the symbols that have none; of a file whose symbol is not known, the name that stands for it.
     """
 
     def __init__(self, files: Sequence[ModelFile] = (), refused: Iterable[RefusedModel] = ()) -> None:
@@ -127,6 +176,7 @@ class Catalog:
                 files_of[symbol].append(file)
         self.by_symbol = {symbol: of[0] for symbol, of in files_of.items() if len(of) == 1}
         self.refused = {each.symbol: each for each in refused}
+        self._unreadable = dict(self.refused)
         for symbol, (first, *others) in files_of.items():
             if others:
                 reason = f"{others[0].path} and {first.path} both forecast {symbol}; keep only one of the two"
@@ -134,7 +184,7 @@ class Catalog:
 
     @classmethod
     def read(cls, place: Path) -> Catalog:
-        """Read the header of a file, or of every ``.pt`` file of a directory.
+        """Read the header of a file, or of every file of a directory, as ``read_files``.
 
         Raises:
             CheckpointError: when the file cannot be used, or none of the directory's files.
@@ -160,13 +210,12 @@ class Catalog:
             raise _none_usable(list(self.refused.values()))
 
     def require_readable(self, name: str) -> None:
-        """Check that the file of this name, if there is one, tells its symbols.
+        """Check that the file with this ``ModelFile.name``, if there is one, tells its symbols.
 
         Raises:
             ModelRefused: when it does not.
         """
-        refused = self.refused.get(Path(name).stem)
-        if refused is not None and refused.path.name == name:
+        if (refused := self._unreadable.get(name)) is not None:
             raise refused.error()
 
     @property

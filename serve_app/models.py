@@ -68,7 +68,7 @@ class Models:
         return ModelCache(self._engines, self._cache_mb, self._loading)
 
     async def load(self, checkpoint: str | None = None) -> None:
-        """Serve a file, or every ``.pt`` file of a directory, instead of the old models.
+        """Serve a file, or every file of a directory, instead of the old models.
 
         The models that are loaded now are loaded first, and others at the first request for their symbols. A thread
         does the work, while the event loop continues to answer with the old models.
@@ -103,7 +103,7 @@ class Models:
                 if self.catalog.by_symbol.get(symbol) is not old:
                     continue  # it is refused already: another file has it too
                 if symbol not in catalog.by_symbol and symbol not in catalog.refused:
-                    catalog.require_readable(old.path.name)
+                    catalog.require_readable(old.name)
                     continue  # its file was taken away
                 _, file = catalog.file_of(symbol)
                 if file.version is not None:

@@ -31,8 +31,8 @@ class ServeOptions(AgeOptions):
     checkpoint: str = Field(
         default_factory=lambda: os.environ.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT),
         min_length=1,
-        description="checkpoint to serve, or a directory of checkpoints of different symbols (unless given, "
-        f"{CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
+        description="checkpoint to serve, a directory of checkpoints of different symbols, or a model store (unless "
+        f"given, {CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
     )
     ledger: str | None = Field(
         None,

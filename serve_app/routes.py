@@ -23,7 +23,7 @@ from forecast.model.header import Header
 from forecast.names import did_you_mean, split_names
 from forecast.scores.metrics import METRICS
 from forecast.version import installed_version
-from serve_app.catalog import Catalog, ModelFile, ModelNotFound
+from serve_app.catalog import Catalog, ModelFile, ModelNotFound, Stored
 from serve_app.live import LiveLedger, NoLedger
 from serve_app.models import Models
 from serve_app.schemas import (
@@ -304,7 +304,10 @@ async def _page(catalog: Catalog, text: str, offset: int, limit: int) -> ModelsA
     for file, version in zip(unread, await asyncio.to_thread(_hashes, unread), strict=True):
         file.version = file.version or version or None
     return ModelsAnswer(
-        models=[_line(symbol, file.header, file.version or "", file.path) for symbol, file in shown.items()],
+        models=[
+            _line(symbol, file.header, file.version or "", file.path, file.stored)
+            for symbol, file in shown.items()
+        ],
         total=len(symbols),
         next_offset=_next_offset(offset, limit, len(symbols)),
         unusable=[
@@ -319,7 +322,7 @@ def _hashes(files: Sequence[ModelFile]) -> list[str]:
     return [file.hashed() for file in files]
 
 
-def _line(symbol: str, header: Header, version: str, path: str | Path) -> ModelLine:
+def _line(symbol: str, header: Header, version: str, path: str | Path, stored: Stored | None) -> ModelLine:
     return ModelLine(
         symbol=symbol,
         feature=header.columns[0],
@@ -328,6 +331,8 @@ def _line(symbol: str, header: Header, version: str, path: str | Path) -> ModelL
         columns=list(header.columns),
         sha256=version,
         checkpoint_path=str(path),
+        name=stored.name if stored else None,
+        version=stored.version if stored else None,
     )
 
 
@@ -335,7 +340,9 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
     predictor, refusal = model.predictor, models.refusal
     checkpoint, engine = predictor.checkpoint, predictor.engine
     return ModelAnswer(
-        **_line(model.symbol, Header.of(checkpoint), model.version, predictor.path).model_dump(),
+        **_line(
+            model.symbol, Header.of(checkpoint), model.version, predictor.path, Stored.at(predictor.path)
+        ).model_dump(),
         target=checkpoint.config.target,
         likelihood=checkpoint.config.likelihood,
         volatility=checkpoint.config.volatility,

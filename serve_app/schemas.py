@@ -300,6 +300,8 @@ class ModelLine(BaseModel):
     )
     sha256: str = Field(description="hash of the checkpoint's file")
     checkpoint_path: str
+    name: str | None = Field(description="its name in the model store; null outside of one")
+    version: str | None = Field(description="its version in the model store; null outside of one")
 
 
 class UnusableModel(BaseModel):

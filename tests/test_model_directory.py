@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from bodies import GOOD
+from live_ledger import live
 from serving_here import build, serving
 
 from forecast import Predictor, save_checkpoint
 from forecast.errors import CheckpointError
+from forecast.live.record import Record
+from forecast.live.store import CHECKPOINT_FILE, CURRENT, Store
 from forecast.model.checkpoint import SCHEMA_VERSION, SymbolPart
 from forecast.model.header import Header, _without_weights, read_header
 from serve_app.metrics import MANY, MOST_SYMBOLS, Publisher, label_of
@@ -26,6 +29,7 @@ SYMBOLS = ["AAA", "BBB", "BBX", "CCC", "XBB"]
 
 def save(tiny_result, path, symbol=None, bias=0.0):
     """Write a checkpoint of a symbol, the file's name unless given; ``bias`` changes its forecasts."""
+    path.parent.mkdir(exist_ok=True)
     state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
     state["regressor.bias"] += bias
     config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol or path.stem})
@@ -295,6 +299,84 @@ def test_a_refusal_of_a_mistyped_symbol_names_those_that_are_close(place, tiny_r
                 assert f"there is no model for {symbol!r}, did you mean AAPL" in problem["msg"]
                 assert "give symbol as one of: AAA, AAPL, BBB" in problem["msg"]
         assert "did you mean" not in ask(client, "ZYZYZY").text
+
+
+@pytest.fixture
+def store(tiny_result, tmp_path):
+    """A model store with two versions of two models, whose first versions are promoted."""
+    store = Store(tmp_path / "models")
+    for number, name in enumerate(("^GSPC", "EUR/USD")):
+        for day in (1, 2):
+            job = tmp_path / f"{number}{day}"
+            save(tiny_result, job / CHECKPOINT_FILE, symbol=name, bias=number + day / 10)
+            store.add(name, job, f"2024-01-0{day}")
+        store.promote(name, store.versions(name)[0].version)
+    return store
+
+
+def test_a_model_store_serves_the_current_versions_and_a_reload_those_promoted_since(store):
+    with serving(store.root) as client:
+        models, versions = client.service.models, {name: store.versions(name) for name in store.names()}
+        listed = client.get("/models").json()["models"]
+        assert [line["symbol"] for line in listed] == ["EUR/USD", "^GSPC"]
+        before = {}
+        for name, (first, _) in versions.items():
+            about = client.get("/model", params={"symbol": name}).json()
+            assert (about["name"], about["version"], about["sha256"]) == (name, first.version, first.sha256)
+            assert about["checkpoint_path"] == str(store.checkpoint(name, first.version))
+            before[name] = ask(client, name).json()["prediction"]
+        kept = asyncio.run(models.choose("EUR/USD"))
+        store.promote("^GSPC", versions["^GSPC"][1].version)
+        # Until the reload, whether the model is loaded or not.
+        assert ask(client, "^GSPC").json()["prediction"] == before["^GSPC"]
+        outcome = asyncio.run(models.replace())
+        assert outcome.refused is None
+        assert outcome.versions["^GSPC"] == versions["^GSPC"][1].sha256
+        assert asyncio.run(models.choose("EUR/USD")) is kept
+        assert ask(client, "^GSPC").json()["prediction"] != before["^GSPC"]
+        store.rollback("^GSPC")
+        asyncio.run(models.replace())
+        assert ask(client, "^GSPC").json()["prediction"] == before["^GSPC"]
+        lines = {line["symbol"]: line for line in client.get("/models").json()["models"]}
+        assert lines["^GSPC"]["version"] == versions["^GSPC"][0].version
+
+
+def test_a_damaged_version_is_refused_by_its_models_name_and_leaves_the_others_alone(store):
+    with serving(store.root) as client:
+        assert [ask(client, name).status_code for name in store.names()] == [200, 200]
+        (store.directory("EUR/USD") / CURRENT).unlink()
+        (store.directory("EUR/USD") / CURRENT).symlink_to("gone")
+        assert "EUR/USD cannot be used" in asyncio.run(client.service.models.replace()).refused
+        assert ask(client, "EUR/USD").status_code == 200
+    with serving(store.root) as client:
+        assert [line["symbol"] for line in client.get("/models").json()["unusable"]] == ["EUR/USD"]
+        assert [ask(client, name).status_code for name in store.names()] == [503, 200]
+
+
+def test_a_store_without_a_promoted_version_is_refused_with_the_remedy(tiny_result, tmp_path):
+    save(tiny_result, tmp_path / "job" / CHECKPOINT_FILE)
+    store = Store(tmp_path / "models")
+    store.add("AAA", tmp_path / "job", "2024-01-01")
+    with pytest.raises(
+        CheckpointError, match=r"no promoted version of a model; .* run `python -m tune_jobs\.update`"
+    ):
+        build(store.root)
+
+
+def test_a_stores_ledger_is_read_beside_its_models(store):
+    live(Record(store.ledger.path), "^GSPC", ["^GSPC"], [(store.current("^GSPC").sha256, 2)])
+    with serving(store.root) as client:
+        published = client.get("/forecast/%5EGSPC").json()
+        assert published["sha256"] == client.get("/model", params={"symbol": "^GSPC"}).json()["sha256"]
+        (record,) = client.get("/scores?name=%5EGSPC").json()["records"]
+        assert record["version"] == store.current("^GSPC").version
+        assert [event["kind"] for event in record["history"]] == ["promoted", "added", "added"]
+
+
+def test_a_model_outside_of_a_store_has_no_version_there(place):
+    with serving(place) as client:
+        about = client.get("/model", params={"symbol": "AAA"}).json()
+        assert about["name"] is about["version"] is None
 
 
 def test_models_are_listed_in_pages_and_found_by_a_part_of_their_symbols(place):
