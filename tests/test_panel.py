@@ -14,8 +14,8 @@ from serving_here import serving
 
 from forecast import Predictor, TrainConfig, evaluate, load_checkpoint, save_checkpoint, train
 from forecast.__main__ import main
-from forecast.cli.infer import Window, with_the_same_sessions
 from forecast.errors import AgeError, DataError, UsageError, WindowError
+from forecast.inference.dating import with_the_same_sessions
 from forecast.model import forecaster
 from forecast.model.panel import prepare_panel
 from forecast.model.split import split_rows
@@ -502,28 +502,6 @@ def test_folds_of_a_panel_are_refused():
         TuneOptions(symbols=("all",), validation_folds=3)
 
 
-def test_readers_sort_and_search_a_long_table(browser, tmp_path):
-    rows = [["ACME", "9.5"], ["BETA", "10.25"], ["CORP", ""], ["ACRE", "-1"]]
-    grid = Grid(["symbol", "ratio"], rows, explored=True)
-    write_page(tmp_path / "page.html", "A page", [], [Section("Symbols", [grid])])
-    page = Watched(browser, offline=True)
-    page.tab.goto((tmp_path / "page.html").as_uri())
-
-    def shown():
-        return page.tab.locator("tr:visible td:first-child").all_text_contents()
-
-    assert shown() == ["ACME", "BETA", "CORP", "ACRE"]
-    page.tab.get_by_role("button", name="ratio").click()
-    assert shown() == ["ACRE", "ACME", "BETA", "CORP"]
-    page.tab.get_by_role("button", name="symbol").click()
-    page.tab.get_by_role("button", name="symbol").click()
-    assert shown() == ["CORP", "BETA", "ACRE", "ACME"]
-    page.tab.get_by_role("searchbox", name="Search the table").fill("ac")
-    assert shown() == ["ACRE", "ACME"]
-    assert page.errors == []
-    page.context.close()
-
-
 def test_the_commands_train_a_panel_and_forecast_a_symbol_of_it_or_another(tmp_path, capsys):
     source = write_wide(closes(), tmp_path)
     model = str(tmp_path / "model.pt")
@@ -678,12 +656,34 @@ def test_values_without_a_symbol_are_not_taken_for_those_of_the_first(commanded,
 def test_symbols_whose_windows_end_with_the_same_session_are_forecast_together():
     days = np.arange("2020-01-01", "2020-01-11", dtype="datetime64[D]")
     windows = {
-        "ACME": Window([1.0] * 10, days),
-        "SHORT": Window([1.0] * 5, days[-5:]),
-        "OLD": Window([1.0] * 9, days[:-1]),
-        "HOLES": Window([1.0] * 5, days[[1, 3, 5, 7, 9]]),
-        "BETA": Window([1.0] * 10, days),
-        "UNDATED": Window([1.0] * 10),
+        "ACME": days,
+        "SHORT": days[-5:],
+        "OLD": days[:-1],
+        "HOLES": days[[1, 3, 5, 7, 9]],
+        "BETA": days,
+        "UNDATED": None,
     }
     groups = sorted(with_the_same_sessions(windows))
     assert groups == [["ACME", "BETA", "SHORT"], ["HOLES"], ["OLD"], ["UNDATED"]]
+
+
+def test_readers_sort_and_search_a_long_table(browser, tmp_path):
+    rows = [["ACME", "9.5"], ["BETA", "10.25"], ["CORP", ""], ["ACRE", "-1"]]
+    grid = Grid(["symbol", "ratio"], rows, explored=True)
+    write_page(tmp_path / "page.html", "A page", [], [Section("Symbols", [grid])])
+    page = Watched(browser, offline=True)
+    page.tab.goto((tmp_path / "page.html").as_uri())
+
+    def shown():
+        return page.tab.locator("tr:visible td:first-child").all_text_contents()
+
+    assert shown() == ["ACME", "BETA", "CORP", "ACRE"]
+    page.tab.get_by_role("button", name="ratio").click()
+    assert shown() == ["ACRE", "ACME", "BETA", "CORP"]
+    page.tab.get_by_role("button", name="symbol").click()
+    page.tab.get_by_role("button", name="symbol").click()
+    assert shown() == ["CORP", "BETA", "ACRE", "ACME"]
+    page.tab.get_by_role("searchbox", name="Search the table").fill("ac")
+    assert shown() == ["ACRE", "ACME"]
+    assert page.errors == []
+    page.context.close()
