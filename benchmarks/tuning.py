@@ -38,13 +38,13 @@ from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
-from tune_jobs.report import SUMMARY_FILE
 from tune_jobs.searcher import SearchInput
 from tune_jobs.space import SPACES
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import TrainingTrial
 from tune_jobs.tuner import SearchSeconds, run_search
+from tune_jobs.warm_start import SUMMARY_FILE
 
 SEED = 42
 ALL_PARTS = (

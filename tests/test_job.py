@@ -19,7 +19,7 @@ import pytest
 import ray
 from optuna.trial import TrialState
 from rich.console import Console
-from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until
+from running_job import start_job, study_of, wait_for_end, wait_for_finished, wait_until, write_summary
 
 from forecast import Predictor, evaluate, load_checkpoint
 from forecast.__main__ import main as command
@@ -287,6 +287,60 @@ def test_objectives_of_a_job_with_two_folds_are_means_and_its_pick_is_the_last_f
     )
     assert outcome.summary["validation_folds"] == 2
     assert "means over 2 folds" in (tmp_path / "report.html").read_text()
+
+
+def test_a_warm_job_on_another_split_tries_the_earlier_pick_first_and_leaves_the_earlier_job_as_it_was(
+    cluster, finished, tmp_path
+):
+    earlier, outcome = finished
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    front = outcome.summary["front"]
+    picked = outcome.summary["pick"]["trial_number"]
+    settings = {"warm_start": earlier, "train_ratio": 0.8, "num_samples": len(front) + 1, "members": 1}
+    job = tmp_path / "job"
+    found = jobs.run_job(options(job, report=True, **settings)).summary
+    assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+    trials = study_of(job).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * (len(front) + 1)
+    warm = found["warm_start"]
+    assert (warm["directory"], warm["configurations"], warm["skipped"]) == (str(earlier), len(front), [])
+    numbers = {each["trial_number"]: each["earlier_trial"] for each in warm["trials"]}
+    assert list(numbers) == list(range(len(front)))
+    assert numbers[0] == picked
+    for number, same in numbers.items():
+        assert trials[number].params == study_of(earlier).trials[same].params
+    assert trials[0].values != study_of(earlier).trials[picked].values
+    rows = "{first_date} to {last_date}".format_map(outcome.summary["data"])
+    assert f"Warm start from {earlier} (rows {rows})" in (job / "report.html").read_text()
+    # Resumed with more samples, nothing of the earlier job runs twice; without the option, its origin is known.
+    settings["num_samples"] += 1
+    again = jobs.run_job(options(job, resume=True, **settings)).summary
+    assert again["trials"]["COMPLETE"] == settings["num_samples"]
+    assert again["warm_start"] == warm
+    del settings["warm_start"]
+    assert jobs.run_job(options(job, resume=True, **settings)).summary["warm_start"] == warm
+
+
+def test_configurations_that_the_space_lacks_are_skipped_with_one_line_and_others_are_run(
+    cluster, finished, tmp_path, capsys
+):
+    earlier = json.loads((finished[0] / "summary.json").read_text())
+    for number, size in enumerate((256, 256)):
+        point = earlier["front"][0]
+        params = point["params"] | {"hidden_size": size}
+        earlier["front"].append(point | {"trial_number": 100 + number, "params": params})
+    (tmp_path / "summary.json").write_text(json.dumps(earlier))
+    fitting = len(earlier["front"]) - 2
+    settings = {"warm_start": tmp_path, "num_samples": fitting, "members": 1, "quiet": False}
+    found = jobs.run_job(options(tmp_path / "job", **settings)).summary
+    assert found["trials"] == {"asked": fitting, "COMPLETE": fitting}
+    assert len(found["warm_start"]["trials"]) == fitting
+    printed = capsys.readouterr()
+    assert f"configurations tried first: {fitting} of {fitting + 2}\n" in printed.out
+    assert (
+        f"warning: 2 of the {fitting + 2} configurations of {tmp_path} are skipped, because this job's search space "
+        "lacks a value of theirs: hidden_size 256 (2 times)\n"
+    ) in printed.err
 
 
 def equal_states(first, second):
@@ -620,3 +674,39 @@ def test_a_killed_driver_is_resumed_to_the_exact_number_of_samples(tmp_path):
     assert {number: trials[number].values for number in before} == before
     interrupted = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert all(trial.user_attrs["reason"] == "interrupted" for trial in interrupted)
+
+
+def test_a_warm_job_that_is_killed_is_resumed_to_the_exact_number_with_each_configuration_once(tmp_path):
+    small = {"num_layers": 1, "batch_size": 128, "max_epochs": 30, "patience": 10, "volatility": "ewma"}
+    front = [
+        (
+            number,
+            1.0 + number,
+            1.0 + number,
+            small | {"hidden_size": 32, "sequence_length": 20, "learning_rate": rate},
+        )
+        for number, rate in enumerate((0.001, 0.002, 0.003))
+    ]
+    arguments = ["--warm-start", str(write_summary(tmp_path, *front)), "--num-samples", "4", "--members", "1"]
+    job = tmp_path / "job"
+    process = start_job(job, *arguments)
+    wait_for_finished(job, 1, process)
+    process.kill()
+    process.communicate(timeout=60)
+    code, errors = wait_for_end(start_job(job, *arguments, "--resume"))
+    assert code == 0, errors
+    trials = study_of(job).trials
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 4
+    assert all(trial.user_attrs["reason"] == "interrupted" for trial in trials if trial not in complete)
+    origins = [
+        trial.user_attrs["warm_start"]["trial_number"]
+        for trial in complete
+        if "warm_start" in trial.user_attrs
+    ]
+    assert sorted(origins) == [0, 1, 2]
+    rates = {
+        trial.user_attrs["warm_start"]["trial_number"]: trial.params["learning_rate"]
+        for trial in complete[:3]
+    }
+    assert rates == {0: 0.001, 1: 0.002, 2: 0.003}

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from running_job import write_summary
 
 from forecast.cli.command import run
 from forecast.config import TrainConfig
@@ -60,6 +62,7 @@ from tune_jobs.trial import (
     trial_cost,
     unit_of_work,
 )
+from tune_jobs.warm_start import read_warm_start
 
 PERSISTENCE = {"MAE": 10.0, "RMSE": 20.0, "MAPE": 2.0}
 
@@ -446,6 +449,156 @@ def test_a_job_killed_while_it_puts_a_trial_back_queues_it_only_once(open_study,
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
+CONFIGURATION = {
+    "sequence_length": 40,
+    "hidden_size": 32,
+    "num_layers": 1,
+    "dropout": 0.0,
+    "learning_rate": 0.00123456789,
+    "batch_size": 64,
+    "max_epochs": 30,
+    "patience": 10,
+    "volatility": "gjr",
+}
+SMALL_SPACE = SPACES["small"].of(TuneOptions())
+GIVEN_TO_A_TRIAL = {name: value for name, value in CONFIGURATION.items() if name != "dropout"}
+
+
+def earlier_front(directory):
+    """The summary of a job whose pick is not the best of its front by its strategy."""
+    points = [(7, 1.0, 3.0, 20), (3, 2.0, 2.0, 30), (5, 3.0, 1.0, 40), (9, 4.0, 4.0, 50)]
+    front = [
+        (number, mae, mape, CONFIGURATION | {"sequence_length": length})
+        for number, mae, mape, length in points
+    ]
+    return write_summary(directory, *front, pick=3)
+
+
+def lengths(study):
+    return [trial.system_attrs["fixed_params"]["sequence_length"] for trial in study.trials]
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers"),
+    [
+        ({}, [3, 5, 7, 9]),
+        ({"strategy": "min_mae"}, [3, 7, 5, 9]),
+        ({"strategy": "weighted", "options": {"weights": [2.0, 1.0]}}, [3, 7, 5, 9]),
+    ],
+)
+def test_a_warm_start_tries_the_pick_and_then_the_front_best_first_by_the_earlier_strategy(
+    tmp_path, changes, numbers
+):
+    summary = earlier_front(tmp_path) / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | changes))
+    assert [each.number for each in read_warm_start(tmp_path).configurations] == numbers
+
+
+def test_a_queued_configuration_is_run_with_exactly_the_earlier_hyperparameters(open_study, tmp_path):
+    earlier = read_warm_start(write_summary(tmp_path, (0, 1.0, 1.0, CONFIGURATION)))
+    found = studies.queue_first(study := open_study(), earlier, SMALL_SPACE, 9)
+    SMALL_SPACE(trial := study.ask())
+    assert trial.params == GIVEN_TO_A_TRIAL
+    assert (found["trials"], found["skipped"]) == ([{"trial_number": 0, "earlier_trial": 0}], [])
+
+
+def test_a_configuration_with_a_value_that_the_space_lacks_is_skipped_for_that_reason():
+    plain = SPACES["small"]
+    for change in (
+        {"hidden_size": 256},
+        {"sequence_length": 45},
+        {"sequence_length": 120},
+        {"num_layers": 4},
+        {"num_layers": 2, "dropout": 0.6},
+        {"learning_rate": 0.1},
+        {"volatility": "range"},
+        {"hidden_size": "32"},
+        {"max_epochs": None},
+    ):
+        name, value = list(change.items())[-1]
+        with pytest.raises(ValueError, match=f"^{name} {value}$"):
+            SMALL_SPACE.sampled_as(CONFIGURATION | change)
+    # What only the earlier space had has no effect here; what only this one has was at its default there.
+    assert "volatility" not in plain.sampled_as(CONFIGURATION)
+    older = {name: value for name, value in CONFIGURATION.items() if name != "volatility"}
+    assert SMALL_SPACE.sampled_as(older)["volatility"] == "ewma"
+    fixed = SMALL_SPACE.of(TuneOptions(), TrainConfig(hidden_size=64))
+    with pytest.raises(ValueError, match=r"^hidden_size 32$"):
+        fixed.sampled_as(CONFIGURATION)
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
+def test_a_job_killed_while_it_queues_or_runs_a_warm_start_queues_each_configuration_once(
+    open_study, tmp_path, killed_after
+):
+    earlier = read_warm_start(earlier_front(tmp_path))
+    study = open_study()
+    with pytest.MonkeyPatch.context() as patch:
+        enqueue, calls = study.enqueue_trial, []
+
+        def dying(*arguments, **named):
+            if len(calls) == killed_after:
+                raise KeyboardInterrupt
+            calls.append(enqueue(*arguments, **named))
+
+        patch.setattr(study, "enqueue_trial", dying)
+        with pytest.raises(KeyboardInterrupt):
+            studies.queue_first(study, earlier, SMALL_SPACE, 4)
+    if killed_after > 1:
+        SMALL_SPACE(study.ask())
+        study.tell(0, [1.0, 1.0, 1.0])
+        SMALL_SPACE(study.ask())  # running as the job is killed
+        studies.put_back_running(study)
+    for _ in range(2):
+        found = studies.queue_first(study, earlier, SMALL_SPACE, studies.remaining(study, 4))
+    tried = [trial for trial in study.trials if trial.state != TrialState.FAIL]
+    assert len(tried) == len(found["trials"]) == 4
+    assert sorted(each["earlier_trial"] for each in found["trials"]) == [3, 5, 7, 9]
+    assert sorted(lengths(study))[-1] == 50
+    assert set(lengths(study)) == {20, 30, 40, 50}
+
+
+def test_a_warm_start_queues_no_more_than_the_job_has_to_run(open_study, tmp_path):
+    earlier = read_warm_start(earlier_front(tmp_path))
+    study = open_study()
+    studies.queue_first(study, earlier, SMALL_SPACE, studies.remaining(study, 2))
+    assert lengths(study) == [30, 40]
+    for _ in range(2):
+        study.tell(study.ask(), [1.0, 1.0, 1.0])
+    # More samples later: the configurations that are left, and none twice.
+    studies.queue_first(study, earlier, SMALL_SPACE, studies.remaining(study, 3))
+    assert lengths(study) == [30, 40, 20]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            "its summary.json cannot be used (No such file or directory); give the directory of a job that",
+        ),
+        ("{", "its summary.json cannot be used (Invalid JSON: EOF"),
+        ("{}", "its summary.json cannot be used (pick: Field required)"),
+        ({"pick": None, "front": []}, "no trial of that job finished"),
+        ({"strategy": "min_tail"}, "there is no objective 'tail'"),
+    ],
+)
+def test_a_warm_start_from_no_job_or_a_damaged_one_is_one_line_before_anything_starts(
+    tmp_path, content, message, capsys
+):
+    if isinstance(content, dict):
+        write_summary(tmp_path, (0, 1.0, 1.0, CONFIGURATION), **content)
+    elif content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    arguments = ["--source", "snapshot", "--output-dir", str(tmp_path / "out"), "--warm-start", str(tmp_path)]
+    assert run(main, arguments) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: --warm-start {tmp_path}: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_trials_do_not_count_as_samples_but_failed_ones_do(open_study):
     study = open_study()
     study.tell(study.ask(), [1.0, 1.0, 1.0])
@@ -478,6 +631,10 @@ def test_missing_or_non_finite_objectives_are_not_usable(result):
         (
             ["--validation-folds", "2", "--objectives-on", "test"],
             "--validation-folds 2 needs --objectives-on validation",
+        ),
+        (
+            ["--warm-start", "here", "--output-dir", "there/../here"],
+            "--warm-start here is also --output-dir; choose another --output-dir, or continue that job with --resume",
         ),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],

@@ -112,6 +112,9 @@ class TuneOptions(PanelOptions, ExperimentConfig):
     resume: bool = Field(
         False, description="continue the study in `output_dir`; without it, an existing study is refused"
     )
+    warm_start: Path | None = Field(
+        None, description="directory of an earlier job, whose pick and front are tried first"
+    )
     study_name: str = Field(
         "stock_lstm_optuna", min_length=1, description="name of the study in its database"
     )
@@ -177,6 +180,15 @@ class TuneOptions(PanelOptions, ExperimentConfig):
             raise ValueError(
                 f"`validation_folds` {self.validation_folds} cannot be used with `start_from`, whose model has seen "
                 "the rows of earlier folds; omit one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_start_is_another_job(self) -> TuneOptions:
+        if self.warm_start and self.warm_start.resolve() == self.output_dir.resolve():
+            raise ValueError(
+                f"`warm_start` {self.warm_start} is also `output_dir`; choose another `output_dir`, or continue that "
+                "job with `resume` alone"
             )
         return self
 

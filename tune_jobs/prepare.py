@@ -26,6 +26,7 @@ from forecast.scores.metrics import evaluate_forecasts
 from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES, SearchSpace
+from tune_jobs.warm_start import WarmStart, read_warm_start
 
 LOCK_FILE = ".lock"
 
@@ -49,6 +50,7 @@ class Job:
         errors: for progress and warnings.
         earlier_folds: the validation folds before the last one, which is the split of ``prepared``.
         start: the model that training starts from; None for untrained networks.
+        warm_start: the earlier job whose configurations are tried first; None without one.
     """
 
     options: TuneOptions
@@ -60,6 +62,7 @@ class Job:
     errors: Console
     earlier_folds: tuple[Prepared, ...] = ()
     start: Checkpoint | None = None
+    warm_start: WarmStart | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -76,14 +79,15 @@ def prepare_job(options: TuneOptions) -> Job:
     """Read, split and normalize the prices, and describe them on the console.
 
     Raises:
-        ForecastError: when the prices are unavailable, too few (for the folds, too), or constant, or the network is
-            unknown.
+        ForecastError: when the prices are unavailable, too few (for the folds, too), or constant, the network is
+            unknown, or there is no earlier job to start from.
     """
     console, errors = Console(quiet=options.quiet or options.json_output), Console(stderr=True)
     ARCHITECTURES.find(options.network)
     start = load_checkpoint(options.start_from) if options.start_from else None
     if start:
         options = same_options(options, start, options.model_fields_set)
+    warm_start = read_warm_start(options.warm_start) if options.warm_start else None
     longest = SPACES[options.space].longest_window
     prices: Series | Panel
     prepared: Prepared
@@ -123,7 +127,9 @@ def prepare_job(options: TuneOptions) -> Job:
     say(console, "\n".join(described))
     if options.objectives_on == "test":
         say(errors, SEARCHED_ON_TEST, "yellow")
-    return Job(options, prices, prepared, described[-1], persistence, console, errors, earlier, start)
+    return Job(
+        options, prices, prepared, described[-1], persistence, console, errors, earlier, start, warm_start
+    )
 
 
 def persistence_metrics(prepared: Prepared, part: Part) -> dict[str, float]:

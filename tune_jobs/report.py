@@ -46,10 +46,11 @@ from tune_jobs.tables import (
     next_lines,
     search_lines,
     strategy_line,
+    warm_start_lines,
 )
+from tune_jobs.warm_start import SUMMARY_FILE
 
 FRONT_FILE = "pareto_trials.csv"
-SUMMARY_FILE = "summary.json"
 SYMBOLS_FILE = "symbols.csv"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
@@ -79,7 +80,8 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
     """
     options, output = job.options, job.options.output_dir
     early = [_ended_early(found)] if found.stopped_by else []
-    findings = _score_front(job, found, [*search_lines(found.run), *early], connect)
+    lines = [*warm_start_lines(found.warm_start), *search_lines(found.run), *early]
+    findings = _score_front(job, found, lines, connect)
     if findings:
         save_checkpoint(findings.final.scored, output / SCORED_FILE)
         save_checkpoint(findings.final.served, output / PICK_FILE)
@@ -124,6 +126,7 @@ def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: f
     return {
         "study": options.study_name,
         "trials": {"asked": options.num_samples, **found.states},
+        "warm_start": found.warm_start,
         "stopped_by": found.stopped_by,
         "objectives": options.objective_names,
         "objectives_on": options.objectives_on,

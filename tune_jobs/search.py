@@ -32,6 +32,7 @@ from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_p
 from tune_jobs.selection import FrontPoint, pareto_front, pick, pick_within_one_se
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
+from tune_jobs.tables import warm_start_lines
 from tune_jobs.tuner import SearchSeconds, run_search
 
 CHECKPOINT_DIR = "checkpoints"
@@ -49,6 +50,7 @@ class Found:
         trials: every trial of the study.
         stopped_by: why the search ended before its last trial; None when it did not.
         run: figures of this run alone: trials, seconds, core-seconds, efficiency.
+        warm_start: the earlier job whose configurations were tried first, with their trials; None without one.
     """
 
     front: list[FrontPoint]
@@ -57,6 +59,7 @@ class Found:
     trials: list[FrozenTrial]
     stopped_by: str | None
     run: dict[str, Any]
+    warm_start: dict[str, Any] | None = None
 
     @property
     def states(self) -> dict[str, int]:
@@ -89,12 +92,17 @@ def search_and_pick(job: Job, connect: Connect) -> Found:
         put_back = put_back_running(study, checkpoints)
         samples = studies.remaining(study, options.num_samples)
     _describe_resume(job.console, options, study, put_back, samples)
+    if job.warm_start and samples:
+        with studies.study_errors(database):
+            found = studies.queue_first(study, job.warm_start, job.space, samples)
+        _describe_warm_start(job, found)
     kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     stop = Stop()
     run = _run(job, connect, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
     with studies.study_errors(database):
         front, problems = pareto_front(study, checkpoints)
         trials = study.get_trials(deepcopy=False)
+        warm_start = studies.warm_start_of(study)
         left = studies.remaining(study, options.num_samples)
     if not left:
         _remove(kept, options, output)
@@ -103,7 +111,7 @@ def search_and_pick(job: Job, connect: Connect) -> Found:
     studies.close_storage(storage, database)
     finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
     picked, luck = _pick(job, front, finished, checkpoints) if front else (None, None)
-    return Found(front, picked, luck, trials, stop.reason if left else None, run)
+    return Found(front, picked, luck, trials, stop.reason if left else None, run, warm_start)
 
 
 def _run(
@@ -259,6 +267,19 @@ def _describe_resume(
             console,
             f"Resuming: {done} of {options.num_samples} trials are finished, {put_back} interrupted ones are queued "
             f"again, {samples} to go.",
+        )
+
+
+def _describe_warm_start(job: Job, found: dict[str, Any]) -> None:
+    say(job.console, "\n".join(warm_start_lines(found)))
+    if found["skipped"]:
+        times = Counter(found["skipped"])
+        reasons = [reason if count == 1 else f"{reason} ({count} times)" for reason, count in times.items()]
+        say(
+            job.errors,
+            f"warning: {len(found['skipped'])} of the {found['configurations']} configurations of {found['directory']} "
+            f"are skipped, because this job's search space lacks a value of theirs: {', '.join(reasons)}",
+            "yellow",
         )
 
 

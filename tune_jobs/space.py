@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from forecast.config import ExperimentConfig, TrainConfig, VolatilityName
 from forecast.model.normalization import sees_range
 
 if TYPE_CHECKING:  # a worker never samples: it starts faster without Optuna
     import optuna
+
+Value = TypeVar("Value")
+
+
+class _Given:
+    """Stands in for an Optuna trial: its values are given, and must be ones that the space can sample."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._given = params
+        self.params: dict[str, Any] = {}
+
+    def suggest_int(self, name: str, low: int, high: int, step: int = 1) -> int:
+        value: int = self._value(name)
+        return self._take(name, value, value in range(low, high + 1, step))
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        value: float = self._value(name)
+        return self._take(name, value, isinstance(value, float) and low <= value <= high)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        value = self._value(name)
+        return self._take(name, value, value in choices)
+
+    def _value(self, name: str) -> Any:
+        # A hyperparameter that a search did not sample had its default in all its trials.
+        return self._given.get(name, TrainConfig.model_fields[name].default)
+
+    def _take(self, name: str, value: Value, fits: bool) -> Value:
+        if not fits:
+            raise ValueError(f"{name} {value}")
+        self.params[name] = value
+        return value
 
 
 @dataclass(frozen=True)
@@ -31,7 +64,7 @@ class SearchSpace:
     volatility: tuple[VolatilityName, ...] = ()
     market: tuple[bool, ...] = ()
 
-    def __call__(self, trial: optuna.Trial) -> None:
+    def __call__(self, trial: optuna.Trial | _Given) -> None:
         """Sample one value of each hyperparameter for ``trial``."""
         first, last, step = self.sequence_length
         trial.suggest_int("sequence_length", first, last, step=step)
@@ -70,6 +103,18 @@ class SearchSpace:
             ranges = sees_range(experiment.input_columns, experiment.feature)
             volatility = ("ewma", "gjr", "range") if ranges else ("ewma", "gjr")
         return replace(self, volatility=volatility, market=(False, True) if experiment.market else ())
+
+    def sampled_as(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters of another search as this space samples them.
+
+        Those that it does not sample are left out.
+
+        Raises:
+            ValueError: when it cannot sample one of the values; the text is the hyperparameter and its value.
+        """
+        given = _Given(params)
+        self(given)
+        return given.params
 
     @property
     def longest_window(self) -> int:

@@ -19,12 +19,16 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from forecast.errors import StudyError
+from tune_jobs.space import SearchSpace
+from tune_jobs.warm_start import WarmStart
 
 STUDY_FILE = "optuna_study.db"
 INTERRUPTED = "interrupted"
 """The reason recorded for a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
 RERUN_OF = "rerun_of"
+WARM_START = "warm_start"
+"""Attribute of a study: the earlier job whose configurations were queued first; of a trial: its origin there."""
 STATE = "state"
 """Attribute of a trial: the name of the last state it saved, from which it can continue."""
 BASIS = "basis"
@@ -204,9 +208,51 @@ def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial, *, queued: 
     if not queued:
         # A trial that was put back, then killed while being suggested again, has only some of its parameters, or none.
         queued_params = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params", {})
-        state = {STATE: trial.user_attrs[STATE]} if STATE in trial.user_attrs else {}
-        study.enqueue_trial({**queued_params, **trial.params}, user_attrs={RERUN_OF: trial.number, **state})
+        kept = {name: trial.user_attrs[name] for name in (STATE, WARM_START) if name in trial.user_attrs}
+        study.enqueue_trial({**queued_params, **trial.params}, user_attrs={RERUN_OF: trial.number, **kept})
     fail(study, trial, INTERRUPTED)
+
+
+def queue_first(study: optuna.Study, earlier: WarmStart, space: SearchSpace, most: int) -> dict[str, Any]:
+    """Queue the configurations of an earlier job that fit ``space``, until ``most`` trials are waiting.
+
+    A configuration that the study already has, in whatever state, is not queued again.
+
+    Returns:
+        the earlier job and its trials here, as ``warm_start_of`` does.
+    """
+    fitting, misfits = earlier.fitting(space)
+    directory = str(earlier.directory)
+    job = {
+        "directory": directory,
+        "rows": earlier.rows,
+        "configurations": len(earlier.configurations),
+        "skipped": misfits,
+    }
+    # Recorded first: if the job is killed while it queues, the origin of what is queued is known.
+    study.set_user_attr(WARM_START, job)
+    for each in fitting:
+        if len(study.get_trials(deepcopy=False, states=[TrialState.WAITING])) >= most:
+            break
+        origin = {"directory": directory, "trial_number": each.number}
+        study.enqueue_trial(each.params, user_attrs={WARM_START: origin}, skip_if_exists=True)
+    return job | {"trials": _trials_from(study, directory)}
+
+
+def warm_start_of(study: optuna.Study) -> dict[str, Any] | None:
+    """Return the earlier job whose configurations were queued first, and their trials here; None without one."""
+    job = study.user_attrs.get(WARM_START)
+    return job and job | {"trials": _trials_from(study, job["directory"])}
+
+
+def _trials_from(study: optuna.Study, directory: str) -> list[dict[str, int]]:
+    return [
+        {"trial_number": trial.number, "earlier_trial": origin["trial_number"]}
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(REASON) != INTERRUPTED
+        and (origin := trial.user_attrs.get(WARM_START))
+        and origin["directory"] == directory
+    ]
 
 
 def fail(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:

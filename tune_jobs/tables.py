@@ -127,6 +127,16 @@ def search_lines(run: dict[str, Any]) -> list[str]:
     ]
 
 
+def warm_start_lines(found: dict[str, Any] | None) -> list[str]:
+    """Say from where a job started warm, if it did."""
+    if found is None:
+        return []
+    return [
+        f"Warm start from {found['directory']} (rows {found['rows']}), configurations tried first: "
+        f"{len(found['trials'])} of {found['configurations']}"
+    ]
+
+
 def fold_lines(options: TuneOptions) -> list[str]:
     """Describe the validation folds, if there are several."""
     if options.validation_folds == 1:
