@@ -62,9 +62,9 @@ class Forecaster:
             max_forecasts=options.max_forecasts,
             age=options,
         )
-        ledger = LiveLedger(self._models, options.ledger)
-        self._web = build_web_app(service, ledger, options, api_key)
-        self._publishing: asyncio.Task[None] | None = None
+        self._ledger = LiveLedger(self._models, options.ledger)
+        self._web = build_web_app(service, self._ledger, options, api_key)
+        self._tasks: list[asyncio.Task[None]] = []
         self._asked_for = ""
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -78,11 +78,12 @@ class Forecaster:
             ForecastError: when it cannot be used at the start; later it is refused, and the old models stay.
         """
         before, self._asked_for = self._asked_for, user_config[CHECKPOINT]
-        if self._publishing is None:
+        if not self._tasks:
             await self._models.load(self._asked_for)
-            self._publishing = asyncio.create_task(
-                self._publisher.publish_forever(self._measurements, self._models)
-            )
+            self._tasks = [
+                asyncio.create_task(self._publisher.publish_forever(self._measurements, self._models)),
+                asyncio.create_task(self._publisher.read_forever(self._ledger)),
+            ]
         elif before != self._asked_for:
             # Serve also calls this when it renumbers replicas: a file changed in the meantime waits for `reload`.
             self._count(await self._models.replace(self._asked_for))

@@ -1,20 +1,24 @@
-"""Metrics: requests, their latency, windows outside the training range, and the served models.
+"""Metrics: requests, their latency, windows outside the training range, the served models, and their live records.
 
 Requests are counted in plain Python where they are answered; a separate task hands the counts to Ray, whose agent on
-each node serves them to Prometheus.
+each node serves them to Prometheus. The live records come from the ledger, which a thread reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray.serve import metrics
 
+from forecast.live.record import LiveRecord, Record
 from serve_app.catalog import Catalog
-from serve_app.models import Models
+from serve_app.live import LiveLedger, NoLedger
+from serve_app.models import Models, logger
 
 PUBLISH_EVERY_S = 0.25
 """Seconds between hand-overs: short, so that none blocks the event loop for long."""
@@ -24,6 +28,8 @@ MANY = "(many)"
 """The label ``symbol`` where there are more."""
 MODELS_EVERY = 8
 """Hand-overs between updates of the models' state: two seconds, so that a change is visible soon."""
+LEDGER_EVERY_S = 30.0
+"""Seconds between looks at the ledger."""
 LATENCY_BUCKETS_S = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
@@ -92,7 +98,39 @@ class Publisher:
             "forecast_model_refused",
             "1 while the last attempt to load a checkpoint was refused.",
         )
+        self._ratio = metrics.Gauge(
+            "forecast_live_crps_ratio",
+            "CRPS of the published forecasts of the next session over that of a baseline, since the last promotion.",
+            tag_keys=("name", "baseline"),  # type: ignore[arg-type]
+        )
+        self._coverage = metrics.Gauge(
+            "forecast_live_coverage",
+            "Share of prices inside the published intervals of the next session, since the last promotion.",
+            tag_keys=("name", "level"),  # type: ignore[arg-type]
+        )
+        self._sessions = metrics.Gauge(
+            "forecast_live_sessions", "Sessions with scores since the last promotion.", tag_keys=("name",)
+        )
+        self._age_seconds = metrics.Gauge(
+            "forecast_live_age_seconds", "Seconds since the last publication.", tag_keys=("name",)
+        )
+        self._age_sessions = metrics.Gauge(
+            "forecast_live_age_sessions",
+            "Sessions of the last published forecast that have ended, at most its number of steps.",
+            tag_keys=("name",),
+        )
+        self._alarm = metrics.Gauge(
+            "forecast_live_alarm",
+            "1 for an alarm that is on, 0 for one that is over.",
+            tag_keys=("name", "alarm"),  # type: ignore[arg-type]
+        )
+        self._ledger_refused = metrics.Gauge(
+            "forecast_ledger_refused", "1 while there is a ledger that cannot be read."
+        )
         self._shown: set[tuple[str, str]] = set()
+        self._live: list[LiveRecord] = []
+        self._stamp: dict[str, Any] | None = None
+        self._ledger_problem: str | None = None
 
     def publish(self, taken: Measurements) -> None:
         """Hand the measurements to Ray."""
@@ -124,11 +162,76 @@ class Publisher:
             self._symbols.set(count, tags={"state": state})
         self._refused.set(models.refusal is not None)
 
+    async def read(self, ledger: LiveLedger) -> None:
+        """Read the live records, if they have changed."""
+
+        def look(record: Record) -> None:
+            stamp = record.stamp()
+            if stamp != self._stamp:
+                self._live, _ = record.live()
+                self._stamp = stamp
+
+        problem = None
+        try:
+            await ledger.ask(look)
+        except NoLedger:
+            self._live, self._stamp = [], None
+        except Exception as error:  # every kind: these looks must not end
+            problem = str(error)
+            if problem != self._ledger_problem:
+                logger.error("%s", problem)
+        self._ledger_problem = problem
+
+    def show_live(self) -> None:
+        """Report the live records that were read last."""
+        self._ledger_refused.set(self._ledger_problem is not None)
+        together = defaultdict(list)
+        for record in self._live:
+            together[record.name if len(self._live) <= MOST_SYMBOLS else MANY].append(record)
+        for name, records in together.items():
+            self._show(name, records)
+
+    def _show(self, name: str, records: Sequence[LiveRecord]) -> None:
+        """Report some live records under one label."""
+        tags = {"name": name}
+        scores: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        inside: dict[float, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        alarms: Counter[str] = Counter()
+        for record in records:
+            for skill in record.skill:
+                if skill.horizon == 1:
+                    scores[skill.baseline][0] += skill.crps
+                    scores[skill.baseline][1] += skill.baseline_crps
+            for covered in record.coverage:
+                inside[covered.level][0] += covered.coverage * record.sessions
+                inside[covered.level][1] += record.sessions
+            alarms.update(dict.fromkeys(record.known_alarms, 0))
+            alarms.update(event["details"]["alarm"] for event in record.alarms)
+        for baseline, (own, other) in scores.items():
+            if other:
+                self._ratio.set(own / other, tags={**tags, "baseline": baseline})
+        for level, (held, sessions) in inside.items():
+            self._coverage.set(held / sessions, tags={**tags, "level": f"{level:g}"})
+        for alarm, count in alarms.items():
+            self._alarm.set(count > 0, tags={**tags, "alarm": alarm})
+        self._sessions.set(min(record.sessions for record in records), tags=tags)
+        self._age_seconds.set(max(record.latest.age_seconds for record in records), tags=tags)
+        ages = [age for record in records if (age := record.latest.age_sessions) is not None]
+        if ages:
+            self._age_sessions.set(max(ages), tags=tags)
+
+    async def read_forever(self, ledger: LiveLedger) -> None:
+        """Look at the ledger every ``LEDGER_EVERY_S`` seconds."""
+        while True:
+            await self.read(ledger)
+            await asyncio.sleep(LEDGER_EVERY_S)
+
     async def publish_forever(self, measurements: Measurements, models: Models) -> None:
-        """Publish every ``PUBLISH_EVERY_S`` seconds, and the state of the models every ``MODELS_EVERY`` times."""
+        """Publish every ``PUBLISH_EVERY_S`` seconds, and all states every ``MODELS_EVERY`` times."""
         for turn in itertools.count():
             if turn % MODELS_EVERY == 0:
                 self.show_models(models)
+                self.show_live()
             await asyncio.sleep(PUBLISH_EVERY_S)
             self.publish(measurements.take())
 

@@ -402,6 +402,10 @@ class PublishedForecast(BaseModel):
     origin: str = Field(description="date or time of the last known bar, ISO 8601")
     last_price: float = Field(description="the price of that bar")
     issued_at: str = Field(description="when the forecast was published; UTC, ISO 8601")
+    age_sessions: int | None = Field(
+        description="the last of its numbers of steps whose bar has ended, 0 before the first has; null for bars of "
+        "weeks and months"
+    )
     steps: list[PublishedStep] = Field(description="the forecasts, nearest bar first")
     settled: list[SettledStep] = Field(
         description="earlier published forecasts of one step, oldest first; as many as were asked for"
@@ -458,11 +462,11 @@ class LiveRecord(BaseModel):
 
     name: str = Field(description="name in the model store")
     symbols: int = Field(description="number of symbols with a published forecast")
-    sha256: str = Field(description="hash of the file of the model that publishes")
-    version: str | None = Field(description="its version; null before the first promotion")
+    version: str | None = Field(description="the version that publishes; null before the first promotion")
     since: str | None = Field(description="when it was promoted; UTC, ISO 8601")
-    origin: str = Field(description="date or time of the last known bar, ISO 8601")
-    issued_at: str | None = Field(description="when the last forecast was published; UTC, ISO 8601")
+    latest: PublishedForecast = Field(
+        description="its last published forecast, of one of the symbols, without intervals"
+    )
     sessions: int = Field(
         description="number of sessions of the record: since the promotion, or those asked for; at most the last "
         f"{MOST_SESSIONS}"

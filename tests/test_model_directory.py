@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bodies import GOOD
+from gauges import recorded_gauges
 from live_ledger import live
 from serving_here import build, serving
 
@@ -408,17 +409,7 @@ def test_models_are_listed_in_pages_and_found_by_a_part_of_their_symbols(place):
 
 
 def test_symbols_are_labels_of_metrics_only_where_there_are_few(place, tiny_result, monkeypatch):
-    shown = {}
-
-    class Gauge:
-        def __init__(self, name, *_, **__):
-            self.name = name
-
-        def set(self, value, tags=None):
-            shown[self.name, *(tags or {}).values()] = value
-
-    for kind in ("Gauge", "Counter", "Histogram"):
-        monkeypatch.setattr(f"serve_app.metrics.metrics.{kind}", Gauge)
+    shown = recorded_gauges(monkeypatch)
     truncate(place / "BBB.pt")
     _, service = build(place)
     models = service.models

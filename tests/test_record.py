@@ -1,5 +1,6 @@
 """What people and machines read of a ledger, compared with what its rows say one by one."""
 
+import datetime as dt
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from live_ledger import DAYS, live
 
 from forecast.errors import LevelError
-from forecast.live.record import MOST_CHANGES, Record
+from forecast.live.record import MOST_CHANGES, Published, Record, Step
 from forecast.scores.sequential import coverage_bounds
 
 
@@ -93,7 +94,7 @@ def test_a_live_record_is_that_of_the_model_that_publishes_now(record):
     live(record, "D", ["D"], [("d", 3)])
     (other, found), total = record.live()
     assert ([other.name, found.name], total) == (["D", "many"], 2)
-    assert (found.symbols, found.sha256, found.sessions, other.sessions) == (3, "b", 8, 2)
+    assert (found.symbols, found.latest.sha256, found.sessions, other.sessions) == (3, "b", 8, 2)
     for horizon in (1, 3):
         own, others = rows_of(record, "many", horizon, "b")
         for baseline in ("persistence", "GARCH"):
@@ -126,14 +127,20 @@ def test_a_number_of_sessions_reaches_back_across_versions(record):
 def test_a_model_that_was_promoted_again_has_the_record_since_then(record):
     live(record, "A", ["A"], [("a", 4), ("b", 4), ("a", 4)])
     ((found,), _) = record.live()
-    assert (found.sha256, found.sessions, found.first) == ("a", 3, DAYS[29])
+    assert (found.latest.sha256, found.sessions, found.first) == ("a", 3, DAYS[29])
 
 
 def test_a_new_model_has_no_record_yet(record):
     live(record, "A", ["A"], [("a", 4), ("b", 1)])
     ((found,), _) = record.live()
-    assert (found.sha256, found.sessions, found.first, found.skill, found.coverage) == ("b", 0, None, [], [])
-    assert found.issued_at.startswith("20")
+    assert (found.latest.sha256, found.sessions, found.first, found.skill, found.coverage) == (
+        "b",
+        0,
+        None,
+        [],
+        [],
+    )
+    assert found.latest.issued_at.startswith("20")
 
 
 def test_records_are_chosen_by_name_and_symbol_and_come_in_pages(record):
@@ -180,6 +187,32 @@ def test_a_record_has_its_versions_and_the_alarms_that_are_on(record):
         "worse_than_GARCH it is",
     ]
     assert found.known_alarms == ["calibration", "model_old", "worse_than_GARCH"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "targets", "now", "age"),
+    [
+        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-01-08T23:59", 0),
+        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-01-09T00:00", 1),
+        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-03-01T00:00", 3),
+        ("2024-01-05", ("2024-01-12", "2024-01-19"), "2024-03-01T00:00", None),
+        ("2024-01-05T10:00:00-05:00", ("2024-01-05T11:00:00-05:00",), "2024-01-05T16:59", 0),
+        ("2024-01-05T10:00:00-05:00", ("2024-01-05T11:00:00-05:00",), "2024-01-05T17:00", 1),
+    ],
+)
+def test_the_age_of_a_forecast_is_the_number_of_its_bars_that_have_ended(
+    monkeypatch, origin, targets, now, age
+):
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, zone):
+            return cls.fromisoformat(now).replace(tzinfo=zone)
+
+    monkeypatch.setattr("forecast.live.record.dt.datetime", Clock)
+    steps = [Step(target, horizon + 1, 1.0, []) for horizon, target in enumerate(targets)]
+    forecast = Published("A", "A", "a", origin, 1.0, "2024-01-05T18:00:00+00:00", steps)
+    assert forecast.age_sessions == age
+    assert forecast.age_seconds == (Clock.now(dt.UTC) - Clock(2024, 1, 5, 18, tzinfo=dt.UTC)).total_seconds()
 
 
 def test_reading_a_ledger_needs_no_torch():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from forecast.errors import LevelError
 from forecast.live.ledger import Ledger
 from forecast.live.store import CHANGES
-from forecast.live.tables import EVENTS, PUBLISHED, SESSIONS
+from forecast.live.tables import EVENTS, FORECASTS, PUBLISHED, SCORES, SESSIONS
 from forecast.names import matching
 from forecast.scores.distribution import PROBABILITIES, interval_probabilities
 from forecast.scores.metrics import interval_bounds
@@ -23,6 +25,9 @@ MOST_SESSIONS = 500
 """Most sessions, the latest ones, that a live record is of."""
 MOST_CHANGES = 50
 """Most events, the latest ones, of the history of a name's versions."""
+DAY = dt.timedelta(days=1)
+LONGEST_GAP = 4 * DAY
+"""Longest time from a bar to the next that bars of a day may have: weekends with a holiday."""
 HISTORY = ("added", "kept", "shadow", *CHANGES)
 """The events of a name's versions."""
 ALARM_EVENTS = ("alarm", "alarm_over")
@@ -93,6 +98,24 @@ class Published:
     steps: list[Step]
     settled: list[SettledStep] = field(default_factory=list)
 
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since it was published."""
+        return (dt.datetime.now(dt.UTC) - _moment(self.issued_at)).total_seconds()
+
+    @property
+    def age_sessions(self) -> int | None:
+        """The last of its numbers of steps whose bar has ended, 0 before the first has; None for weeks and months.
+
+        A bar is taken to last a day, or as long as it is to the next one if that is less.
+        """
+        bars = [_moment(self.origin), *(_moment(step.target) for step in self.steps)]
+        length = min(later - bar for bar, later in itertools.pairwise(bars))
+        if length > LONGEST_GAP:
+            return None
+        ended = dt.datetime.now(dt.UTC) - min(length, DAY)
+        return max((step.horizon for step in self.steps if _moment(step.target) <= ended), default=0)
+
 
 @dataclass(frozen=True)
 class Covered:
@@ -146,11 +169,9 @@ class LiveRecord:
     Attributes:
         name: name in the model store.
         symbols: number of symbols with a published forecast.
-        sha256: hash of the model that publishes.
-        version: its version; None before the first promotion.
+        version: the version that publishes; None before the first promotion.
         since: when it was promoted, UTC, ISO 8601.
-        origin: date or time of the last known bar, ISO 8601.
-        issued_at: when that forecast was published, UTC, ISO 8601.
+        latest: its last published forecast, of one of the symbols.
         sessions: number of sessions with scores of one step.
         first: the first of them.
         last: the last of them.
@@ -163,11 +184,9 @@ class LiveRecord:
 
     name: str
     symbols: int
-    sha256: str
     version: str | None
     since: str | None
-    origin: str
-    issued_at: str | None
+    latest: Published
     sessions: int
     first: str | None
     last: str | None
@@ -235,6 +254,15 @@ class Record(Ledger):
         query = sa.select(PUBLISHED.c.symbol).distinct().order_by(PUBLISHED.c.symbol)
         return [row["symbol"] for row in self._rows(query)]
 
+    def stamp(self) -> dict[str, Any]:
+        """Values of which one changes whenever the answer of ``live`` may."""
+        values = [sa.func.max(table.c.id).label(table.name) for table in (FORECASTS, SCORES, EVENTS)]
+        values.append(sa.func.group_concat(PUBLISHED.c.model.distinct()).label(PUBLISHED.name))
+        (row,) = self._rows(
+            sa.select(*(sa.select(value).scalar_subquery().label(value.name) for value in values))
+        )
+        return row
+
     def live(
         self,
         *,
@@ -261,8 +289,7 @@ class Record(Ledger):
         query = sa.select(
             PUBLISHED.c.name,
             PUBLISHED.c.symbol,
-            PUBLISHED.c.model,
-            sa.func.max(PUBLISHED.c.origin).label("origin"),
+            sa.func.max(PUBLISHED.c.origin),
             sa.func.count().label("symbols"),
         ).group_by(PUBLISHED.c.name)
         if name is not None:
@@ -274,26 +301,24 @@ class Record(Ledger):
         latest = every[offset : None if limit is None else offset + limit]
         if not latest:
             return [], len(every)
-        issued = self._published([(row["name"], row["symbol"]) for row in latest], ())
-        issued_at = {each.name: each.issued_at for each in issued}
-        names = [row["name"] for row in latest]
-        starts = self._starts({row["name"]: row["model"] for row in latest}, sessions)
+        symbols = {row["name"]: row["symbols"] for row in latest}
+        forecasts = self._published([(row["name"], row["symbol"]) for row in latest], ())
+        starts = self._starts({each.name: each.sha256 for each in forecasts}, sessions)
         skill, counts = self._skill(starts), self._counts(starts)
         coverage = _coverage(counts)
+        names = list(symbols)
         promotions, alarms, history = self._promotions(names), self._alarms(names), self._history(names)
         found = []
-        for row in latest:
-            name = row["name"]
+        for forecast in forecasts:
+            name = forecast.name
             count, promotion = counts.get(name, {}), promotions.get(name, {})
             found.append(
                 LiveRecord(
                     name=name,
-                    symbols=row["symbols"],
-                    sha256=row["model"],
+                    symbols=symbols[name],
                     version=promotion.get("version"),
                     since=promotion.get("at"),
-                    origin=row["origin"],
-                    issued_at=issued_at.get(name),
+                    latest=forecast,
                     sessions=count.get("sessions", 0),
                     first=count.get("first"),
                     last=count.get("last"),
@@ -508,6 +533,12 @@ def _steps(rows: Sequence[Mapping[str, Any]], levels: Sequence[float]) -> list[S
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _moment(text: str) -> dt.datetime:
+    """A date or time as the ledger writes it; a date is its midnight in UTC."""
+    found = dt.datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
 def require_kept(levels: Iterable[float]) -> None:
