@@ -1,8 +1,9 @@
 """Baselines: simple forecasts of the same rows, which a model has to beat.
 
 Each is fitted once, only on the rows before the scored part; like the model, it then sees every row before the one that
-it forecasts from. The volatility models come from the package ``arch``. One step ahead their quantiles are exact; for
-more steps they come from paths, simulated as the model's are.
+it forecasts. A series without a scored part is forecast from its last row, after a fit on all rows. The volatility
+models come from the package ``arch``. One step ahead their quantiles are exact; for more steps they come from paths,
+simulated as the model's are.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.backtest.horizons import ByHorizon, rows_ahead
+from forecast.backtest.horizons import ByHorizon, first_steps, persistence_ahead
 from forecast.backtest.settings import BacktestSettings, Baseline
 from forecast.config import TrainConfig
-from forecast.errors import UsageError
+from forecast.errors import DataError, UsageError
 from forecast.model.forecaster import PATH_SEED, SCORED_AT_A_TIME, SCORED_PATHS, paths
 from forecast.model.normalization import sees_range
 from forecast.model.volatility import CONSTANT, RISKMETRICS_DECAY, Recursion
@@ -36,13 +37,15 @@ PERSISTENCE = "persistence"
 """The baseline that every model is compared with: the last price, with the quantiles of all earlier changes."""
 WEEK, MONTH = 5, 22
 """Number of bars whose mean ranges HAR sees beside the last one (Corsi 2009, eq. 9)."""
+FAILED = 0.1
+"""Log-likelihood per change by which a failed fit is below that of a normal distribution."""
 DF_RANGE = (2.05, 500.0)
 """Degrees of freedom among which HAR's are found."""
 
 
 def persistence(prepared: PreparedSeries, horizons: Sequence[int]) -> ByHorizon:
     """The last price with constant quantiles around it."""
-    return {horizon: rows_ahead(prepared, horizon).baseline for horizon in horizons}
+    return {horizon: persistence_ahead(prepared, horizon) for horizon in horizons}
 
 
 def drift(prepared: PreparedSeries, horizons: Sequence[int]) -> ByHorizon:
@@ -106,8 +109,8 @@ def har(prepared: PreparedSeries, horizons: Sequence[int]) -> ByHorizon:
             "Close, or name other `baselines`"
         )
     (ranges,) = found
-    # Each month of ranges is followed by the change that it forecasts.
-    months = np.lib.stride_tricks.sliding_window_view(ranges, MONTH)[:-1]
+    # Each month of ranges is followed by the change that it forecasts, the last one by a change after the series.
+    months = np.lib.stride_tricks.sliding_window_view(ranges, MONTH)
     predictors = np.stack(
         [np.ones(len(months)), months[:, -1], months[:, -WEEK:].mean(axis=1), months.mean(axis=1)], axis=1
     )
@@ -121,7 +124,8 @@ def har(prepared: PreparedSeries, horizons: Sequence[int]) -> ByHorizon:
     shape = minimize_scalar(
         lambda df: -float(StudentsT().loglikelihood([df], residuals, variances[:before])), bounds=DF_RANGE
     )
-    fitted = _Volatility(known, known.mean, variances[before:], SkewedT(float(shape.x)), CONSTANT)
+    ahead = variances[before : before + len(known.last)]
+    fitted = _Volatility(known, known.mean, ahead, SkewedT(float(shape.x)), CONSTANT)
     return fitted.forecasts(horizons)
 
 
@@ -133,7 +137,10 @@ BASELINES: dict[str, Callable[[PreparedSeries, Sequence[int]], ByHorizon]] = {
     "GJR": gjr,
     "HAR": har,
 }
-"""Baselines by name; each forecasts the test rows of a prepared series at each horizon."""
+"""Baselines by name; each forecasts the test rows of a prepared series at each horizon.
+
+A series without test rows is forecast from its last row; a fit that failed then raises ``DataError``.
+"""
 
 
 def chosen_baselines(settings: BacktestSettings, config: TrainConfig) -> tuple[Baseline, ...]:
@@ -151,8 +158,8 @@ class _Changes:
     Attributes:
         prepared: the series.
         changes: shape (rows - 1,).
-        first: index of the first test row's change.
-        last: the normalized value before each test row, shape (n,).
+        first: index of the first test row's change, or of the first one after the series.
+        last: the normalized value before each of the ``first_steps``, shape (n,).
     """
 
     prepared: PreparedSeries
@@ -163,7 +170,7 @@ class _Changes:
     @classmethod
     def of(cls, prepared: PreparedSeries) -> _Changes:
         """The changes of a prepared series."""
-        values, targets = prepared.normalized[:, 0], prepared.target_rows("test", 2)
+        values, targets = prepared.normalized[:, 0], first_steps(prepared, 1)
         changes = np.diff(values) / prepared.normalization.feature.change_std
         return cls(prepared, changes, int(targets[0]) - 1, values[targets - 1])
 
@@ -175,7 +182,7 @@ class _Changes:
     def forecasts(self, horizon: int, mean: float, moves: Array | None = None) -> Forecasts:
         """The last prices moved by the mean change at each step, and quantiles of moves (n, 199) around that."""
         feature = self.prepared.normalization.feature
-        last = self.last[: len(self.last) - horizon + 1]
+        last = self.last[: len(first_steps(self.prepared, horizon))]
         points, quantiles = last + horizon * mean * feature.change_std, None
         if moves is not None:
             quantiles = feature.denormalize(points[:, np.newaxis] + moves[: len(last)] * feature.change_std)
@@ -227,7 +234,7 @@ class _Volatility:
     Attributes:
         known: the changes that it was fitted on, and those of the test rows.
         mean: the mean change.
-        variances: variance of each test row's change, from all rows before it, shape (n,).
+        variances: variance of the change of each of the ``first_steps``, from all rows before it, shape (n,).
         shape: distribution of changes around the mean, in units of their standard deviation.
         dynamics: recursion of the variance beyond the first step.
     """
@@ -260,7 +267,7 @@ class _Volatility:
 
 
 def _fitted_by_arch(prepared: PreparedSeries, build: Callable[[Array], ARCHModel]) -> _Volatility:
-    """Fit on the changes before the test rows; with fixed parameters, each test row's variance is from all before."""
+    """Fit on the changes before the test rows; with fixed parameters, each variance is from all rows before."""
     known = _Changes.of(prepared)
     fitted = build(known.changes).fit(last_obs=known.first, disp="off", show_warning=False)
     # Row i forecasts change i + 1 from the changes up to i; the last row forecasts a day after the series.
@@ -275,11 +282,27 @@ def _fitted_by_arch(prepared: PreparedSeries, build: Callable[[Array], ARCHModel
             beta=parameters["beta[1]"],
             history=known.first,
         )
+        # Of test rows, the scores show a failed fit.
+        if known.first == len(known.changes):
+            _require_fitted(known.changes, float(fitted.loglikelihood))
     return _Volatility(
         known=known,
         mean=parameters.get("mu", 0.0),
-        variances=ahead.variance.to_numpy(dtype=np.float64)[:-1, 0],
+        variances=ahead.variance.to_numpy(dtype=np.float64)[: len(known.last), 0],
         # The Student-t distribution's parameter is nu, the skewed one's are eta and lambda.
         shape=SkewedT(parameters.get("nu") or parameters["eta"], parameters.get("lambda", 0.0)),
         dynamics=dynamics,
     )
+
+
+def _require_fitted(changes: Array, log_likelihood: float) -> None:
+    """Check that a fit to changes (n,) found a maximum, whatever the optimizer says of it.
+
+    A normal distribution with a constant variance is next to one of the models among which the maximum is sought.
+
+    Raises:
+        DataError: when the fit is far below it.
+    """
+    normal = -(math.log(2 * math.pi * float(changes.var())) + 1) / 2
+    if not log_likelihood / len(changes) > normal - FAILED:
+        raise DataError("the fit failed: a constant variance is more likely than what it found")

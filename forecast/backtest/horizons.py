@@ -1,7 +1,8 @@
 """Horizons: forecasts several steps ahead, each made from before a scored row, with its target in the same fold.
 
 The target of ``h`` steps from before a row is ``h - 1`` rows later than that row. So of ``n`` scored rows, the first
-``n - h + 1`` are the first steps of such forecasts, and the last ``n - h + 1`` are their targets.
+``n - h + 1`` are the first steps of such forecasts, and the last ``n - h + 1`` are their targets. A series without
+scored rows is forecast from its last row.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forecast.backtest.settings import BacktestSettings
 from forecast.config import TrainConfig
@@ -36,21 +38,35 @@ def scored_horizons(settings: BacktestSettings, config: TrainConfig) -> tuple[in
     return (1,) if columns_not_forecast(config) else settings.horizons
 
 
-def rows_ahead(prepared: PreparedSeries, horizon: int) -> Rows:
-    """The targets of so many steps, and persistence's forecasts of them.
+def first_steps(prepared: PreparedSeries, horizon: int) -> NDArray[np.intp]:
+    """Numbers of the rows from before which so many steps are forecast.
+
+    Those whose target is a test row; for a series without test rows, the one that will follow its last row.
+    """
+    rows = prepared.target_rows("test", 2)
+    return rows[: len(rows) - horizon + 1] if len(rows) else np.array([prepared.split.rows])
+
+
+def persistence_ahead(prepared: PreparedSeries, horizon: int) -> Forecasts:
+    """Persistence's forecasts so many steps ahead, from before each of the ``first_steps``.
 
     Its distribution is that of all changes over so many steps before the test rows.
     """
-    rows, feature = prepared.rows("test", 2), prepared.normalization.feature
-    origins = len(rows.actual) - horizon + 1
-    previous = rows.previous[:origins]
+    feature = prepared.normalization.feature
+    last = prepared.normalized[first_steps(prepared, horizon) - 1, 0]
     known = prepared.normalized[: prepared.split.validation_end, 0]
     changes = np.quantile(known[horizon:] - known[:-horizon], PROBABILITIES)
+    return Forecasts(feature.denormalize(last), feature.denormalize(last[:, np.newaxis] + changes))
+
+
+def rows_ahead(prepared: PreparedSeries, horizon: int) -> Rows:
+    """The targets of so many steps, and persistence's forecasts of them."""
+    rows, persistence = prepared.rows("test", 2), persistence_ahead(prepared, horizon)
     return replace(
         rows,
         actual=rows.actual[horizon - 1 :],
-        previous=previous,
-        persistence=feature.denormalize(feature.normalize(previous)[:, np.newaxis] + changes),
+        previous=persistence.points,
+        persistence=persistence.quantiles,
     )
 
 
