@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 from forecast.config import AgeOptions, parse_settings
 from forecast.errors import AgeError, BadWindow, LevelError, UsageError, WindowError
 from forecast.inference.prediction import describe_intervals
+from forecast.prices.timeline import RECENT_DATES
 from serve_app.batching import Window
 from serve_app.catalog import ModelNotFound
 from serve_app.computing import Bounds, forecast_aside, forecast_series
@@ -48,8 +49,6 @@ BATCH: Kinds[BatchRequest | BatchRowsRequest] = (BatchRequest, BatchRowsRequest)
 Dates = NDArray[np.datetime64]
 
 TO_SEE_THE_MARKET = "send them in series to POST /predict/batch, with same_session"
-RECENT_DATES = 8
-"""Number of a window's last dates that show how weeks and months are labelled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ def _batch_request(
     """The same question as a body of ``POST /predict/batch``; takes the values out of the answers, which are many."""
     asked = {
         "series": [{"symbol": answer["symbol"], "values": answer.pop("values")} for answer in answers],
-        "same_session": len(with_the_same_sessions(windows)) == 1,
+        "same_session": len(_with_the_same_sessions(windows)) == 1,
     }
     if options.horizon > 1:
         asked["horizon"] = options.horizon
@@ -274,7 +274,7 @@ def _forecasts_of_all(
             )
             found[symbol] = steps[0].tolist(), bounds
         return found
-    for symbols in with_the_same_sessions(windows):
+    for symbols in _with_the_same_sessions(windows):
         own = [predictors[symbol] for symbol in symbols]
         if doubt := own[0].market_doubt(symbols):
             say(f"warning: {listed(symbols)}: {doubt}")
@@ -285,24 +285,10 @@ def _forecasts_of_all(
     return {symbol: found[symbol] for symbol in windows}
 
 
-def with_the_same_sessions(windows: dict[str, Window]) -> list[list[str]]:
-    """Groups of symbols whose windows hold the same dates, as far back as the shorter window reaches."""
-    import numpy as np
+def _with_the_same_sessions(windows: dict[str, Window]) -> list[list[str]]:
+    from forecast.inference.dating import with_the_same_sessions
 
-    groups: list[tuple[Dates, list[str]]] = []
-    longest_first = sorted(windows, key=lambda symbol: -len(windows[symbol].values))
-    for symbol in longest_first:
-        dates = windows[symbol].dates
-        fitting = (
-            symbols
-            for known, symbols in groups
-            if dates is not None and np.array_equal(known[-len(dates) :], dates)
-        )
-        if (group := next(fitting, None)) is not None:
-            group.append(symbol)
-        else:
-            groups.append((np.array([]) if dates is None else dates, [symbol]))
-    return [symbols for _, symbols in groups]
+    return with_the_same_sessions({symbol: window.dates for symbol, window in windows.items()})
 
 
 def _table(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.errors import DataError, UsageError, WindowError
+from forecast.errors import UsageError, WindowError
 from forecast.model.checkpoint import Checkpoint
 from forecast.prices.timeline import Timeline
 
@@ -97,10 +97,7 @@ class Dating:
             WindowError: as ``require_timeline``.
         """
         timeline = self.require_timeline()
-        try:
-            dates = timeline.next_dates(last, count)
-        except DataError:  # years that no calendar has
-            dates = None
+        dates = timeline.next_dates(last, count)
         if dates is None:
             return {}
         return {"forecast_dates": timeline.text(dates), "forecast_closes": timeline.closes(dates)}
@@ -125,3 +122,23 @@ class Dating:
     def _age_at(self, timeline: Timeline, now: np.datetime64) -> int | None:
         last = timeline.last_complete_session(now)
         return None if last is None else self._age(timeline, last)
+
+
+def with_the_same_sessions(windows: Mapping[str, Dates | None]) -> list[list[str]]:
+    """Groups of symbols whose windows hold the same dates, as far back as the shorter window reaches.
+
+    Args:
+        windows: the dates of each symbol's window, oldest first; None for a window without dates, which is a
+            group of its own.
+    """
+    groups: list[tuple[Dates, list[str]]] = []
+    alone = [[symbol] for symbol, dates in windows.items() if dates is None]
+    dated = {symbol: dates for symbol, dates in windows.items() if dates is not None}
+    for symbol in sorted(dated, key=lambda symbol: -len(dated[symbol])):
+        dates = dated[symbol]
+        fitting = (symbols for known, symbols in groups if np.array_equal(known[-len(dates) :], dates))
+        if (group := next(fitting, None)) is not None:
+            group.append(symbol)
+        else:
+            groups.append((dates, [symbol]))
+    return [*(symbols for _, symbols in groups), *alone]

@@ -21,6 +21,8 @@ Dates = NDArray[np.datetime64]
 
 RECENT = np.timedelta64(30, "D")
 """Days among which the last session is sought."""
+RECENT_DATES = 8
+"""Number of a series' last dates that show how weeks and months are labelled."""
 UNITS = {"1d": "session", "1wk": "week", "1mo": "month"}
 """What a bar of a day or longer is called."""
 
@@ -113,8 +115,16 @@ class Timeline:
         return calendars.to_zone(dates, self.calendar.zone) if self.is_intraday else dates
 
     def next_dates(self, last: np.datetime64 | Dates, count: int) -> Dates | None:
-        """The ``count`` bars after ``last`` (or the last of several); None where the calendar does not know them."""
-        return self.calendar.next_bars(last, self.interval, count, self.grid)
+        """The ``count`` bars after ``last``; None where the calendar does not know them.
+
+        Args:
+            last: the last date; or the last ``RECENT_DATES``, which show how weeks and months are labelled.
+            count: number of bars.
+        """
+        try:
+            return self.calendar.next_bars(last, self.interval, count, self.grid)
+        except DataError:  # years that no calendar has
+            return None
 
     def closes(self, dates: Dates) -> list[str | None]:
         """When each bar ends, ISO 8601 with the exchange's offset from UTC; None where the calendar has no such bar."""
