@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from forecast.model.windows import Encoding
 from forecast.scores.distribution import Distribution, interval_probabilities
 
 Array = NDArray[np.float64]
+
+NO_INTERVALS = (
+    "this checkpoint has no intervals: it was made before checkpoints had any; train or tune the model again"
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,29 @@ class Prediction:
             LevelError: when the model has no intervals, or none that wide.
             WindowError: when a bound is not a finite number.
         """
-        quantiles = self._distribution(levels).quantiles(interval_probabilities(levels))
-        bounds = self.encoding.prices(quantiles, self.last)
-        return require_finite(np.stack(np.split(bounds, 2, axis=1), axis=-1))
+        require_levels(self.distribution.widest_level if self.distribution else 0.0, levels)
+        return bounds_of(self.quantiles(interval_probabilities(levels)))
+
+    def quantiles(self, probabilities: Array) -> Array:
+        """Quantiles (n, k) at probabilities (k,), in price units.
+
+        Raises:
+            LevelError: when the model has no distribution.
+            WindowError: when a quantile is not a finite number.
+        """
+        outputs = self.required_distribution.quantiles(probabilities)
+        return require_finite(self.encoding.prices(outputs, self.last))
+
+    @property
+    def required_distribution(self) -> Distribution:
+        """The distribution.
+
+        Raises:
+            LevelError: when the model has none.
+        """
+        if self.distribution is None:
+            raise LevelError(NO_INTERVALS)
+        return self.distribution
 
     def split(self) -> list[Prediction]:
         """One prediction for each window."""
@@ -51,10 +75,10 @@ class Prediction:
             for i, one in enumerate(each)
         ]
 
-    def _distribution(self, levels: Sequence[float]) -> Distribution:
-        found = self.distribution
-        require_levels(found.widest_level if found else 0.0, levels)
-        return cast(Distribution, found)
+
+def bounds_of(quantiles: Array) -> Array:
+    """Lower and upper bounds (..., levels, 2) from quantiles (..., 2 levels) at the ``interval_probabilities``."""
+    return np.stack(np.split(quantiles, 2, axis=-1), axis=-1)
 
 
 def require_levels(widest: float, levels: Sequence[float], where: str = "") -> None:
@@ -66,9 +90,7 @@ def require_levels(widest: float, levels: Sequence[float], where: str = "") -> N
         LevelError: when it does not, or a level is not between zero and one.
     """
     if not widest:
-        raise LevelError(
-            "this checkpoint has no intervals: it was made before checkpoints had any; train or tune the model again"
-        )
+        raise LevelError(NO_INTERVALS)
     for level in levels:
         if not 0 < level < 1:
             raise LevelError(f"level {level:g} is not between 0 and 1; give 0.9 for an interval of 90 %")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from forecast.errors import BadWindow, DataError, WindowError
 from forecast.inference.dating import Dating
 from forecast.inference.engines import Engine, EngineName, build_engine
-from forecast.inference.prediction import Prediction, require_finite, require_levels
+from forecast.inference.prediction import Prediction, bounds_of, require_finite, require_levels
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.device import choose_device
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
@@ -243,20 +243,48 @@ class Predictor:
             LevelError: when the model has no intervals of these levels.
         """
         self.require_levels(levels, horizon)
+        horizons, probabilities = range(1, horizon + 1), interval_probabilities(levels)
+        return bounds_of(self.predict_quantiles(windows, horizons, probabilities, prices))
+
+    def predict_quantiles(
+        self,
+        windows: ArrayLike,
+        horizons: Sequence[int],
+        probabilities: Array,
+        prices: ArrayLike | None = None,
+    ) -> Array:
+        """Quantiles of the prices at numbers of steps, shape (n, horizons, k), in price units.
+
+        They are the bounds of ``predict_intervals`` at any probabilities: even at those beyond the model's widest
+        interval, where a model that has learned no distribution repeats its outermost ones.
+
+        Args:
+            windows: as in ``predict``.
+            horizons: the numbers of steps, ascending.
+            probabilities: between zero and one, shape (k,).
+            prices: the point forecasts of all steps up to the last of ``horizons``, shape (n, steps), if they are known
+                already.
+
+        Raises:
+            WindowError: as ``predict_steps``.
+            LevelError: when the model has no distribution.
+        """
         prediction = self.forecast(windows)
-        first = prediction.intervals(levels)[:, np.newaxis]
-        if horizon == 1 or prediction.distribution is None:
-            return first
-        steps = self.predict_steps(windows, horizon) if prices is None else np.asarray(prices)
-        feature, later = self._encoding.normalization.feature, range(2, horizon + 1)
-        with np.errstate(all="ignore"):
-            # Each window on its own has the same draws, whatever windows it comes with.
-            quantiles = [
-                self._forecaster.quantiles(one, points[np.newaxis], interval_probabilities(levels), later)
-                for one, points in zip(prediction.distribution.split(), feature.normalize(steps), strict=True)
-            ]
-            bounds = require_finite(feature.denormalize(np.concatenate(quantiles)))
-        return np.concatenate([first, np.stack(np.split(bounds, 2, axis=2), axis=-1)], axis=1)
+        found = [prediction.quantiles(probabilities)[:, np.newaxis]] if 1 in horizons else []
+        later = [horizon for horizon in horizons if horizon > 1]
+        if later:
+            steps = self.predict_steps(windows, later[-1]) if prices is None else np.asarray(prices)
+            feature = self._encoding.normalization.feature
+            with np.errstate(all="ignore"):
+                # Each window on its own has the same draws, whatever windows it comes with.
+                quantiles = [
+                    self._forecaster.quantiles(
+                        each.required_distribution, points[np.newaxis], probabilities, later
+                    )
+                    for each, points in zip(prediction.split(), feature.normalize(steps), strict=True)
+                ]
+                found.append(require_finite(feature.denormalize(np.concatenate(quantiles))))
+        return np.concatenate(found, axis=1)
 
     def require_horizon(self, horizon: int) -> None:
         """Check that the model can forecast this many steps.
@@ -435,12 +463,55 @@ def forecast_together(
         found = []
         for index, (predictor, own) in enumerate(zip(predictors, normalized, strict=True)):
             encoding, last = predictor._encoding, own[:, -1, 0]
-            try:
-                prices = require_finite(encoding.prices(points[index : index + 1], last))
-            except WindowError as error:
-                raise BadWindow(index, error) from None
+            prices = _require_finite_of(index, encoding.prices(points[index : index + 1], last))
             found.append(Prediction(prices, distributions[index], last, encoding))
     return found
+
+
+def predict_steps_together(predictors: Sequence[Predictor], windows: Sequence[Any], horizon: int) -> Array:
+    """The next ``horizon`` prices of several symbols of one model, shape (n, horizon), as ``Predictor.predict_steps``.
+
+    Each step is one run of the model's networks.
+
+    Args:
+        predictors: predictors of the symbols; they share an engine.
+        windows: a window for each symbol, as in ``Predictor.predict``.
+        horizon: number of steps.
+
+    Raises:
+        BadWindow: for the first window that does not fit the model.
+        WindowError: for more than one step of a model with input columns that it does not forecast.
+    """
+    predictors[0].require_horizon(horizon)
+    prices = np.empty((len(predictors), horizon))
+    with np.errstate(all="ignore"):
+        normalized = _normalized_each(predictors, windows)
+        rows = [each._encoding.with_market(own) for each, own in zip(predictors, normalized, strict=True)]
+        for step in range(horizon):
+            if step:
+                rows = [
+                    each._forecaster.followed(own, prices[index : index + 1, step - 1])
+                    for index, (each, own) in enumerate(zip(predictors, rows, strict=True))
+                ]
+            views, _ = _inputs_together(predictors, rows)
+            points = point_forecasts(predictors[0].engine(views))
+            for index, (each, own) in enumerate(zip(predictors, rows, strict=True)):
+                prices[index, step] = each._encoding.prices(points[index : index + 1], own[:, -1, 0])[0]
+    for index, steps in enumerate(prices):
+        _require_finite_of(index, steps)
+    return prices
+
+
+def _require_finite_of(index: int, prices: Array) -> Array:
+    """``require_finite`` for the forecasts from one of several windows.
+
+    Raises:
+        BadWindow: when a price is not a finite number.
+    """
+    try:
+        return require_finite(prices)
+    except WindowError as error:
+        raise BadWindow(index, error) from None
 
 
 def market_of(predictors: Sequence[Predictor], windows: Sequence[Any]) -> Array | None:

@@ -117,13 +117,16 @@ class Forecaster:
         rows, prices = normalized, np.empty((len(normalized), horizon))
         for step in range(horizon):
             if step:
-                bars = self.encoding.normalization.following_bars(prices[:, step - 1])
-                following = self.encoding.with_market(bars[:, np.newaxis])
-                rows = np.concatenate([rows, following], axis=1)[:, -self.rows :]
-                rows = self.encoding.hide_market(rows)
+                rows = self.followed(rows, prices[:, step - 1])
             outputs, _ = self.outputs(rows)
             prices[:, step] = self.encoding.prices(point_forecasts(outputs), rows[:, -1, 0])
         return prices
+
+    def followed(self, rows: Array, prices: Array) -> Array:
+        """The rows from which the step after forecast prices (n,) is forecast; they do not show the market."""
+        bars = self.encoding.normalization.following_bars(prices)
+        following = self.encoding.with_market(bars[:, np.newaxis])
+        return self.encoding.hide_market(np.concatenate([rows, following], axis=1)[:, -self.rows :])
 
     def distribution(self, normalized: Array) -> Distribution | None:
         """The distributions of the next output; None where the model has none."""
