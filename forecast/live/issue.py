@@ -1,0 +1,309 @@
+"""Forecasts of the prices that come next, as they are issued: a model's, and those of the baselines beside it.
+
+Each is made from the last row of a symbol's series, and for the bars that the series' calendar has next. Whatever is
+wrong with one symbol costs that symbol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.backtest.baselines import BASELINES
+from forecast.config import DataConfig, parse_settings
+from forecast.errors import BadWindow, DataError, ForecastError, UsageError, WindowError
+from forecast.inference.dating import with_the_same_sessions
+from forecast.inference.prediction import Prediction
+from forecast.inference.predictor import (
+    Predictor,
+    forecast_together,
+    market_of,
+    predict_steps_together,
+)
+from forecast.model.normalization import bar_part
+from forecast.model.split import MIN_TARGETS, Split
+from forecast.model.windows import PreparedSeries, plain_window, prepare
+from forecast.prices.series import Series
+from forecast.prices.timeline import RECENT_DATES
+from forecast.scores.distribution import PROBABILITIES
+
+Array = NDArray[np.float64]
+Problems = dict[str, str]
+"""Why a symbol could not be forecast, in one line each, by symbol."""
+T = TypeVar("T")
+
+ISSUED_BASELINES = ("persistence", "EWMA", "GARCH")
+"""The baselines that are issued beside a model."""
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A forecast of one price, as it is issued.
+
+    Attributes:
+        symbol: the symbol.
+        origin: date or time of the last known price, ISO 8601.
+        last_price: that price.
+        target: date or time of the bar that is forecast, ISO 8601.
+        horizon: number of steps from the origin to the target.
+        model: the checkpoint's SHA-256, or a baseline's name.
+        prediction: point forecast, in price units.
+        quantiles: quantiles at ``PROBABILITIES``, shape (199,), in price units.
+    """
+
+    symbol: str
+    origin: str
+    last_price: float
+    target: str
+    horizon: int
+    model: str
+    prediction: float
+    quantiles: Array
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A symbol that is to be forecast with a model."""
+
+    series: Series
+    predictor: Predictor
+    window: list[Any]
+    targets: list[str]
+
+
+def issue_model(
+    predictor: Predictor, prices: Mapping[str, Series], horizons: Sequence[int], sha256: str
+) -> tuple[list[Issued], Problems]:
+    """Forecast each symbol with a model, from the last ``rows_used`` rows of its series.
+
+    As everywhere, only forecasts of one step see what the market did, and only among symbols that end with the same
+    session. A symbol that a model of many was not trained on is normalized by its window.
+
+    Args:
+        predictor: the model, of any of its symbols.
+        prices: series by symbol.
+        horizons: numbers of steps.
+        sha256: the checkpoint's hash, which names the model.
+
+    Returns:
+        The forecasts, in the order of the symbols and of the steps, and the problems of the symbols that have none.
+
+    Raises:
+        WindowError: when the model cannot forecast so many steps.
+    """
+    horizons = sorted(set(horizons))
+    predictor.require_horizon(horizons[-1])
+    due: dict[str, _Due] = {}
+    problems: Problems = {}
+    for symbol, series in prices.items():
+        try:
+            due[symbol] = _due(predictor, symbol, series, horizons)
+        except ForecastError as error:
+            problems[symbol] = str(error)
+    first: dict[str, Prediction] = {}
+    if horizons[0] == 1:
+        dates = {symbol: each.series.dates[-len(each.window) :] for symbol, each in due.items()}
+        for symbols in with_the_same_sessions(dates):
+            first |= _each({symbol: due[symbol] for symbol in symbols}, _one_step, problems)
+    steps: dict[str, Array] = {}
+    if horizons[-1] > 1:
+        steps = _each(due, partial(predict_steps_together, horizon=horizons[-1]), problems)
+    issued = []
+    for symbol, each in due.items():
+        if symbol in problems:
+            continue
+        try:
+            found = _forecasts(each, horizons, first.get(symbol), steps.get(symbol))
+        except ForecastError as error:
+            problems[symbol] = str(error)
+            continue
+        issued += _issued(symbol, each.series, each.targets, sha256, found)
+    return issued, problems
+
+
+def _due(predictor: Predictor, symbol: str, series: Series, horizons: Sequence[int]) -> _Due:
+    """What is needed to forecast one symbol.
+
+    Raises:
+        ForecastError: when it cannot be forecast.
+    """
+    targets = _targets(series, horizons)
+    bars, own_bars = predictor.dating.timeline, series.timeline
+    if bars is not None and bars.interval != own_bars.interval:
+        raise WindowError(
+            f"its bars are of {own_bars.interval}, those of the model of {bars.interval}; give bars of {bars.interval}"
+        )
+    window = plain_window(series.matrix[-predictor.rows_used :])
+    if symbol in predictor.whole.symbols or not predictor.whole.symbols:
+        own = predictor.of_symbol(symbol)
+        own.check([window])
+    else:
+        own = predictor.of_window(window, symbol, own_bars)
+    return _Due(series, own, window, targets)
+
+
+def _one_step(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Prediction]:
+    """The next prices of symbols that end with the same session; errors as ``forecast_together``."""
+    return forecast_together(predictors, windows, market_of(predictors, windows))
+
+
+def _each(
+    due: Mapping[str, _Due],
+    forecast: Callable[[list[Predictor], list[Any]], Iterable[T]],
+    problems: Problems,
+) -> dict[str, T]:
+    """What ``forecast`` makes of the windows of all symbols together, without those that it refuses."""
+    symbols = [symbol for symbol in due if symbol not in problems]
+    while symbols:
+        try:
+            found = forecast(
+                [due[symbol].predictor for symbol in symbols], [due[symbol].window for symbol in symbols]
+            )
+            return dict(zip(symbols, found, strict=True))
+        except BadWindow as bad:
+            problems[symbols.pop(bad.index)] = str(bad)
+    return {}
+
+
+def _forecasts(
+    due: _Due, horizons: Sequence[int], first: Prediction | None, steps: Array | None
+) -> dict[int, tuple[float, Array]]:
+    """Point forecasts and quantiles by number of steps.
+
+    Args:
+        due: the symbol.
+        horizons: numbers of steps, ascending.
+        first: the forecast of one step; None where it is not asked for.
+        steps: point forecasts of all steps, shape (steps,); None where more than one are not asked for.
+
+    Raises:
+        LevelError: when the model has no distribution.
+        WindowError: when a quantile is not a finite number.
+    """
+    found = {}
+    if first is not None:
+        found[1] = float(first.prices[0]), first.quantiles(PROBABILITIES)[0]
+    if steps is not None:
+        later = [horizon for horizon in horizons if horizon > 1]
+        quantiles = due.predictor.predict_quantiles([due.window], later, PROBABILITIES, [steps])[0]
+        found |= {
+            horizon: (float(steps[horizon - 1]), own) for horizon, own in zip(later, quantiles, strict=True)
+        }
+    return found
+
+
+def issue_baselines(
+    prices: Mapping[str, Series],
+    horizons: Sequence[int],
+    names: Sequence[str] = ISSUED_BASELINES,
+) -> tuple[list[Issued], Problems]:
+    """Forecast each symbol with the baselines, each fitted on all rows of the symbol's series.
+
+    These are the baselines of a backtest whose test rows would start after the series, on logarithms of prices; on
+    prices themselves where one of them is not positive.
+
+    Args:
+        prices: series by symbol.
+        horizons: numbers of steps.
+        names: baselines that have a distribution, from ``BASELINES``.
+
+    Returns:
+        The forecasts, in the order of the symbols, baselines and steps, and the problems of symbols, each with the name
+        of the baseline that has none.
+
+    Raises:
+        UsageError: when there is no baseline of that name.
+    """
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise UsageError(f"there is no baseline {unknown[0]!r}; choose from {', '.join(BASELINES)}")
+    horizons = sorted(set(horizons))
+    issued: list[Issued] = []
+    problems: Problems = {}
+    for symbol, series in prices.items():
+        found, complaints = _baselines_of(symbol, series, horizons, names)
+        issued += found
+        if complaints:
+            problems[symbol] = "; ".join(complaints)
+    return issued, problems
+
+
+def _baselines_of(
+    symbol: str, series: Series, horizons: Sequence[int], names: Sequence[str]
+) -> tuple[list[Issued], list[str]]:
+    """The forecasts of one symbol, and why others are missing."""
+    try:
+        targets = _targets(series, horizons)
+        prepared = _all_known(series, horizons[-1])
+    except DataError as error:
+        return [], [str(error)]
+    issued, complaints = [], []
+    for name in names:
+        # Whatever an optimizer raises on one symbol's prices, the other forecasts are issued.
+        try:
+            with np.errstate(all="ignore"):
+                ahead = BASELINES[name](prepared, horizons)
+                found = {
+                    horizon: (float(each.points[0]), each.required_quantiles[0])
+                    for horizon, each in ahead.items()
+                }
+            if not all(np.isfinite([point, *quantiles]).all() for point, quantiles in found.values()):
+                raise DataError("its forecast is not a finite number")
+        except Exception as error:
+            complaints.append(f"{name}: {error}")
+            continue
+        issued += _issued(symbol, series, targets, name, found)
+    return issued, complaints
+
+
+def _all_known(series: Series, longest: int) -> PreparedSeries:
+    """A series without test rows, as baselines take it: the feature, with the other parts of its bars.
+
+    Raises:
+        DataError: when it is too short for forecasts of the ``longest`` number of steps, or does not vary.
+    """
+    rows = len(series)
+    if rows < longest + MIN_TARGETS:
+        raise DataError(
+            f"{rows} rows are too few to know changes of {longest} steps; {longest + MIN_TARGETS} are needed"
+        )
+    parts = [i for i, name in enumerate(series.columns) if not i or bar_part(name, series.feature)]
+    bars = replace(series, matrix=series.matrix[:, parts], columns=tuple(series.columns[i] for i in parts))
+    config = parse_settings(DataConfig, {"log_prices": bool((bars.matrix > 0).all())})
+    return prepare(bars, config, Split(train_end=rows, validation_end=rows, rows=rows))
+
+
+def _targets(series: Series, horizons: Sequence[int]) -> list[str]:
+    """Dates of the bars so many steps, ascending, after the last row.
+
+    Raises:
+        DataError: when the calendar does not know them.
+    """
+    dates = series.timeline.next_dates(series.dates[-RECENT_DATES:], horizons[-1])
+    if dates is None:
+        (last,) = series.timeline.text(series.dates[-1:])
+        raise DataError(
+            f"the calendar {series.timeline.calendar_name} does not know the next {horizons[-1]} dates after {last}; "
+            "set another `calendar`, or update the package exchange_calendars"
+        )
+    return series.timeline.text(dates[np.array(horizons) - 1])
+
+
+def _issued(
+    symbol: str,
+    series: Series,
+    targets: Sequence[str],
+    model: str,
+    found: Mapping[int, tuple[float, Array]],
+) -> list[Issued]:
+    """The forecasts of one symbol with one model, from point forecasts and quantiles by number of steps, ascending."""
+    (origin,) = series.timeline.text(series.dates[-1:])
+    last_price = float(series.values[-1])
+    return [
+        Issued(symbol, origin, last_price, target, horizon, model, prediction, quantiles)
+        for target, (horizon, (prediction, quantiles)) in zip(targets, found.items(), strict=True)
+    ]
