@@ -138,7 +138,7 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
         except ModelNotFound as error:
             problem = Problem(loc=["query", "symbol"], msg=str(error), type=error.kind)
             return _refusal(error.status, problem)
-        return _describe(chosen, models)
+        return _describe(chosen, models, published=await _is_published(chosen.symbol, ledger))
 
     @web.get("/models", responses=_errors(401, 422), summary="List the served models")
     async def list_models(offset: Offset = 0, limit: Limit = MODELS_PER_PAGE, q: Text = "") -> ModelsAnswer:
@@ -336,7 +336,15 @@ def _line(symbol: str, header: Header, version: str, path: str | Path, stored: S
     )
 
 
-def _describe(model: ServedModel, models: Models) -> ModelAnswer:
+async def _is_published(symbol: str, ledger: LiveLedger) -> bool:
+    """Whether the ledger has a published forecast of a symbol; a ledger that cannot be used has none."""
+    try:
+        return await ledger.ask(lambda record: record.publishes(symbol))
+    except LedgerError:
+        return False
+
+
+def _describe(model: ServedModel, models: Models, *, published: bool) -> ModelAnswer:
     predictor, refusal = model.predictor, models.refusal
     checkpoint, engine = predictor.checkpoint, predictor.engine
     return ModelAnswer(
@@ -368,5 +376,6 @@ def _describe(model: ServedModel, models: Models) -> ModelAnswer:
         latest_window=checkpoint.latest_window,
         device=str(engine.device),
         engine=engine.name,
+        published=published,
         refused=RefusalAnswer(reason=refusal.reason, at=refusal.at) if refusal else None,
     )

@@ -372,6 +372,7 @@ class ModelAnswer(ModelLine):
     )
     device: str
     engine: str = Field(description="engine that runs the network: torch or onnx")
+    published: bool = Field(description="whether GET /forecast has a published forecast of the symbol")
     refused: RefusalAnswer | None = Field(
         description="the last checkpoint that this replica tried to load, if it was refused"
     )

@@ -12,18 +12,20 @@ import httpx2 as httpx
 import pytest
 import uvicorn
 from browser import Watched
+from live_ledger import live
 from serving_here import build
 
 from forecast import Predictor, save_checkpoint
+from forecast.live.record import Record
 
 KEY = "a key to the door"
 
 
 @contextlib.contextmanager
-def listening(checkpoint, api_key=None):
+def listening(checkpoint, api_key=None, **options):
     """Serve the page on a free port, and return its address."""
     with ThreadPoolExecutor(1) as pool:  # this thread's event loop drives the browser
-        web, _ = pool.submit(build, checkpoint, api_key).result()
+        web, _ = pool.submit(build, checkpoint, api_key, **options).result()
     server = uvicorn.Server(uvicorn.Config(web, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -324,6 +326,73 @@ def test_a_wrong_horizon_is_marked_where_it_is(open_page, address):
     page.tab.locator("#problem").wait_for(state="visible")
     assert page.tab.get_attribute("#horizon", "aria-invalid") == "true"
     assert page.tab.get_attribute("#values", "aria-invalid") == "false"
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A ledger of the served symbol and of others."""
+    record = Record(tmp_path_factory.mktemp("models") / "ledger.db")
+    live(record, "coins", ["BTC-USD", "EUR/USD"], [("a" * 64, 30)])
+    record.add_event("coins", "added", version="v1")
+    record.add_event("coins", "promoted", version="v1", details={"why": "the first version"})
+    record.add_event("coins", "kept", version="v2", details={"why": "no better than v1"})
+    record.add_event("coins", "alarm", details={"alarm": "model_old", "text": "the model is old"})
+    yield record
+    record.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_published_forecast_is_shown_with_what_came_of_earlier_ones(
+    open_page, tiny_checkpoint, record, width, scheme
+):
+    with listening(tiny_checkpoint, ledger=str(record.path)) as address:
+        page = open_page(address, width=width, scheme=scheme)
+        tab = page.tab
+        tab.wait_for_function("() => document.querySelectorAll('#history tr').length > 1")
+        found = record.forecast("BTC-USD", [0.9], 60)
+        said = tab.text_content("#published")
+        assert found.issued_at[:16].replace("T", " ") in said
+        assert f"from prices up to {found.origin}; at least 3 of its sessions have ended" in said
+        (step, _) = found.steps
+        for text in (step.target, f"{step.prediction:.6g}", f"{step.intervals[0].upper:.6g}"):
+            assert text in tab.text_content("#steps")
+        inside = [
+            each.intervals[0].lower <= each.realized <= each.intervals[0].upper for each in found.settled
+        ]
+        counts = {
+            kind: tab.locator(f"#live-chart circle.{kind}").count() for kind in ("came", "missed", "point")
+        }
+        assert counts == {"came": sum(inside), "missed": len(inside) - sum(inside), "point": 2}
+        assert f"{sum(inside)} of which were inside" in tab.get_attribute("#live-chart", "aria-label")
+        ((scores,), _) = record.live()
+        assert "29 sessions of 2 symbols since version v1 was promoted" in tab.text_content("#record-title")
+        for skill in scores.skill:
+            assert (f"{skill.ratio:.3f}" in tab.text_content("#record")) == (skill.horizon == 1)
+        for covered in scores.coverage:
+            assert f"{100 * covered.coverage:.1f} %" in tab.text_content("#record")
+        assert "the model is old" in tab.text_content("#alarms")
+        assert tab.locator("#history tr").nth(1).text_content().endswith("not promotedv2no better than v1")
+        assert page.cut_off() == 0
+        assert page.errors == []
+        assert page.hosts == {address.split("/")[2]}
+
+
+def test_a_symbol_without_a_published_forecast_has_no_such_section(open_page, tiny_result, record, tmp_path):
+    for symbol in ("ETH-USD", "EUR/USD"):
+        config = tiny_result.checkpoint.config.model_copy(update={"symbol": symbol})
+        path = tmp_path / f"{symbol[:3]}.pt"
+        save_checkpoint(tiny_result.checkpoint.model_copy(update={"config": config}), path)
+    with listening(tmp_path, ledger=str(record.path)) as address:
+        page = open_page(address)
+        shown(page.tab)
+        assert not page.tab.locator("#live").is_visible()
+        choose(page.tab, "eur")
+        page.tab.locator("#history").wait_for(state="visible")
+        assert "EUR/USD" in page.tab.text_content("h1")
+        choose(page.tab, "eth")
+        page.tab.locator("#live").wait_for(state="hidden")
+        assert page.errors == []
 
 
 def test_browsers_ask_again_for_every_part_of_the_page(address):

@@ -254,6 +254,10 @@ class Record(Ledger):
         query = sa.select(PUBLISHED.c.symbol).distinct().order_by(PUBLISHED.c.symbol)
         return [row["symbol"] for row in self._rows(query)]
 
+    def publishes(self, symbol: str) -> bool:
+        """Whether there is a published forecast of a symbol."""
+        return bool(self._rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol).limit(1)))
+
     def stamp(self) -> dict[str, Any]:
         """Values of which one changes whenever the answer of ``live`` may."""
         values = [sa.func.max(table.c.id).label(table.name) for table in (FORECASTS, SCORES, EVENTS)]

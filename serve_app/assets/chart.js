@@ -1,4 +1,4 @@
-// The window, the forecast with its interval, and persistence, as SVG.
+// Charts, as SVG.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -37,14 +37,12 @@ function formatTicks(marks, step) {
   return marks.map((mark) => mark.toLocaleString("en-US", settings));
 }
 
-// prices: the window, oldest first; predictions: one per step; interval: {level, lower: […], upper: […]} or null.
-function drawChart(place, prices, predictions, interval) {
+// Start a chart of some values: lines at round numbers, and the numbers in a gutter left of them.
+function startChart(place, values) {
   const width = place.clientWidth;
   const height = place.clientHeight;
-  const known = prices.length;
-  const all = [...prices, ...predictions, ...(interval ? [...interval.lower, ...interval.upper] : [])];
-  let low = Math.min(...all);
-  let high = Math.max(...all);
+  let low = Math.min(...values);
+  let high = Math.max(...values);
   const room = 0.06 * (high - low) || Math.abs(high) * 0.01 || 1;
   low -= room;
   high += room;
@@ -53,19 +51,28 @@ function drawChart(place, prices, predictions, interval) {
   const marks = ticks(low, high, step);
   const names = formatTicks(marks, step);
   const gutter = MARGIN.left + 7 * Math.max(...names.map((name) => name.length)) + 6;
-  // Stretch forecasts of few steps, so that they stay visible next to a long window.
-  const ahead = Math.max(predictions.length, Math.ceil(known / 12));
-  const stretch = predictions.length ? ahead / predictions.length : 1;
-  const unit = (width - gutter - MARGIN.right) / Math.max(1, known - 1 + ahead);
-  const x = (row) => gutter + unit * (row < known ? row : known - 1 + (row - known + 1) * stretch);
   const y = (value) => MARGIN.top + ((high - value) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
-  const path = (points) => points.map(([row, value], i) => `${i ? "L" : "M"}${x(row).toFixed(1)},${y(value).toFixed(1)}`).join("");
 
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const [i, mark] of marks.entries()) {
     element("line", { class: "grid", x1: gutter, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }, svg);
     element("text", { x: gutter - 6, y: y(mark) + 4, "text-anchor": "end" }, svg).textContent = names[i];
   }
+  return { svg, width, height, gutter, y };
+}
+
+// prices: the window, oldest first; predictions: one per step; interval: {level, lower: […], upper: […]} or null.
+function drawChart(place, prices, predictions, interval) {
+  const known = prices.length;
+  const all = [...prices, ...predictions, ...(interval ? [...interval.lower, ...interval.upper] : [])];
+  const { svg, width, height, gutter, y } = startChart(place, all);
+  // Stretch forecasts of few steps, so that they stay visible next to a long window.
+  const ahead = Math.max(predictions.length, Math.ceil(known / 12));
+  const stretch = predictions.length ? ahead / predictions.length : 1;
+  const unit = (width - gutter - MARGIN.right) / Math.max(1, known - 1 + ahead);
+  const x = (row) => gutter + unit * (row < known ? row : known - 1 + (row - known + 1) * stretch);
+  const path = (points) => points.map(([row, value], i) => `${i ? "L" : "M"}${x(row).toFixed(1)},${y(value).toFixed(1)}`).join("");
+
   // Keep labels of the past away from the label of the last value.
   const labels = ticks(1 - known, 0, tickStep(1 - known, 0, Math.max(2, Math.floor(width / 140))))
     .filter((mark) => mark === 0 || -mark * unit > 40)

@@ -44,11 +44,12 @@ function cell(tag, text, number) {
   return made;
 }
 
-function fill(table, rows, header) {
+// numbers: whether all columns but the first are numbers.
+function fill(table, rows, header, numbers = Boolean(header)) {
   table.replaceChildren();
   for (const row of header ? [header, ...rows] : rows) {
     const line = table.insertRow();
-    row.forEach((text, i) => line.append(cell(row === header ? "th" : "td", text, header && i > 0)));
+    row.forEach((text, i) => line.append(cell(row === header ? "th" : "td", text, numbers && i > 0)));
   }
 }
 
@@ -256,6 +257,7 @@ async function choose(symbol) {
   showCard();
   showControls();
   restore();
+  showLive(symbol, () => mine === choice);
 }
 
 async function start() {
@@ -303,4 +305,5 @@ byId("copy").addEventListener("click", async () => {
 const find = (text, limit) => ask(`models?limit=${limit}&q=${encodeURIComponent(text)}`);
 const showSymbol = findSymbols(byId("symbol"), byId("symbols"), byId("found"), find, chooseAnother);
 new ResizeObserver(draw).observe(chart);
+new ResizeObserver(drawLive).observe(byId("live-chart"));
 start();
