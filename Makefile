@@ -10,8 +10,9 @@ NUM_SAMPLES ?= 64
 # Extra options for the command, for example `make run ARGS=--resume`.
 ARGS ?=
 
-# A browser for the page tests, and the packages that a host needs for the `ray up` test over SSH.
-PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync
+# A browser for the page tests, the packages that a host needs for the `ray up` test over SSH, and the programs that check
+# the files in deploy/. Debian starts the services among them.
+PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd
 
 .PHONY: help setup system-packages image-steps run serve test check bench docs picture clean
 
