@@ -21,6 +21,8 @@ from forecast.config import parse_settings
 from serve_app.__main__ import build_parser
 from serve_app.options import RunOptions
 from tune_jobs.pareto import build_parser as tuning
+from tune_jobs.update import build_parser as updating
+from tune_jobs.update_options import UpdateOptions
 
 MADE_BEFORE = ROOT / "build" / "image"
 """Where ``make image-steps`` leaves the environment, if it was run."""
@@ -35,8 +37,10 @@ def compose():
 def test_it_serves_on_port_9010_with_the_models_mounted_read_only_where_the_original_had_them(compose):
     serve = compose["services"]["serve"]
     assert serve["ports"] == [f"{PORT}:{PORT}"]
-    assert serve["volumes"] == ["${MODEL_DIR:-./artifacts}:/app/model:ro"]
-    assert settings("serve")["FORECAST_CHECKPOINT"] == "/app/model/best_pareto_lstm.pt"
+    assert "${MODEL_DIR:-./artifacts}:/app/model:ro" in serve["volumes"]
+    served = settings("serve")["FORECAST_CHECKPOINT"]
+    assert served == "/app/model/best_pareto_lstm.pt"
+    assert serve["environment"]["FORECAST_CHECKPOINT"] == f"${{FORECAST_CHECKPOINT:-{served}}}"
     arguments = vars(build_parser().parse_args(json.loads(last("serve", "CMD"))[3:]))
     assert arguments.pop("command") == "run"
     assert parse_settings(RunOptions, arguments).port == PORT
@@ -68,6 +72,22 @@ def test_the_tuning_service_runs_a_command_that_there_is(compose):
     assert vars(tuning().parse_args(command[3:]))["resume"]
 
 
+def test_the_update_keeps_the_models_in_a_volume_that_the_server_may_serve(compose):
+    update, serve = compose["services"]["update"], compose["services"]["serve"]
+    assert update["command"][:3] == ["python", "-m", "tune_jobs.update"]
+    options = parse_settings(UpdateOptions, vars(updating().parse_args(update["command"][3:])))
+    # Another source falls back on prices that are years old.
+    assert options.source == "yahoo"
+    (volume,) = update["volumes"]
+    assert volume == f"models:{options.models}"
+    # Not read-only: even readers of the ledger write to a file beside it.
+    assert volume in serve["volumes"]
+    assert "models" in compose["volumes"]
+    # A new volume has the mode of the image's directory, and `user` may be anybody.
+    made = [rest for word, rest in stages()["runtime"].instructions if word == "RUN"]
+    assert f"install --directory --mode=1777 {options.models}" in made
+
+
 def test_a_checkout_s_models_prices_and_secrets_stay_out_of_the_image():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
@@ -93,6 +113,8 @@ def test_docker_compose_accepts_it():
         "tune",
         "--profile",
         "dashboard",
+        "--profile",
+        "update",
         "config",
         "--format",
         "json",
@@ -100,7 +122,7 @@ def test_docker_compose_accepts_it():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     services = json.loads(done.stdout)["services"]
-    assert set(services) == {"serve", "tune", "dashboard"}
+    assert set(services) == {"serve", "tune", "dashboard", "update"}
     assert services["dashboard"]["build"]["args"] == services["serve"]["build"]["args"]
 
 

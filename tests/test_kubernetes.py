@@ -1,7 +1,10 @@
-"""The manifests for KubeRay: the parts that Ray and this project can check, and the settings that they must keep."""
+"""The manifests: the parts that Kubernetes' schemas, Ray and this project can check, and the settings that they must
+keep."""
 
+import re
 from importlib.metadata import version
 
+import kubernetes_validate
 import pytest
 import yaml
 from image import ROOT, VENV, settings
@@ -11,16 +14,32 @@ from ray.serve.schema import ServeDeploySchema
 
 from forecast.config import parse_settings
 from forecast.version import installed_version
+from serve_app.__main__ import build_parser as build_serve_parser
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from tune_jobs.options import TuneOptions
 from tune_jobs.pareto import build_parser
+from tune_jobs.update import build_parser as build_update_parser
+from tune_jobs.update_options import UpdateOptions
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-SERVICE, JOB = (yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text()) for name in ("rayservice", "rayjob"))
-CLUSTERS = [SERVICE["spec"]["rayClusterConfig"], JOB["spec"]["rayClusterSpec"]]
+SERVICE, JOB, MODELS = (
+    yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text())
+    for name in ("rayservice", "rayjob", "rayservice-models")
+)
+UPDATE = {
+    document["kind"]: document for document in yaml.safe_load_all((MANIFESTS / "cronjob.yaml").read_text())
+}
+"""What the update needs, by kind."""
+POD = UPDATE["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
+CLUSTERS = [
+    SERVICE["spec"]["rayClusterConfig"],
+    JOB["spec"]["rayClusterSpec"],
+    MODELS["spec"]["rayClusterConfig"],
+]
 AGENT = {"path": "/api/healthz", "port": 52365}
 """Where the agent of each Ray node reports its health."""
+CONFINED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def groups(cluster):
@@ -36,8 +55,41 @@ def test_ray_s_agents_answer_the_probes_without_a_token():
     assert AGENT["port"] == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 
-def test_ray_accepts_the_serve_section_and_the_application_its_options():
-    config = ServeDeploySchema.model_validate(yaml.safe_load(SERVICE["spec"]["serveConfigV2"]))
+def mounted(container, pod):
+    """The claim that each path of a container is on."""
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    return {
+        mount["mountPath"]: claims[mount["name"]]
+        for mount in container["volumeMounts"]
+        if mount["name"] in claims
+    }
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *UPDATE.values(),
+        *(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+            for cluster in CLUSTERS
+            for group in groups(cluster)
+        ),
+    ],
+    ids=lambda manifest: manifest["kind"],
+)
+def test_kubernetes_schemas_accept_everything_outside_of_kuberay(manifest):
+    (client,) = POD["spec"]["containers"]
+    cluster_version = re.search(r":v(\d+\.\d+)\.", client["image"])[1]
+    kubernetes_validate.validate({"metadata": {"name": "pod"}, **manifest}, cluster_version, strict=True)
+
+
+@pytest.mark.parametrize("service", [SERVICE, MODELS], ids=["service", "models"])
+def test_ray_accepts_the_serve_section_and_the_application_its_options(service):
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     options = parse_settings(ServeOptions, application.args)
     assert options.require_api_key
@@ -45,17 +97,19 @@ def test_ray_accepts_the_serve_section_and_the_application_its_options():
     assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 9010)
 
 
-def test_it_serves_as_serve_config_does():
+@pytest.mark.parametrize("service", [SERVICE, MODELS], ids=["service", "models"])
+def test_it_serves_as_serve_config_does(service):
     ours = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     ServeDeploySchema.model_validate(ours)
-    theirs = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+    theirs = yaml.safe_load(service["spec"]["serveConfigV2"])
     for config in (ours, theirs):
         del config["applications"][0]["args"]
     assert ours == theirs
 
 
-def test_every_node_of_the_service_has_the_applications_flags_and_the_key():
-    for container in containers(CLUSTERS[0]):
+@pytest.mark.parametrize("service", [SERVICE, MODELS], ids=["service", "models"])
+def test_every_node_of_the_service_has_the_applications_flags_and_the_key(service):
+    for container in containers(service["spec"]["rayClusterConfig"]):
         given = {item["name"]: item.get("value") for item in container["env"]}
         assert {name: given[name] for name in SERVE_FLAGS} == SERVE_FLAGS
         assert given[HAPROXY_VARIABLE] == f"{VENV}/bin/{HAPROXY_SCRIPT}"
@@ -79,7 +133,66 @@ def test_the_jobs_command_is_one_that_there_is():
         assert any(path.startswith(f"{mount['mountPath']}/") for mount in mounts)
 
 
-@pytest.mark.parametrize("cluster", CLUSTERS, ids=["service", "job"])
+def test_the_update_is_a_command_that_there_is_and_its_models_are_those_of_the_server():
+    (update,) = POD["spec"]["initContainers"]
+    assert update["args"][:3] == ["python", "-m", "tune_jobs.update"]
+    options = parse_settings(UpdateOptions, vars(build_update_parser().parse_args(update["args"][3:])))
+    # Another source falls back on prices that are years old.
+    assert options.source == "yahoo"
+    (server,) = containers(CLUSTERS[2])
+    (head,) = groups(CLUSTERS[2])
+    (application,) = yaml.safe_load(MODELS["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["checkpoint"] == str(options.models)
+    claim = UPDATE["PersistentVolumeClaim"]
+    assert mounted(update, POD) == mounted(server, head["template"]) == {"/data": claim["metadata"]["name"]}
+    # The root of a volume has a directory `lost+found`, which would be a model's name.
+    assert str(options.models).startswith("/data/")
+    # Even readers of the ledger write to a file beside it.
+    assert not any(mount.get("readOnly") for mount in server["volumeMounts"])
+
+
+def test_the_users_of_the_ledger_are_on_one_node_and_one_update_runs_at_a_time():
+    assert UPDATE["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert UPDATE["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
+    assert UPDATE["CronJob"]["spec"]["timeZone"] == "Etc/UTC"
+    for pod in (POD, *(group["template"] for group in groups(CLUSTERS[2]))):
+        (near,) = pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        # A pod that matches its own term may be the first.
+        assert near["labelSelector"]["matchLabels"] == pod["metadata"]["labels"]
+        assert near["topologyKey"] == "kubernetes.io/hostname"
+
+
+def test_the_update_tells_the_server_and_only_the_step_that_does_may():
+    (update,), (client,) = POD["spec"]["initContainers"], POD["spec"]["containers"]
+    assert client["args"][:2] == ["exec", f"service/{MODELS['metadata']['name']}-head-svc"]
+    given = client["args"][client["args"].index("--") + 1 :]
+    assert given[:3] == ["python", "-m", "serve_app"]
+    asked = vars(build_serve_parser().parse_args(given[3:]))
+    (application,) = yaml.safe_load(MODELS["spec"]["serveConfigV2"])["applications"]
+    assert (asked["command"], asked["app"]) == ("reload", application["name"])
+    assert f"--container={containers(CLUSTERS[2])[0]['name']}" in client["args"]
+    (allowed,) = [rule for rule in UPDATE["Role"]["rules"] if "services" in rule["resources"]]
+    assert allowed["resourceNames"] == [client["args"][1].partition("/")[2]]
+    assert not POD["spec"]["automountServiceAccountToken"]
+    token = {
+        "name": "account",
+        "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+        "readOnly": True,
+    }
+    assert client["volumeMounts"] == [token]
+    assert token["mountPath"] not in [mount["mountPath"] for mount in update["volumeMounts"]]
+
+
+def test_the_update_is_confined_and_runs_the_image_of_this_version():
+    assert POD["spec"]["securityContext"] == groups(CLUSTERS[2])[0]["template"]["spec"]["securityContext"]
+    (update,), (client,) = POD["spec"]["initContainers"], POD["spec"]["containers"]
+    for container in (update, client):
+        assert container["securityContext"] == CONFINED
+    assert update["image"] == f"pareto-price-forecaster:{installed_version()}"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in update["volumeMounts"]
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS, ids=["service", "job", "models"])
 def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_confined(cluster):
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
@@ -89,10 +202,7 @@ def test_every_node_runs_the_same_ray_as_the_image_with_a_token_and_confined(clu
         assert context["runAsNonRoot"]
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in containers(cluster):
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
+        assert container["securityContext"] == CONFINED
         name, _, tag = container["image"].partition(":")
         assert (name, tag.removesuffix("-gpu")) == ("pareto-price-forecaster", installed_version())
         assert tag.endswith("-gpu") == ("nvidia.com/gpu" in container["resources"]["requests"])
