@@ -4,7 +4,7 @@ A comment on the line before a block says how to treat it:
 
 - ``stays: URL``: it stays in the foreground, and answers at that address;
 - ``tested: FILE``: that file runs its commands, with other ports and hosts;
-- ``needs: cloud``, ``docker`` or ``kubernetes``: it needs something that no test has.
+- ``needs: cloud``, ``cron``, ``docker``, ``kubernetes`` or ``systemd``: it needs something that no test has.
 
 To save time, the ``python`` of these tests adds options to the commands that train.
 """
@@ -66,13 +66,14 @@ SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
     ),
     "readme",
 )
-NOT_HERE = {"cloud", "docker", "kubernetes"}
+NOT_HERE = {"cloud", "cron", "docker", "kubernetes", "systemd"}
 REPLACED = """\
 #!/bin/bash
 case "$*" in
   "-m tune_jobs.pareto"*)
     asked=$(sed -nE 's/.*--num-samples ([0-9]+).*/\\1/p' <<< "$*")
     set -- "$@" --num-samples $((${{asked:-10}} / 10)) --space small --address "$CLUSTER" ;;
+  "-m tune_jobs.update"*) set -- "$@" --num-samples 1 --space small --address "$CLUSTER" ;;
   "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
   "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
@@ -95,6 +96,8 @@ PARSERS = {
     "serve_app": "serve_app.__main__",
     "tune_jobs.pareto": "tune_jobs.pareto",
     "tune_jobs.backtest": "tune_jobs.backtest",
+    "tune_jobs.models": "tune_jobs.models",
+    "tune_jobs.update": "tune_jobs.update",
 }
 CURL_REFUSED = 22
 """curl's exit code for a refused request."""
