@@ -29,6 +29,7 @@ from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.ports import require_free_port, set_internal_ports
+from serve_app.recording import Recorder
 from serve_app.served_model import Engines
 from serve_app.service import RETRY_AFTER_S, ForecastService
 
@@ -56,13 +57,15 @@ class Forecaster:
         wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
         engines = Engines(device, options.engine, options.max_batch_size, wait_s)
         self._models = Models(engines, options.cache_mb)
+        self._ledger = LiveLedger(self._models, options.ledger)
+        self._recorder = Recorder(self._ledger, options.record_share) if options.record_share else None
         service = ForecastService(
             self._models,
             self._measurements,
             max_forecasts=options.max_forecasts,
             age=options,
+            recorder=self._recorder,
         )
-        self._ledger = LiveLedger(self._models, options.ledger)
         self._web = build_web_app(service, self._ledger, options, api_key)
         self._tasks: list[asyncio.Task[None]] = []
         self._asked_for = ""
@@ -81,7 +84,9 @@ class Forecaster:
         if not self._tasks:
             await self._models.load(self._asked_for)
             self._tasks = [
-                asyncio.create_task(self._publisher.publish_forever(self._measurements, self._models)),
+                asyncio.create_task(
+                    self._publisher.publish_forever(self._measurements, self._models, self._recorder)
+                ),
                 asyncio.create_task(self._publisher.read_forever(self._ledger)),
             ]
         elif before != self._asked_for:

@@ -19,6 +19,7 @@ from forecast.live.record import LiveRecord, Record
 from serve_app.catalog import Catalog
 from serve_app.live import LiveLedger, NoLedger
 from serve_app.models import Models, logger
+from serve_app.recording import Recorder
 
 PUBLISH_EVERY_S = 0.25
 """Seconds between hand-overs: short, so that none blocks the event loop for long."""
@@ -127,6 +128,11 @@ class Publisher:
         self._ledger_refused = metrics.Gauge(
             "forecast_ledger_refused", "1 while there is a ledger that cannot be read."
         )
+        self._recorded = metrics.Counter(
+            "forecast_recorded_requests_total",
+            "Requests of the sample by outcome: recorded in the ledger, or dropped.",
+            tag_keys=("outcome",),
+        )
         self._shown: set[tuple[str, str]] = set()
         self._live: list[LiveRecord] = []
         self._stamp: dict[str, Any] | None = None
@@ -226,7 +232,14 @@ class Publisher:
             await self.read(ledger)
             await asyncio.sleep(LEDGER_EVERY_S)
 
-    async def publish_forever(self, measurements: Measurements, models: Models) -> None:
+    def publish_recorded(self, outcomes: Counter[str]) -> None:
+        """Hand the outcomes of the sample of requests to Ray."""
+        for outcome, count in outcomes.items():
+            self._recorded.inc(count, tags={"outcome": outcome})
+
+    async def publish_forever(
+        self, measurements: Measurements, models: Models, recorder: Recorder | None = None
+    ) -> None:
         """Publish every ``PUBLISH_EVERY_S`` seconds, and all states every ``MODELS_EVERY`` times."""
         for turn in itertools.count():
             if turn % MODELS_EVERY == 0:
@@ -234,6 +247,8 @@ class Publisher:
                 self.show_live()
             await asyncio.sleep(PUBLISH_EVERY_S)
             self.publish(measurements.take())
+            if recorder is not None:
+                self.publish_recorded(recorder.take())
 
 
 def label_of(symbol: str, catalog: Catalog) -> str:

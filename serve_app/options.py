@@ -39,6 +39,12 @@ class ServeOptions(AgeOptions):
         min_length=1,
         description="ledger of published forecasts and their scores (unless given, ledger.db of the served directory)",
     )
+    record_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the requests to /predict that are recorded in the ledger, with their answers",
+    )
     replicas: int = Field(1, ge=1, description="processes that answer requests")
     max_replicas: int | None = Field(
         None,

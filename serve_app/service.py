@@ -21,6 +21,7 @@ from serve_app.catalog import ModelNotFound
 from serve_app.computing import Bounds, forecast_aside, forecast_series
 from serve_app.metrics import Measurements, label_of, short_version
 from serve_app.models import Models
+from serve_app.recording import Recorder
 from serve_app.schemas import (
     BatchRequest,
     BatchRowsRequest,
@@ -100,12 +101,18 @@ class ForecastService:
     """
 
     def __init__(
-        self, models: Models, measurements: Measurements, *, max_forecasts: int, age: AgeOptions | None = None
+        self,
+        models: Models,
+        measurements: Measurements,
+        *,
+        max_forecasts: int,
+        age: AgeOptions | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Limit each request to ``max_forecasts`` prices, and models to an age."""
+        """Limit each request to ``max_forecasts`` prices, and models to an age; offer ``recorder`` what is answered."""
         self._age = age or parse_settings(AgeOptions, {})
         self.models, self.measurements = models, measurements
-        self._max_forecasts = max_forecasts
+        self._max_forecasts, self._recorder = max_forecasts, recorder
 
     async def predict(self, body: bytes) -> Answer:
         """Answer a ``PredictRequest``, or a ``PredictRowsRequest``."""
@@ -139,7 +146,10 @@ class ForecastService:
             result["predictions"] = prices
         if bounds is not None:
             result["intervals"] = describe_intervals(bounds[0], levels, steps=asked.horizon is not None)
-        return self._answer(model, result, [window], when, horizon)
+        answer = self._answer(model, result, [window], when, horizon)
+        if self._recorder is not None:
+            self._recorder.offer(model.symbol, model.version, body, answer.body)
+        return answer
 
     async def predict_batch(self, body: bytes) -> Answer:
         """Answer a ``BatchRequest``, or a ``BatchRowsRequest``."""

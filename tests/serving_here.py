@@ -10,6 +10,7 @@ from serve_app.live import LiveLedger
 from serve_app.metrics import Measurements
 from serve_app.models import Models
 from serve_app.options import ServeOptions
+from serve_app.recording import Recorder
 from serve_app.served_model import Engines
 from serve_app.service import ForecastService
 
@@ -22,13 +23,15 @@ def build(checkpoint, api_key=None, **options):
     options = ServeOptions(**({"max_body_bytes": LIMIT} | options))
     models = Models(Engines(engine=options.engine), options.cache_mb)
     asyncio.run(models.load(str(checkpoint)))
+    ledger = LiveLedger(models, options.ledger)
     service = ForecastService(
         models,
         Measurements(),
         max_forecasts=options.max_forecasts,
         age=options,
+        recorder=Recorder(ledger, options.record_share) if options.record_share else None,
     )
-    return build_web_app(service, LiveLedger(models, options.ledger), options, api_key), service
+    return build_web_app(service, ledger, options, api_key), service
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from forecast.errors import LevelError
 from forecast.live.ledger import Ledger
 from forecast.live.store import CHANGES
-from forecast.live.tables import EVENTS, FORECASTS, PUBLISHED, SCORES, SESSIONS
+from forecast.live.tables import EVENTS, FORECASTS, PUBLISHED, REQUESTS, SCORES, SESSIONS
 from forecast.names import matching
 from forecast.scores.distribution import PROBABILITIES, interval_probabilities
 from forecast.scores.metrics import interval_bounds
@@ -198,7 +198,7 @@ class LiveRecord:
 
 
 class Record(Ledger):
-    """A ledger with the questions that a server answers."""
+    """A ledger with the questions that a server answers, and its sample of other questions."""
 
     def forecasts(
         self, text: str, offset: int, limit: int, levels: Sequence[float]
@@ -253,6 +253,18 @@ class Record(Ledger):
         """The symbols with a published forecast, sorted."""
         query = sa.select(PUBLISHED.c.symbol).distinct().order_by(PUBLISHED.c.symbol)
         return [row["symbol"] for row in self._rows(query)]
+
+    def add_requests(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        """Add requests that a server answered to its sample.
+
+        Args:
+            requests: rows of ``REQUESTS``.
+
+        Raises:
+            LedgerError: when the ledger cannot be written; none is added then.
+        """
+        with self._writing() as connection:
+            connection.execute(sa.insert(REQUESTS), requests)
 
     def publishes(self, symbol: str) -> bool:
         """Whether there is a published forecast of a symbol."""
