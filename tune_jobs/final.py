@@ -24,7 +24,8 @@ from forecast.model.windows import prepare
 from forecast.prices.panel import Panel
 from forecast.scores.metrics import Evaluation
 from tune_jobs.cluster import Connect
-from tune_jobs.prepare import Job, say
+from tune_jobs.console import say
+from tune_jobs.prepare import Job
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.trial import in_one_line, most_epochs
 
@@ -111,7 +112,7 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
 
 def _on_later_rows(job: Job, config: TrainConfig) -> Prepared:
     """The prices split for a model that is trained for service: up to the last row."""
-    split = partial(service_split, train_ratio=job.options.train_ratio)
+    split = partial(service_split, train_ratio=1 - job.options.val_ratio_within_train)
     later: Prepared
     if isinstance(job.prices, Panel):
         apart = job.prepared.held_out if isinstance(job.prepared, PreparedPanel) else ()

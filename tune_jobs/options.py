@@ -39,13 +39,12 @@ def _known_objective(objective: str) -> str:
 Objective = Annotated[str, AfterValidator(_known_objective)]
 
 
-class TuneOptions(PanelOptions, ExperimentConfig):
-    """The tuning job."""
+class SearchOptions(PanelOptions, ExperimentConfig):
+    """The search."""
 
     num_samples: int = Field(
         64, ge=1, description="number of trials, finished or failed, at which the study ends"
     )
-    output_dir: Path = Field(Path("artifacts"), description="directory for every file the job writes")
     objectives: Annotated[tuple[Objective, ...], BeforeValidator(split_names)] = Field(
         ("mae", "rmse", "mape"),
         min_length=1,
@@ -65,11 +64,6 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         False,
         description="pick the smallest model within one standard error of the best model by `strategy` (the error of "
         "their difference, from a block bootstrap over the days)",
-    )
-    objectives_on: Literal["validation", "test"] = Field(
-        "validation",
-        description="rows the objectives are computed on; test reproduces the original design, which searches on "
-        "the test rows, so its test metrics do not estimate performance on new data",
     )
     validation_folds: int = Field(
         1,
@@ -101,22 +95,8 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         description="size from which a model counts as large, in millions of multiply-adds per window (10 takes about "
         "a second per epoch on one core for 1300 windows); 0 treats every model as large",
     )
-    retrain: bool = Field(
-        True,
-        description="train the pick again for service, with the last rows for stopping and calibration and none "
-        "for the test; without it, the scored model is served",
-    )
     time_budget: float | None = Field(
         None, gt=0, description="seconds of search after which the job ends with the trials finished so far"
-    )
-    resume: bool = Field(
-        False, description="continue the study in `output_dir`; without it, an existing study is refused"
-    )
-    warm_start: Path | None = Field(
-        None, description="directory of an earlier job, whose pick and front are tried first"
-    )
-    study_name: str = Field(
-        "stock_lstm_optuna", min_length=1, description="name of the study in its database"
     )
     storage_path: str | None = Field(
         None,
@@ -128,7 +108,6 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         description="Ray cluster to connect to, for example auto (unless given: the cluster in RAY_ADDRESS, else "
         "the cluster running on this machine, else a new local cluster)",
     )
-    report: bool = Field(True, description="write report.html, a page of plots and tables")
     quiet: bool = Field(False, description="print only warnings and errors")
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
 
@@ -138,7 +117,7 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         return [metric_of(name) for name in self.objectives]
 
     @model_validator(mode="after")
-    def _strategy_fits(self) -> TuneOptions:
+    def _strategy_fits(self) -> SearchOptions:
         listed = ",".join(self.objectives)
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"`objectives` {listed}: name each objective once")
@@ -158,16 +137,7 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         return self
 
     @model_validator(mode="after")
-    def _folds_fit(self) -> TuneOptions:
-        if self.validation_folds > 1 and self.objectives_on == "test":
-            raise ValueError(
-                f"`validation_folds` {self.validation_folds} needs `objectives_on=validation`: there is one part of "
-                "test rows"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_split_of_a_panel(self) -> TuneOptions:
+    def _one_split_of_a_panel(self) -> SearchOptions:
         if self.symbols and self.validation_folds > 1:
             raise ValueError(
                 f"`validation_folds` {self.validation_folds} needs a single symbol: a panel has one split; leave it out"
@@ -175,7 +145,7 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         return self
 
     @model_validator(mode="after")
-    def _start_of_one_fold(self) -> TuneOptions:
+    def _start_of_one_fold(self) -> SearchOptions:
         if self.start_from and self.validation_folds > 1:
             raise ValueError(
                 f"`validation_folds` {self.validation_folds} cannot be used with `start_from`, whose model has seen "
@@ -184,16 +154,7 @@ class TuneOptions(PanelOptions, ExperimentConfig):
         return self
 
     @model_validator(mode="after")
-    def _warm_start_is_another_job(self) -> TuneOptions:
-        if self.warm_start and self.warm_start.resolve() == self.output_dir.resolve():
-            raise ValueError(
-                f"`warm_start` {self.warm_start} is also `output_dir`; choose another `output_dir`, or continue that "
-                "job with `resume` alone"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_fit(self) -> TuneOptions:
+    def _weights_fit(self) -> SearchOptions:
         if self.weights is None:
             return self
         if self.strategy != WEIGHTED:
@@ -205,4 +166,48 @@ class TuneOptions(PanelOptions, ExperimentConfig):
             )
         if min(self.weights) < 0 or sum(self.weights) == 0:
             raise ValueError(f"`weights` {self.weights}: weights must not be negative or all zero")
+        return self
+
+
+class TuneOptions(SearchOptions):
+    """The tuning job."""
+
+    output_dir: Path = Field(Path("artifacts"), description="directory for every file the job writes")
+    objectives_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="rows the objectives are computed on; test reproduces the original design, which searches on "
+        "the test rows, so its test metrics do not estimate performance on new data",
+    )
+    retrain: bool = Field(
+        True,
+        description="train the pick again for service, with the last rows for stopping and calibration and none "
+        "for the test; without it, the scored model is served",
+    )
+    resume: bool = Field(
+        False, description="continue the study in `output_dir`; without it, an existing study is refused"
+    )
+    warm_start: Path | None = Field(
+        None, description="directory of an earlier job, whose pick and front are tried first"
+    )
+    study_name: str = Field(
+        "stock_lstm_optuna", min_length=1, description="name of the study in its database"
+    )
+    report: bool = Field(True, description="write report.html, a page of plots and tables")
+
+    @model_validator(mode="after")
+    def _folds_fit(self) -> TuneOptions:
+        if self.validation_folds > 1 and self.objectives_on == "test":
+            raise ValueError(
+                f"`validation_folds` {self.validation_folds} needs `objectives_on=validation`: there is one part of "
+                "test rows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_start_is_another_job(self) -> TuneOptions:
+        if self.warm_start and self.warm_start.resolve() == self.output_dir.resolve():
+            raise ValueError(
+                f"`warm_start` {self.warm_start} is also `output_dir`; choose another `output_dir`, or continue that "
+                "job with `resume` alone"
+            )
         return self

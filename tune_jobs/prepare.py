@@ -23,6 +23,7 @@ from forecast.prices.panel import Panel, panel_from_config
 from forecast.prices.series import Series
 from forecast.prices.source import series_from_config
 from forecast.scores.metrics import evaluate_forecasts
+from tune_jobs.console import say
 from tune_jobs.folds import mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES, SearchSpace
@@ -151,8 +152,3 @@ def only_job_in(output: Path) -> Iterator[None]:
             ) from None
         # The lock ends with the process, however it dies; the empty file stays.
         yield
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is: no markup, no highlighting, and no line breaks added."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -18,9 +18,10 @@ from forecast.model.checkpoint import library_versions, save_checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
 from tune_jobs.cluster import Connect
+from tune_jobs.console import say
 from tune_jobs.final import FinalModels, train_final
 from tune_jobs.luck import Luck
-from tune_jobs.prepare import Job, say
+from tune_jobs.prepare import Job
 from tune_jobs.report_page import Findings, write_report
 from tune_jobs.search import Found
 from tune_jobs.selection import ScoredPoint, score_on_test

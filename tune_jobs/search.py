@@ -22,11 +22,12 @@ from forecast.model.checkpoint import load_checkpoint
 from forecast.model.panel import PreparedPanel
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connect
+from tune_jobs.console import say
 from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
 from tune_jobs.luck import Luck, p_value_of_best
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
-from tune_jobs.prepare import Job, say
+from tune_jobs.prepare import Job
 from tune_jobs.progress import SearchProgress
 from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_path
 from tune_jobs.selection import FrontPoint, pareto_front, pick, pick_within_one_se

@@ -23,7 +23,8 @@ from forecast.scores.sequential import (
 Array = NDArray[np.float64]
 
 FALSE_ALARMS = 0.05
-"""Largest share of healthy years with a false alarm of calibration or skill."""
+"""Largest share of healthy years with a false alarm: half of it for calibration, which finds most faults first, and half
+for the baselines together."""
 BASELINES = ("persistence", "EWMA", "GARCH")
 """The baselines that a model must not be worse than."""
 CALIBRATION, OLD, SILENT = "calibration", "model_old", "source_silent"
@@ -57,10 +58,9 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
     known = [row["evidence"] for row in sessions if row["evidence"]]
     if not known:
         return []
-    least = threshold(FALSE_ALARMS, 1 + len(BASELINES))
     found = []
     places = calibration_evidence(known)
-    if places.values.max() >= least:
+    if places.values.max() >= calibration_threshold():
         found.append(
             Alarm(
                 CALIBRATION,
@@ -73,7 +73,7 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
         ratios = np.array([each[SKILL][name] for each in known if name in each[SKILL]])
         if len(ratios):
             evidence = skill_alarm(np.arange(len(ratios)), ratios, np.ones(len(ratios)))
-            if evidence.values.max() >= least:
+            if evidence.values.max() >= skill_threshold():
                 found.append(
                     Alarm(
                         WORSE + name,
@@ -83,6 +83,16 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
                     )
                 )
     return found
+
+
+def calibration_threshold() -> float:
+    """Evidence at which the alarm of calibration goes off."""
+    return threshold(FALSE_ALARMS / 2)
+
+
+def skill_threshold() -> float:
+    """Evidence at which the alarm of any baseline goes off."""
+    return threshold(FALSE_ALARMS / 2, len(BASELINES))
 
 
 def calibration_evidence(known: Sequence[Mapping[str, Any]]) -> Evidence:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from forecast.scores.sequential import BINS, difference_bound
+from forecast.scores.sequential import bins_of, difference_bound
 
 Array = NDArray[np.float64]
 Role = Literal["champion", "shadow", "baseline"]
@@ -60,7 +60,7 @@ def evidence_of(scored: Sequence[Scored]) -> dict[Key, dict[str, Any]]:
                 elif role == "shadow" and other_role == "champion":
                     skill[CHAMPION] = _mean_ratio(theirs, own)
             found[target, 1, model] = {
-                PLACES: [min(int(each.pit * BINS), BINS - 1) for each in own.values()],
+                PLACES: bins_of(np.array([each.pit for each in own.values()])).tolist(),
                 SKILL: {name: ratio for name, ratio in skill.items() if ratio is not None},
             }
     return found

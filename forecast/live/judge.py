@@ -56,7 +56,7 @@ def judge(
         prices: clean prices by symbol; those that either model does not know are left out.
         after: date or time of the last session that the champion was trained on, ISO 8601.
     """
-    found = [_session_losses(model, prices, after) for model in (champion, challenger)]
+    found = [session_losses(model, prices, after) for model in (champion, challenger)]
     sessions = sorted(found[0].keys() & found[1].keys())
     # A session counts with the symbols that both forecast in it.
     both = [found[0][date].keys() & found[1][date].keys() for date in sessions]
@@ -72,7 +72,7 @@ def judge(
     return Judgement(len(sessions), sessions[0], float(losses[0].mean()), float(losses[1].mean()), p_value)
 
 
-def _session_losses(
+def session_losses(
     model: Checkpoint, prices: Mapping[str, Series], after: str
 ) -> dict[str, dict[str, float]]:
     """By session and symbol, a model's CRPS; of several symbols, over the mean size of the symbol's changes."""

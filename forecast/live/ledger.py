@@ -26,7 +26,7 @@ from sqlalchemy.dialects import sqlite
 
 from forecast.errors import LedgerError
 from forecast.live.evidence import Role, Scored, evidence_of
-from forecast.live.tables import EVENTS, FORECASTS, PRICES, PUBLISHED, RESCALINGS, SCORES, SESSIONS
+from forecast.live.tables import EVENTS, FORECASTS, METADATA, PRICES, PUBLISHED, RESCALINGS, SCORES, SESSIONS
 from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import METRICS, Forecasts
 from forecast.scores.sequential import pit
@@ -161,7 +161,7 @@ class Ledger:
         """
         with self._writing() as connection:
             window = min((dates[-WATCHED:][0] for dates, _ in prices.values() if len(dates)), default="")
-            last = connection.scalar(sa.select(sa.func.max(SESSIONS.c.target)).where(SESSIONS.c.name == name))
+            last = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
             seen = _observe(connection, name, prices, min(window, last or window))
             scored = _score(connection, name, seen.dates)
             _summarize(connection, name, scored)
@@ -261,9 +261,9 @@ class Ledger:
             found = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
         return None if found is None else str(found)
 
-    def frames(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """The rows of each table, for an export; quantiles as lists."""
-        for table in (FORECASTS, PRICES, RESCALINGS, SCORES, SESSIONS, EVENTS):
+    def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Name and rows of each table, for an export; quantiles as lists."""
+        for table in METADATA.sorted_tables:
             rows = self._rows(sa.select(table))
             if table is FORECASTS:
                 rows = [row | {"quantiles": _quantiles(row["quantiles"]).tolist()} for row in rows]
@@ -495,8 +495,13 @@ def _begin(connection: sa.Connection) -> None:
 
 def _migrate(engine: sa.Engine) -> None:
     """Bring the tables up to date."""
-    if current(engine) == LATEST:
+    found = current(engine)
+    if found == LATEST:
         return
+    if found is not None and found > LATEST:
+        raise LedgerError(
+            f"the ledger {engine.url.database} is one of a later version; install that version"
+        )
     # Imported here because most processes find the tables up to date.
     from alembic import command
     from alembic.config import Config

@@ -173,7 +173,10 @@ class Store:
         version = f"{trained_until.replace(':', '')}-{digest[:8]}"
         directory = self.directory(name)
         if (directory / version).exists():
-            return self.version(name, version)
+            there = self.version(name, version)
+            if self.damage(there) is None:
+                return there
+            (directory / version).rename(Path(tempfile.mkdtemp(dir=directory, prefix=".damaged.")) / version)
         directory.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".adding."))
         try:

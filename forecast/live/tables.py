@@ -1,8 +1,8 @@
 """The tables of the ledger; ``migrations`` creates and changes them.
 
 Rows of ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts, which are added
-and never changed. ``published`` and ``sessions`` follow from them, so that the latest forecasts and a record of years are
-read at once.
+and never changed. ``published`` and ``sessions`` follow from them, so that the latest forecasts and a record of years
+are read at once.
 """
 
 from __future__ import annotations

@@ -148,6 +148,12 @@ def pit(quantiles: Array, actual: Array) -> Array:
     return places
 
 
+def bins_of(places: Array) -> Integers:
+    """Bin of each PIT (n,) between the quantiles, from 0 to ``BINS`` - 1."""
+    # Rounded, because a PIT such as 0.145 is not exact and its product could fall into the bin below.
+    return np.minimum(np.floor(np.round(places * BINS, 9)).astype(np.int64), BINS - 1)
+
+
 def calibration_alarm(sessions: Integers, places: Array) -> Evidence:
     """Evidence that forecasts are not, or no longer, calibrated; an alarm goes off at its ``threshold``.
 
@@ -166,10 +172,8 @@ def calibration_alarm(sessions: Integers, places: Array) -> Evidence:
     """
     if not ((places >= 0) & (places <= 1)).all():
         raise ValueError("a PIT must be in [0, 1]")
-    # Rounded, because a PIT such as 0.145 is not exact and its product could fall into the bin below.
-    bins = np.minimum(np.floor(np.round(places * BINS, 9)).astype(int), BINS - 1)
     payoffs, shares = _calibration_payoffs()
-    numbers, means = _by_session(sessions, payoffs[:, bins])
+    numbers, means = _by_session(sessions, payoffs[:, bins_of(places)])
     return _alarm(numbers, np.log(means), shares)
 
 

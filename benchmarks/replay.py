@@ -1,0 +1,650 @@
+"""A model that lives: sessions replayed one after the other, with faults, beside a server under load.
+
+`sessions` replays the last sessions of a series, one `tune_jobs.update` each. `fresh` compares renewals with whole jobs.
+`ledger` measures a ledger of a million rows. `universe FILE` measures one session of many symbols. `rollback` takes a
+version back under load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.checks import report
+from forecast.backtest.significance import diebold_mariano
+from forecast.live.judge import session_losses
+from forecast.live.ledger import Ledger
+from forecast.live.store import Store
+from forecast.model.checkpoint import load_checkpoint
+from forecast.prices.series import Series
+from forecast.prices.source import load_series
+from tune_jobs import session as sessions
+from tune_jobs import update
+
+SESSIONS = 250
+HORIZONS = (1, 5, 20)
+MODELS_OF_A_SESSION = 4
+"""The champion and three baselines."""
+CPU_BAR, SHARE_BAR, CRPS_BAR = 5.0, 0.2, 1.005
+ROLLBACK_BAR, SCORING_BAR, READING_BAR, UNIVERSE_BAR = 5.0, 1.0, 0.1, 60.0
+PAUSE = 0.05
+"""Seconds between the requests of the load."""
+
+
+@dataclass
+class Run:
+    """One update: its exit code, its processor and wall seconds, and what it printed."""
+
+    code: int
+    cpu: float
+    wall: float
+    output: str
+
+
+def updated(argv: list[str], now: dt.datetime, sabotage: Callable[[], None] | None = None) -> Run:
+    """Run an update in a process of its own, which has the imports already, at a given time.
+
+    Args:
+        argv: its options.
+        now: what its clock shows, in UTC.
+        sabotage: called in that process before it starts.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as stream:
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                os.dup2(stream.fileno(), 1)
+                os.dup2(stream.fileno(), 2)
+                _set_clock(now)
+                if sabotage:
+                    sabotage()
+                code = update.run(update.main, argv)
+            except BaseException:  # the parent's frames must not go on in this process
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        _, status, usage = os.wait4(child, 0)
+        stream.seek(0)
+        output = stream.read().decode(errors="replace")
+    code = os.waitstatus_to_exitcode(status)
+    return Run(code, usage.ru_utime + usage.ru_stime, time.perf_counter() - started, output)
+
+
+def _set_clock(now: dt.datetime) -> None:
+    ahead = now - dt.datetime.now(dt.UTC)
+    real = dt.datetime
+
+    class AnyDatetime(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real)
+
+    class Clock(real, metaclass=AnyDatetime):  # type: ignore[valid-type,misc]
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
+            shown: dt.datetime = real.now(tz) + ahead
+            return shown
+
+    dt.datetime = Clock  # type: ignore[misc]
+
+
+def _killed_after(owner: type, method: str) -> Callable[[], None]:
+    """Sabotage: the process is killed when a method has returned."""
+
+    def sabotage() -> None:
+        original = getattr(owner, method)
+
+        def killing(*args: Any, **kwargs: Any) -> Any:
+            original(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, method, killing)
+
+    return sabotage
+
+
+def _killed_before(owner: type, method: str) -> Callable[[], None]:
+    """Sabotage: the process is killed when a method is called."""
+
+    def sabotage() -> None:
+        setattr(owner, method, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+
+    return sabotage
+
+
+def _killed_in(seconds: float) -> Callable[[], None]:
+    """Sabotage: the process is killed after so many seconds."""
+    return lambda: threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL]).start()
+
+
+def _full_disk(ledger: Path) -> Callable[[], None]:
+    """Sabotage: no file may grow beyond the ledger's present size."""
+
+    def sabotage() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        size = ledger.with_name(ledger.name + "-wal").stat().st_size if ledger.exists() else 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return sabotage
+
+
+KILLS: dict[str, Callable[[], None]] = {
+    "killed after fetch": _killed_after(sessions.Session, "_fetch"),
+    "killed after score": _killed_after(sessions.Session, "_score"),
+    "killed before forecast": _killed_before(Ledger, "issue"),
+    "killed after forecast": _killed_after(sessions.Session, "_forecast"),
+}
+RENEWAL_KILLS: dict[str, Callable[[], None]] = {
+    "killed in renewal": _killed_in(8.0),
+    "killed after renewal": _killed_after(sessions.Session, "_renew"),
+    "killed in judging": _killed_before(sessions.Session, "_conclude"),
+    "killed in promotion": _killed_before(Store, "_point_to"),
+    "killed before telling": _killed_before(sessions.Session, "_tell"),
+}
+OTHERS = ("source down", "partial bar", "corrected price", "full disk", "damaged model", "clock a day ahead")
+
+
+@dataclass
+class Load:
+    """Requests to a server until it is stopped: the number of answers by kind."""
+
+    port: int
+    window: list[float]
+    symbol: str
+    answers: Counter[str] = field(default_factory=Counter)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        body = json.dumps({"values": self.window, "symbol": self.symbol}).encode()
+        while not self._over.wait(PAUSE):
+            for path, data in (("predict", body), (f"forecast/{self.symbol}", None)):
+                try:
+                    asked = urllib.request.Request(
+                        f"http://127.0.0.1:{self.port}/{path}", data, {"content-type": "application/json"}
+                    )
+                    with urllib.request.urlopen(asked, timeout=30) as answer:
+                        self.answers[f"{path.partition('/')[0]} {answer.status}"] += 1
+                except urllib.error.HTTPError as error:
+                    self.answers[f"{path.partition('/')[0]} {error.code}"] += 1
+                except OSError as error:
+                    self.answers[f"{path.partition('/')[0]} {type(error).__name__}"] += 1
+
+
+class Server:
+    """The serving application in a process of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Serve a store and wait for the first answer."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self._log = (directory / "server.log").open("w")
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "serve_app",
+                "run",
+                "--checkpoint",
+                str(directory / "models"),
+                "--port",
+                str(self.port),
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(600):
+            time.sleep(0.2)
+            try:
+                self.get("/healthz")
+                return
+            except OSError:
+                if self._process.poll() is not None:
+                    break
+        raise SystemExit(f"the server did not start:\n{(directory / 'server.log').read_text()[-2000:]}")
+
+    def get(self, path: str) -> Any:
+        """The answer to a GET request."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+        self._log.close()
+
+
+def write(series: Series, rows: int, path: Path, changed: dict[int, float] | None = None) -> None:
+    """Write the first rows of a series as a file of prices, some of them changed."""
+    values = series.values[:rows].copy()
+    for row, value in (changed or {}).items():
+        values[row] = value
+    frame = pd.DataFrame({"Date": series.dates[:rows], "Close": values})
+    temporary = path.with_suffix(".new")
+    frame.to_csv(temporary, index=False)
+    temporary.replace(path)
+
+
+def replay(series: Series, directory: Path, count: int, samples: int, seed: int) -> dict[str, bool]:
+    """Replay the last ``count`` sessions of a series."""
+    path, models = directory / "prices.csv", directory / "models"
+    first = len(series) - count - 1
+    argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
+            "--num-samples", str(samples), "--no-log-prices" if (series.values <= 0).any() else "--log-prices",
+            "--calendar", series.timeline.calendar_name, "--reload"]  # fmt: skip
+    choice = random.Random(seed)
+    faults: dict[int, str] = {}
+    days = [day for day in range(3, count) if day % 20 > 2]
+    kinds = [*KILLS, *OTHERS] * 2
+    for day, kind in zip(
+        sorted(choice.sample(days, len(kinds))), choice.sample(kinds, len(kinds)), strict=True
+    ):
+        faults[day] = kind
+    for number, kind in enumerate(RENEWAL_KILLS, 2):
+        faults[20 * number] = kind
+    write(series, first + 1, path)
+    run = updated(argv, _clock(series, first))
+    if run.code:
+        raise SystemExit(f"the first update failed:\n{run.output}")
+    server = Server(directory)
+    window = series.values[first - 400 : first + 1].tolist()
+    load = Load(server.port, window, series.symbol)
+    load.start()
+    plain, renewals, late, surprises = [], [], [], []
+    for day in range(1, count + 1):
+        row = first + day
+        fault = faults.get(day)
+        runs = _with_fault(series, row, fault, path, models, argv) if fault else []
+        write(series, row + 1, path)
+        run = updated(argv, _clock(series, row))
+        if run.code:
+            surprises.append(f"session {day} ({fault}): exit code {run.code}: {run.output[-300:]}")
+        runs.append(run)
+        (renewals if any("a job added" in each.output for each in runs) else plain).append(run)
+        if fault or "a job added" in run.output:
+            print(f"session {day:3} {fault or '':24} codes {[each.code for each in runs]} CPU {run.cpu:5.1f} s, wall "
+                  f"{run.wall:5.1f} s: {run.output.strip().splitlines()[-1][:90]}", flush=True)  # fmt: skip
+        published = server.get(f"/forecast/{series.symbol}")
+        following = series.timeline.next_dates(series.dates[: row + 1][-5:], 1)
+        if following is None or series.timeline.text(following)[0] not in json.dumps(published):
+            late.append(day)
+    load.stop()
+    print(f"answers: {dict(load.answers)}")
+    failed = sum(number for kind, number in load.answers.items() if not kind.endswith(" 200"))
+    lost = _missing(Ledger(models / "ledger.db"), series, first, count)
+    server.stop()
+    cpu = np.array([run.cpu for run in plain])
+    print(
+        f"{len(plain)} sessions without a renewal: {np.median(cpu):.2f} s of CPU in the middle, {cpu.max():.2f} s at most"
+    )
+    walls = [run.wall for run in renewals]
+    print(f"{len(renewals)} renewals: {np.median(walls):.1f} s of wall time in the middle")
+    for line in surprises:
+        print(line)
+    _living(series, models, first)
+    return {
+        "no failed request": failed == 0,
+        "no ledger row lost or doubled": not lost,
+        "a forecast before every next session": not late,
+        "every update after a fault completed": not surprises,
+        f"at most {CPU_BAR} s of CPU without a renewal": bool(np.quantile(cpu, 0.95) <= CPU_BAR),
+    }
+
+
+def _with_fault(series: Series, row: int, fault: str, path: Path, models: Path, argv: list[str]) -> list[Run]:
+    """What a session with a fault does before all is well again."""
+    now = _clock(series, row)
+    if fault == "source down":
+        path.unlink()
+        return [updated(argv, now)]
+    if fault == "partial bar":
+        write(series, row + 1, path, {row: series.values[row - 1] * 1.2})
+        return [updated(argv, now - dt.timedelta(hours=12))]
+    if fault == "corrected price":
+        write(series, row + 1, path, {row: series.values[row] * 1.03})
+        return [updated(argv, now)]
+    if fault == "damaged model":
+        current = models / series.symbol / "current" / "best_pareto_lstm.pt"
+        current.chmod(0o644)
+        current.write_bytes(current.read_bytes()[:1000])
+        write(series, row + 1, path)
+        return [updated(argv, now)]
+    if fault == "clock a day ahead":
+        write(series, row + 1, path)
+        return [updated(argv, now + dt.timedelta(days=1))]
+    write(series, row + 1, path)
+    sabotage = _full_disk(models / "ledger.db") if fault == "full disk" else {**KILLS, **RENEWAL_KILLS}[fault]
+    return [updated(argv, now, sabotage)]
+
+
+def _clock(series: Series, row: int) -> dt.datetime:
+    """A time at which the bar of a row is complete."""
+    (closes,) = series.timeline.closes(series.dates[row : row + 1])
+    end = closes or f"{series.dates[row] + 1}T00:00:00+00:00"
+    return dt.datetime.fromisoformat(end).astimezone(dt.UTC) + dt.timedelta(hours=1)
+
+
+def _missing(ledger: Ledger, series: Series, first: int, count: int) -> list[str]:
+    """The sessions whose forecasts are not all there once, or not all scored."""
+    with sqlite3.connect(ledger.path) as connection:
+        issued = connection.execute(
+            "SELECT target, horizon, COUNT(DISTINCT CASE role WHEN 'baseline' THEN model ELSE role END), COUNT(*) "
+            "FROM forecasts GROUP BY target, horizon"
+        ).fetchall()
+        unscored = connection.execute(
+            "SELECT COUNT(*) FROM forecasts f WHERE target <= ? AND NOT EXISTS "
+            "(SELECT 1 FROM scores s WHERE s.forecast_id = f.id)",
+            (str(series.dates[first + count]),),
+        ).fetchone()[0]
+    found = {(target, horizon): number for target, horizon, number, _ in issued}
+    wrong = []
+    for day in range(count):
+        for horizon in HORIZONS:
+            if first + day + horizon >= len(series):
+                continue
+            target = str(series.dates[first + day + horizon])
+            if found.get((target, horizon)) != MODELS_OF_A_SESSION:
+                wrong.append(f"{target} at {horizon} steps: {found.get((target, horizon))}")
+    print(f"ledger: {sum(row[3] for row in issued)} forecasts; sessions that are not whole: {wrong[:5]}; past targets "
+          f"without a score: {unscored}")  # fmt: skip
+    return [*wrong, *(["unscored"] if unscored else [])]
+
+
+def _living(series: Series, models: Path, first: int) -> None:
+    """Print the living model's CRPS over the replay beside the first day's model."""
+    store = Store(models)
+    oldest = store.versions(series.symbol)[0]
+    model = load_checkpoint(store.checkpoint(series.symbol, oldest.version))
+    rows = {row["target"]: row for row in store.ledger.settled(series.symbol, series.symbol, SESSIONS)}
+    losses = session_losses(model, {series.symbol: series}, str(series.dates[first]))
+    both = sorted(rows.keys() & losses.keys())
+    ours = np.array([rows[date]["crps"] for date in both])
+    theirs = np.array([losses[date][series.symbol] for date in both])
+    statistic, _ = diebold_mariano(ours, theirs)
+    print(f"living model: CRPS {ours.mean():.5g} on {len(both)} sessions; the first day's {theirs.mean():.5g} "
+          f"(ratio {ours.mean() / theirs.mean():.4f}, t {statistic:.2f})")  # fmt: skip
+
+
+def fresh(series: Series, directory: Path, count: int, samples: int, every: int) -> dict[str, bool]:
+    """Compare renewals with whole jobs of 64 samples at the same sessions, by time and by CRPS until the next one."""
+    from tune_jobs.job import run_job
+    from tune_jobs.options import TuneOptions
+
+    path, models = directory / "prices.csv", directory / "models"
+    first = len(series) - count - 1
+    argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--num-samples", str(samples),
+            "--calendar", series.timeline.calendar_name, "--retune-every", str(every)]  # fmt: skip
+    write(series, first + 1, path)
+    run = updated(argv, _clock(series, first))
+    print(f"first job of {samples} samples: {run.wall:.0f} s, code {run.code}", flush=True)
+    ratios, shares = [], []
+    print(
+        "| session | renewal wall s | fresh job wall s | CRPS living / fresh until the next |\n|---|---|---|---|"
+    )
+    for day in range(every, count + 1 - every, every):
+        row = first + day
+        write(series, row + 1, path)
+        renewal = updated(argv, _clock(series, row))
+        started = time.perf_counter()
+        output = directory / f"fresh {day}"
+        rows = pd.Timestamp(series.dates[row]).date() + dt.timedelta(days=1)
+        with tempfile.TemporaryFile() as stream:
+            if (child := os.fork()) == 0:
+                os.dup2(stream.fileno(), 1)
+                run_job(
+                    TuneOptions(
+                        source=str(path),
+                        symbol=series.symbol,
+                        end=rows,
+                        output_dir=output,
+                        num_samples=64,
+                        quiet=True,
+                        report=False,
+                    )  # fmt: skip
+                )
+                os._exit(0)
+            os.waitpid(child, 0)
+        wall = time.perf_counter() - started
+        store = Store(models)
+        current = store.current(series.symbol)
+        if current is None:
+            raise SystemExit(f"no model: {renewal.output}")
+        living = load_checkpoint(store.checkpoint(series.symbol, current.version))
+        other = load_checkpoint(output / "best_pareto_lstm.pt")
+        until = {series.symbol: series.part(slice(0, row + every + 1))}
+        after = str(series.dates[row])
+        means = [
+            np.mean([each[series.symbol] for each in session_losses(model, until, after).values()])
+            for model in (living, other)
+        ]
+        shares.append(renewal.wall / wall)
+        ratios.append(float(means[0] / means[1]))
+        print(f"| {day} | {renewal.wall:.1f} | {wall:.1f} | {ratios[-1]:.4f} |", flush=True)
+    print(f"mean ratio of CRPS {np.mean(ratios):.4f}, median share of time {np.median(shares):.2f}")
+    return {
+        f"a renewal takes at most {SHARE_BAR} of a fresh job": bool(np.median(shares) <= SHARE_BAR),
+        f"its CRPS is at most {CRPS_BAR} of the fresh job's": bool(np.mean(ratios) <= CRPS_BAR),
+    }
+
+
+def big_ledger(directory: Path, rows: int) -> dict[str, bool]:
+    """Measure a session's scoring, and what a server reads, of a ledger of a million forecasts."""
+    from forecast.live.issue import Issued
+    from forecast.live.record import Records
+    from forecast.scores.distribution import PROBABILITIES
+
+    symbols = [f"S{number:03}" for number in range(382)]
+    days = [str(day) for day in np.arange("2020-01-01", "2024-01-01", dtype="datetime64[D]")]
+    generator = np.random.default_rng(0)
+    prices = 100 * np.exp(np.cumsum(0.01 * generator.normal(size=(len(days), len(symbols))), axis=0))
+    spread = np.log(PROBABILITIES / (1 - PROBABILITIES))
+    ledger = Ledger(directory / "ledger.db")
+
+    def issued(day: int, symbol: int, horizon: int, model: str) -> Issued:
+        price = prices[day, symbol]
+        return Issued(
+            symbol=symbols[symbol],
+            origin=days[day],
+            last_price=price,
+            target=days[day + horizon],
+            horizon=horizon,
+            model=model,
+            prediction=price,
+            quantiles=price * (1 + 0.006 * np.sqrt(horizon) * spread),
+        )
+
+    def settle(day: int) -> float:
+        started = time.perf_counter()
+        since = max(0, day - 60)
+        ledger.settle(
+            "all", {s: (days[since : day + 1], prices[since : day + 1, i]) for i, s in enumerate(symbols)}
+        )
+        return time.perf_counter() - started
+
+    day, scoring = 0, 0.0
+    issuing = 0.0
+    while day * len(symbols) * 12 < rows:
+        scoring = settle(day)
+        started = time.perf_counter()
+        every = [(i, h) for i in range(len(symbols)) for h in HORIZONS]
+        ledger.issue(
+            "all",
+            {
+                "baseline": [
+                    issued(day, i, h, m) for i, h in every for m in ("persistence", "EWMA", "GARCH")
+                ],
+                "champion": [issued(day, i, h, "champion") for i, h in every],
+            },
+        )
+        issuing = time.perf_counter() - started
+        day += 1
+    scoring = settle(day)
+    records = Records(ledger)
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        records.live()
+        times.append(time.perf_counter() - started)
+    size = ledger.path.stat().st_size / 1e6
+    reading = float(np.median(times))
+    print(f"{day * len(symbols) * 12} forecasts, {size:.0f} MB: a session's scoring {scoring:.2f} s, its issuing "
+          f"{issuing:.2f} s, the live record {1000 * reading:.0f} ms")  # fmt: skip
+    return {
+        f"a session's scoring takes at most {SCORING_BAR} s": scoring <= SCORING_BAR,
+        f"the live record takes at most {READING_BAR} s": reading <= READING_BAR,
+    }
+
+
+def universe(file: Path, directory: Path) -> dict[str, bool]:
+    """Measure one session of every symbol of a file, one of which is broken."""
+    frame = pd.read_parquet(file)
+    dates = np.sort(frame["Date"].unique())
+    path, models = directory / "prices.parquet", directory / "models"
+    argv = ["--source", str(path), "--symbols", "all", "--models", str(models), "--space", "small",
+            "--num-samples", "2", "--windows-per-epoch", "20000"]  # fmt: skip
+
+    def until(day: np.datetime64) -> None:
+        part = frame[frame["Date"] <= day].copy()
+        part.loc[(part["Symbol"] == "AAPL") & (part["Date"] > dates[100]), "Close"] = np.nan
+        part.to_parquet(path)
+
+    def clock(day: np.datetime64) -> dt.datetime:
+        return pd.Timestamp(day).to_pydatetime().replace(hour=23, tzinfo=dt.UTC)
+
+    until(dates[-4])
+    first = updated(argv, clock(dates[-4]))
+    print(f"first update: {first.wall:.0f} s, code {first.code}\n{first.output[-600:]}", flush=True)
+    walls = []
+    for day in dates[-3:]:
+        until(day)
+        run = updated(argv, clock(day))
+        walls.append(run.wall)
+        print(
+            f"session {day}: wall {run.wall:.1f} s, CPU {run.cpu:.1f} s, code {run.code}\n{run.output[-400:]}",
+            flush=True,
+        )
+    with sqlite3.connect(models / "ledger.db") as connection:
+        (symbols,) = connection.execute("SELECT COUNT(DISTINCT symbol) FROM published").fetchone()
+    print(f"{symbols} symbols published")
+    return {f"a session takes at most {UNIVERSE_BAR} s": max(walls) <= UNIVERSE_BAR}
+
+
+def rollback(series: Series, directory: Path) -> dict[str, bool]:
+    """Roll a version back while a server answers requests."""
+    path, models = directory / "prices.csv", directory / "models"
+    argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
+            "--num-samples", "2", "--calendar", series.timeline.calendar_name]  # fmt: skip
+    for rows in (len(series) - 40, len(series) - 15):
+        write(series, rows, path)
+        run = updated(argv, _clock(series, rows - 1))
+        print(run.output)
+    store = Store(models)
+    newest = store.versions(series.symbol)[-1]
+    current = store.current(series.symbol)
+    if current is None or current.version != newest.version:
+        store.promote(series.symbol, newest.version, details={"why": "for the benchmark"})
+    server = Server(directory)
+    load = Load(server.port, series.values[-400:].tolist(), series.symbol)
+    load.start()
+    time.sleep(2)
+    started = time.perf_counter()
+    for command in (
+        ["tune_jobs.models", "rollback", series.symbol, "--models", str(models)],
+        ["serve_app", "reload"],
+    ):
+        subprocess.run([sys.executable, "-m", *command], check=True)
+        print(f"{' '.join(command[:2])}: after {time.perf_counter() - started:.1f} s", flush=True)
+    seconds = time.perf_counter() - started
+    served = server.get(f"/model?symbol={series.symbol}")["sha256"]
+    time.sleep(2)
+    load.stop()
+    server.stop()
+    back = store.current(series.symbol)
+    recorded = store.ledger.events(series.symbol, "rolled_back", limit=1)
+    print(f"{dict(load.answers)}; {seconds:.1f} s")
+    return {
+        f"rolled back within {ROLLBACK_BAR} s": seconds <= ROLLBACK_BAR,
+        "the server answers with the version before": back is not None and served == back.sha256,
+        "no failed request": all(kind.endswith(" 200") for kind in load.answers),
+        "the ledger says it": bool(recorded),
+    }
+
+
+def stock(file: Path, symbol: str) -> Series:
+    """One symbol of a file of many."""
+    return load_series(symbol, source=str(file), notify=None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("sessions", "fresh"):
+        command = commands.add_parser(name)
+        command.add_argument("--file", type=Path, help="prices of many symbols (default: the snapshot)")
+        command.add_argument("--symbol", help="a symbol of the file")
+        command.add_argument("--count", type=int, default=SESSIONS, help="number of sessions")
+        command.add_argument("--samples", type=int, default=16, help="samples of the first job")
+        command.add_argument("--seed", type=int, default=0, help="seed of the faults")
+        command.add_argument(
+            "--every", type=int, default=60, help="sessions between renewals that are compared"
+        )
+    commands.add_parser("rollback")
+    commands.add_parser("ledger").add_argument("--rows", type=int, default=1_000_000)
+    commands.add_parser("universe").add_argument("file", type=Path, help="prices of many symbols")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        if arguments.command == "ledger":
+            return report(big_ledger(directory, arguments.rows))
+        if arguments.command == "universe":
+            return report(universe(arguments.file, directory))
+        if arguments.command == "rollback":
+            return report(rollback(load_series("BTC-USD", source="snapshot", notify=None), directory))
+        series = load_series("BTC-USD", source="snapshot", notify=None)
+        if arguments.file:
+            series = stock(arguments.file, arguments.symbol)
+        if arguments.command == "fresh":
+            return report(fresh(series, directory, arguments.count, arguments.samples, arguments.every))
+        return report(replay(series, directory, arguments.count, arguments.samples, arguments.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The ledger: what is recorded, what comes of it, and what a killed, a doubled or a wrong record does to it."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecast.errors import LedgerError
+from forecast.live import ledger as ledgers
+from forecast.live.issue import Issued
+from forecast.live.ledger import Ledger
+from forecast.live.tables import METADATA
+from forecast.scores.distribution import PROBABILITIES
+from forecast.scores.metrics import METRICS, Forecasts
+
+DAYS = [str(day) for day in np.arange("2024-01-01", "2024-06-01", dtype="datetime64[D]")]
+SPREAD = np.log(PROBABILITIES / (1 - PROBABILITIES))
+
+
+def issued(symbol="A", origin=10, horizon=1, model="model", price=100.0, width=1.0):
+    return Issued(
+        symbol=symbol,
+        origin=DAYS[origin],
+        last_price=price,
+        target=DAYS[origin + horizon],
+        horizon=horizon,
+        model=model,
+        prediction=price,
+        quantiles=price + width * SPREAD,
+    )
+
+
+def session(symbols=("A",), origin=10, models=("model",), prices=None, horizons=(1,)):
+    """What an update issues for one session."""
+    every = [(s, h) for s in symbols for h in horizons]
+    level = prices or {}
+    return {
+        "baseline": [issued(s, origin, h, "persistence", level.get(s, 100.0), 2.0) for s, h in every],
+        "champion": [issued(s, origin, h, m, level.get(s, 100.0)) for s, h in every for m in models],
+    }
+
+
+def known(until, **prices):
+    return {symbol: (DAYS[: until + 1], np.asarray(values)[: until + 1]) for symbol, values in prices.items()}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    opened = Ledger(tmp_path / "models" / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def count(ledger, table):
+    with sqlite3.connect(ledger.path) as connection:
+        return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+
+
+def test_a_forecast_is_recorded_once_however_often_it_is_issued(ledger):
+    assert ledger.issue("A", session(horizons=(1, 5))) == 4
+    assert ledger.issue("A", session(horizons=(1, 5))) == 0
+    assert count(ledger, "forecasts") == 4
+    assert [row["horizon"] for row in ledger.published("A")] == [1, 5]
+
+
+def test_a_forecast_is_scored_on_its_price_as_a_backtest_scores_it(ledger):
+    prices = np.full(len(DAYS), 100.0)
+    prices[11] = 103.0
+    ledger.settle("A", known(10, A=prices))
+    ledger.issue("A", session())
+    assert ledger.settle("A", known(11, A=prices)).scored == 2
+    (row,) = ledger.settled("A", "A", 5)
+    own = issued()
+    expected = METRICS["CRPS"].losses(
+        np.array([103.0]), Forecasts(np.array([100.0]), own.quantiles[np.newaxis].astype("f4"))
+    )
+    assert row["crps"] == pytest.approx(expected[0], rel=1e-6)
+    assert row["realized"] == 103.0
+    assert row["pit"] == pytest.approx(1 / (1 + np.exp(-3)), abs=0.005)
+    (model, other) = sorted(ledger.sessions("A"), key=lambda each: each["model"])
+    assert model["crps"] / other["crps"] == pytest.approx(row["crps"] / ledger_loss(103.0, 2.0), rel=1e-6)
+
+
+def ledger_loss(price, width):
+    quantiles = (100 + width * SPREAD)[np.newaxis]
+    return METRICS["CRPS"].losses(np.array([price]), Forecasts(np.array([100.0]), quantiles))[0]
+
+
+def test_the_same_prices_again_change_nothing(ledger):
+    prices = np.linspace(100, 120, len(DAYS))
+    ledger.issue("A", session())
+    first = ledger.settle("A", known(40, A=prices))
+    again = ledger.settle("A", known(40, A=prices))
+    assert (first.scored, again.scored, again.prices) == (2, 0, 0)
+
+
+def test_a_corrected_price_is_a_new_fact_and_the_later_score_counts(ledger):
+    prices = np.full(len(DAYS), 100.0)
+    ledger.issue("A", session())
+    ledger.settle("A", known(11, A=prices))
+    prices[11] = 110.0
+    settled = ledger.settle("A", known(12, A=prices))
+    assert settled.corrected == [("A", DAYS[11])]
+    assert settled.scored == 2
+    assert (count(ledger, "scores"), count(ledger, "sessions")) == (4, 2)
+    assert [row["realized"] for row in ledger.settled("A", "A", 5)] == [110.0]
+    model = next(row for row in ledger.sessions("A") if row["model"] == "model")
+    assert model["inside_90"] == 0
+
+
+def test_after_a_split_prices_are_converted_back_to_the_unit_of_the_forecast(ledger):
+    prices = 100 + np.sin(np.arange(len(DAYS)))
+    ledger.settle("A", known(10, A=prices))
+    ledger.issue("A", session())
+    settled = ledger.settle("A", known(11, A=prices / 4))
+    assert settled.corrected == []
+    (row,) = ledger.settled("A", "A", 5)
+    assert row["realized"] == pytest.approx(prices[11])
+    # Later forecasts are in the new unit.
+    ledger.issue("A", session(origin=11, prices={"A": prices[11] / 4}))
+    ledger.settle("A", known(12, A=prices / 4))
+    assert ledger.settled("A", "A", 1)[0]["realized"] == pytest.approx(prices[12] / 4)
+
+
+def test_one_corrected_price_is_no_split(ledger):
+    prices = 100 + np.sin(np.arange(len(DAYS)))
+    ledger.settle("A", known(11, A=prices))
+    prices[11] *= 2
+    assert ledger.settle("A", known(11, A=prices)).corrected == [("A", DAYS[11])]
+    assert count(ledger, "rescalings") == 0
+
+
+def test_prices_that_come_after_a_week_score_every_forecast_in_between(ledger):
+    prices = np.linspace(100, 120, len(DAYS))
+    ledger.issue("A", session(horizons=(1, 5, 20)))
+    settled = ledger.settle("A", known(40, A=prices))
+    assert settled.sessions == [DAYS[11], DAYS[15], DAYS[30]]
+
+
+def test_scores_of_symbols_in_other_units_weigh_the_same(ledger):
+    yen = np.full(len(DAYS), 100.0)
+    yen[11] = 101.0
+    ledger.issue(
+        "all",
+        {
+            "baseline": [
+                issued("A", model="persistence"),
+                issued("B", price=1e6, width=1e4, model="persistence"),
+            ],
+            "champion": [issued("A"), issued("B", price=1e6, width=1e4)],
+        },
+    )
+    ledger.settle("all", known(11, A=yen, B=yen * 1e4))
+    model = next(row for row in ledger.sessions("all") if row["model"] == "model")
+    ledger.issue("one", {"baseline": [issued("A", model="persistence")], "champion": [issued("A")]})
+    ledger.settle("one", known(11, A=yen))
+    alone = next(row for row in ledger.sessions("one") if row["model"] == "model")
+    assert model["symbols"] == 2
+    assert model["crps"] == pytest.approx(alone["crps"], rel=1e-5)
+
+
+def test_a_process_that_is_killed_while_it_issues_leaves_all_or_nothing(tmp_path):
+    path = tmp_path / "ledger.db"
+    symbols = [f"S{number}" for number in range(50)]
+    for pause in (0.3, 0.6, 0.9):
+        if (child := os.fork()) == 0:
+            ledger = Ledger(path)
+            for origin in range(100):
+                ledger.issue("A", session(symbols, origin))
+            os._exit(0)
+        time.sleep(pause)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    Ledger(path).issue("A", session(symbols, 100))
+    with sqlite3.connect(path) as connection:
+        by_origin = connection.execute("SELECT origin, COUNT(*) FROM forecasts GROUP BY origin").fetchall()
+        (state,) = connection.execute("PRAGMA integrity_check").fetchone()
+    assert state == "ok"
+    assert {number for _, number in by_origin} == {100}
+
+
+def test_a_reader_does_not_wait_for_a_writer(ledger):
+    ledger.issue("A", session())
+    with sqlite3.connect(ledger.path, isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        found = []
+        reader = threading.Thread(target=lambda: found.append(ledger.published("A")))
+        reader.start()
+        reader.join(5)
+        writer.execute("ROLLBACK")
+    assert len(found[0]) == 1
+
+
+def test_a_full_disk_is_one_line_and_the_ledger_stays_whole(ledger):
+    ledger.issue("A", session())
+
+    def limit(connection, _record):
+        connection.execute("PRAGMA max_page_count=60")
+
+    sa.event.listen(ledger._engine, "connect", limit)
+    ledger._engine.dispose()
+    with pytest.raises(LedgerError, match=r"full.*free disk space"):
+        ledger.issue("A", session(symbols=[f"S{i}" for i in range(500)], origin=20))
+    assert count(ledger, "forecasts") == 2
+
+
+def test_a_file_that_is_no_ledger_is_refused_in_one_line(tmp_path):
+    (tmp_path / "ledger.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(LedgerError, match=r"ledger\.db cannot be used"):
+        Ledger(tmp_path / "ledger.db")
+
+
+def test_a_ledger_of_a_later_version_is_refused(ledger):
+    ledger.close()
+    with sqlite3.connect(ledger.path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(LedgerError, match="later version"):
+        Ledger(ledger.path)
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(ledger):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with ledger._engine.connect() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), METADATA)
+    ours = [each for each in found if "alembic_version" not in str(each)]
+    assert ours == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6, unique=True), st.integers(0, 2**16))
+def test_however_the_prices_come_each_forecast_has_one_score_on_the_last_price(
+    tmp_path_factory, visits, seed
+):
+    generator = np.random.default_rng(seed)
+    prices = 100 + np.cumsum(generator.normal(size=len(DAYS)))
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db")
+    for visit in sorted(visits):
+        ledger.settle("A", known(visit, A=prices))
+        ledger.issue("A", session(origin=visit, horizons=(1, 5)))
+    ledger.settle("A", known(100, A=prices))
+    rows = ledger.settled("A", "A", 100)
+    assert [row["target"] for row in rows] == [DAYS[visit + 1] for visit in sorted(visits)]
+    assert [row["realized"] for row in rows] == pytest.approx([prices[visit + 1] for visit in sorted(visits)])
+    assert count(ledger, "scores") == 4 * len(visits)
+    ledger.close()
+
+
+def test_times_of_facts_are_in_utc_and_sort_as_text():
+    first = ledgers._now()
+    assert first.endswith("+00:00")
+    assert first < ledgers._now()

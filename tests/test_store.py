@@ -1,0 +1,153 @@
+"""The model store: versions that never change, and one that is current, whatever is killed or damaged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from forecast.errors import StoreError
+from forecast.live.store import CHECKPOINT_FILE, CURRENT, Store
+from tune_jobs import models
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Write the files of a finished job, which differ by their content."""
+
+    def write(content):
+        directory = tmp_path / "jobs" / content
+        directory.mkdir(parents=True)
+        (directory / CHECKPOINT_FILE).write_text(content)
+        (directory / "summary.json").write_text(json.dumps({"content": content}))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path, job):
+    """A store with three versions of a model, each promoted in its turn."""
+    store = Store(tmp_path / "models")
+    for number, content in enumerate(("one", "two", "three")):
+        added = store.add("^GSPC", job(content), f"2024-01-0{number + 1}")
+        store.promote("^GSPC", added.version)
+    return store
+
+
+def content_of(store, name="^GSPC"):
+    return (store.directory(name) / CURRENT / CHECKPOINT_FILE).read_text()
+
+
+def versions(store):
+    return [each.version for each in store.versions("^GSPC")]
+
+
+def test_the_current_version_is_the_one_that_was_promoted_last(store):
+    assert content_of(store) == "three"
+    assert store.current("^GSPC").version == versions(store)[2]
+    assert store.names() == ["^GSPC"]
+
+
+def test_the_same_job_again_is_the_version_that_there_is(store, tmp_path):
+    before = versions(store)
+    again = store.add("^GSPC", tmp_path / "jobs" / "two", "2024-01-02")
+    assert again.version == before[1]
+    assert versions(store) == before
+
+
+def test_rolling_back_twice_goes_two_versions_back_and_no_further(store):
+    one, two, _ = versions(store)
+    assert store.rollback("^GSPC") == two
+    assert store.rollback("^GSPC") == one
+    assert content_of(store) == "one"
+    with pytest.raises(StoreError, match="no earlier version"):
+        store.rollback("^GSPC")
+
+
+def test_after_a_rollback_and_a_promotion_the_version_rolled_back_from_is_not_returned_to(store, job):
+    store.rollback("^GSPC")
+    added = store.add("^GSPC", job("four"), "2024-01-04")
+    store.promote("^GSPC", added.version)
+    assert store.rollback("^GSPC") == versions(store)[1]
+
+
+def test_a_damaged_version_is_not_promoted_and_a_rollback_passes_over_it(store):
+    one, two, _ = versions(store)
+    damaged = store.checkpoint("^GSPC", two)
+    damaged.chmod(0o644)
+    damaged.write_text("other")
+    with pytest.raises(StoreError, match="has changed since it was added"):
+        store.promote("^GSPC", two)
+    assert store.rollback("^GSPC") == one
+
+
+def test_a_change_that_was_recorded_but_not_made_is_completed(store):
+    one = versions(store)[0]
+    store.ledger.add_event("^GSPC", "promoted", version=one)
+    assert content_of(store) == "three"
+    store.complete("^GSPC")
+    assert content_of(store) == "one"
+
+
+def test_a_version_that_was_not_added_as_a_whole_is_no_version(store, job, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("forecast.live.store.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add("^GSPC", job("four"), "2024-01-04")
+    assert len(versions(store)) == 3
+    assert not list(store.directory("^GSPC").glob(".adding*"))
+
+
+@pytest.mark.parametrize("wanted", [("^GSPC", "current"), ("^GSPC", "2020-01-01-none"), ("ACME", "1")])
+def test_what_the_store_does_not_have_is_refused_in_one_line(store, wanted):
+    with pytest.raises(StoreError, match="has no"):
+        store.promote(*wanted)
+
+
+def test_a_second_process_is_told_which_one_has_the_lock(store):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom forecast.live.store import Store\n"
+        "with Store(Path(sys.argv[1])).lock('^GSPC'):\n    print('locked', flush=True)\n    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(store.root)], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(StoreError, match=f"process {holder.pid} on"), store.lock("^GSPC"):
+            pass
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with store.lock("^GSPC"):  # a killed process has no lock
+        pass
+
+
+def test_the_command_lists_shows_promotes_and_rolls_back(store, capsys):
+    one = versions(store)[0]
+    where = ["--models", str(store.root)]
+    models.main(["promote", "^GSPC", one, *where])
+    models.main(["list", *where])
+    assert one in capsys.readouterr().out.splitlines()[-1]
+    models.main(["rollback", "^GSPC", *where])
+    models.main(["show", "^GSPC", *where, "--json"])
+    text = capsys.readouterr().out
+    events = json.loads(text[text.index("[") :])
+    assert [(each["event"], each["why"]) for each in events[-2:]] == [
+        ("promoted", "by hand"),
+        ("rolled_back", "by hand"),
+    ]
+    assert content_of(store) == "three"
+
+
+def test_the_ledger_is_exported_as_parquet(store, tmp_path, capsys):
+    import pandas as pd
+
+    models.main(["export", str(tmp_path / "ledger"), "--models", str(store.root)])
+    events = pd.read_parquet(tmp_path / "ledger" / "events.parquet")
+    assert list(events["kind"]) == ["added", "promoted"] * 3
+    assert "events.parquet: 6 rows" in capsys.readouterr().out

@@ -1,0 +1,331 @@
+"""The session's update: each step once, whatever comes in between."""
+
+import datetime as dt
+import http.server
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import replay
+from forecast.config import TrainConfig
+from forecast.live.store import CHECKPOINT_FILE, SCORED_FILE, SUMMARY_FILE, Store
+from forecast.model.checkpoint import save_checkpoint
+from forecast.model.panel import prepare_panel
+from forecast.model.split import service_split
+from forecast.model.training import fit, scored_on_test
+from forecast.model.windows import prepare
+from forecast.prices.panel import Panel, load_panel
+from forecast.prices.source import load_series
+from tune_jobs import update
+from tune_jobs.job import Outcome
+
+ROWS = 400
+FIRST = dt.date(2020, 1, 1)
+DATES = np.arange(FIRST, FIRST + dt.timedelta(days=ROWS), dtype="datetime64[D]")
+TINY = {"sequence_length": 10, "hidden_size": 4, "max_epochs": 1, "members": 1}
+
+
+def walk(seed=0):
+    generator = np.random.default_rng(seed)
+    return 100 * np.exp(np.cumsum(0.01 * generator.standard_t(5, ROWS)))
+
+
+def train_without_a_cluster(options, _cluster=None):
+    """Stands in for a tuning job: the same files, of one tiny model."""
+    given = {"source": options.source, "calendar": "24/7", "notify": None}
+    prices = load_panel(options.symbols, **given) if options.symbols else load_series(options.symbol, **given)
+    config = TrainConfig(**TINY, source=options.source, symbol=prices.symbol, train_ratio=options.train_ratio)
+    if isinstance(prices, Panel):
+        prepared = prepare_panel(prices, config, 10)
+        later = prepare_panel(prices, config, 10, lambda rows: service_split(rows, 0.85))
+    else:
+        prepared = prepare(prices, config)
+        later = prepare(prices, config, service_split(len(prices), 0.85))
+    scored, _ = scored_on_test(fit(prepared, config, prices.provenance).checkpoint, prepared)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(scored, options.output_dir / SCORED_FILE)
+    save_checkpoint(fit(later, config, prices.provenance).checkpoint, options.output_dir / CHECKPOINT_FILE)
+    (options.output_dir / SUMMARY_FILE).write_text("{}")
+    return Outcome({}, interrupted=False)
+
+
+class Loop:
+    """A store, a growing file of prices, and the command."""
+
+    def __init__(self, directory, values):
+        self.directory, self.values = directory, values
+        self.path, self.models = directory / "prices.csv", directory / "models"
+        self.store = Store(self.models)
+
+    def write(self, rows, changed=None):
+        content = {name: values[:rows].copy() for name, values in self.values.items()}
+        for name, row, value in changed or []:
+            content[name][row] = value
+        frame = pd.DataFrame({"Date": DATES[:rows], **content})
+        if len(content) > 1:
+            frame = frame.melt("Date", var_name="Symbol", value_name="Close").dropna()
+        else:
+            frame = frame.set_axis(["Date", "Close"], axis=1)
+        frame.to_csv(self.path, index=False)
+
+    def argv(self, *more):
+        one = ["--symbol", next(iter(self.values))] if len(self.values) == 1 else ["--symbols", "all"]
+        return ["--source", str(self.path), "--models", str(self.models), "--calendar", "24/7", *one, *more]
+
+    def run(self, rows, *more, changed=None):
+        self.write(rows, changed)
+        return update.main(self.argv(*more))
+
+    def table(self, query):
+        with sqlite3.connect(self.models / "ledger.db") as connection:
+            return connection.execute(query).fetchall()
+
+    def facts(self):
+        """What must not depend on what was killed on the way: forecasts, scores, and what is served."""
+        forecasts = self.table(
+            "SELECT symbol, target, horizon, role, prediction FROM forecasts ORDER BY 1, 2, 3, 4, 5"
+        )
+        scores = self.table(
+            "SELECT realized, crps FROM scores JOIN forecasts f ON f.id = forecast_id ORDER BY 1, 2"
+        )
+        return forecasts, scores, [self.store.current(name).trained_until for name in self.store.names()]
+
+
+@pytest.fixture(autouse=True)
+def _quick_jobs(monkeypatch):
+    monkeypatch.setattr("tune_jobs.job.run_job", train_without_a_cluster)
+
+
+@pytest.fixture
+def loop(tmp_path):
+    return Loop(tmp_path, {"WALK": walk()})
+
+
+def test_the_first_update_makes_a_model_and_publishes_the_next_sessions(loop, capsys):
+    assert loop.run(300) == 0
+    published = loop.store.ledger.published("WALK")
+    assert [row["target"] for row in published] == [str(DATES[299 + h]) for h in (1, 5, 20)]
+    assert loop.table("SELECT DISTINCT model FROM forecasts WHERE role = 'baseline' ORDER BY 1") == [
+        ("EWMA",),
+        ("GARCH",),
+        ("persistence",),
+    ]
+    assert "published forecasts of 1 symbol" in capsys.readouterr().out
+
+
+def test_a_second_update_of_a_session_changes_nothing_and_says_so(loop, capsys):
+    loop.run(300)
+    before = loop.facts()
+    capsys.readouterr()
+    assert loop.run(300) == 0
+    assert capsys.readouterr().out == f"WALK: nothing new since {DATES[299]}\n"
+    assert loop.facts() == before
+
+
+def test_an_update_with_nothing_new_does_not_load_torch(loop):
+    loop.run(300)
+    script = (
+        "import sys\nfrom tune_jobs import update\n"
+        "code = update.main(sys.argv[1:])\n"
+        "assert code == 0 and 'torch' not in sys.modules, code\n"
+    )
+    subprocess.run([sys.executable, "-c", script, *loop.argv()], check=True, capture_output=True)
+
+
+def test_forecasts_are_scored_when_their_price_comes_also_after_weeks(loop):
+    loop.run(300)
+    loop.run(301)
+    assert loop.table("SELECT COUNT(*) FROM scores") == [(4,)]
+    loop.run(319)
+    # Of both origins: one and five steps; of twenty none.
+    assert loop.table("SELECT COUNT(*) FROM scores") == [(16,)]
+    assert loop.table("SELECT COUNT(DISTINCT origin) FROM forecasts") == [(3,)]
+
+
+def test_a_renewal_is_judged_on_the_sessions_that_neither_model_was_trained_on(loop):
+    loop.run(300, "--retune-every", "30")
+    first = loop.store.current("WALK")
+    for rows in (310, 329, 330):
+        loop.run(rows, "--retune-every", "30")
+    versions = loop.store.versions("WALK")
+    assert len(versions) == 2
+    assert versions[1].trained_until == str(DATES[329])
+    (event,) = [
+        each
+        for each in loop.store.ledger.events("WALK", "promoted", "kept")
+        if each["version"] == versions[1].version
+    ]
+    assert event["details"]["sessions"] == 30
+    assert event["details"]["first"] == str(DATES[300])
+    better = event["details"]["challenger"] <= event["details"]["champion"]
+    assert (loop.store.current("WALK").version == first.version) is not better
+    assert loop.store.damage(first) is None
+
+
+@pytest.mark.parametrize("fault", [*replay.KILLS, *replay.RENEWAL_KILLS])
+def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_path, fault):
+    sabotage = {**replay.KILLS, **replay.RENEWAL_KILLS}[fault]
+    outcomes = []
+    for killed in (False, True):
+        loop = Loop(tmp_path / str(killed), {"WALK": walk()})
+        loop.directory.mkdir()
+        loop.run(300, "--retune-every", "30")
+        loop.run(315, "--retune-every", "30")
+        loop.write(330)
+        argv = loop.argv("--retune-every", "30")
+        now = dt.datetime.combine(FIRST, dt.time(), dt.UTC) + dt.timedelta(days=330, hours=1)
+        if killed:
+            assert replay.updated(argv, now, sabotage).code in (-9, 0)
+        assert replay.updated(argv, now).code == 0
+        loop.run(331, "--retune-every", "30")
+        outcomes.append(loop.facts())
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_second_update_at_the_same_time_says_who_has_the_lock(loop, capsys):
+    loop.run(300)
+    with loop.store.lock("WALK"):
+        assert update.run(update.main, loop.argv()) == 1
+    assert "is working on WALK" in capsys.readouterr().err
+
+
+def test_a_source_that_is_down_costs_nothing_and_the_next_update_goes_on(loop, capsys):
+    loop.run(300)
+    before = loop.facts()
+    loop.path.unlink()
+    assert update.run(update.main, loop.argv()) == 1
+    assert len(capsys.readouterr().err.splitlines()) <= 3
+    assert loop.facts() == before
+    assert loop.run(301) == 0
+
+
+def test_a_corrected_price_gets_new_scores_beside_the_old_ones(loop):
+    loop.run(300)
+    loop.run(301, changed=[("WALK", 300, 120.0)])
+    assert loop.run(302) == 0
+    realized = loop.table(
+        "SELECT DISTINCT realized FROM scores JOIN forecasts f ON f.id = forecast_id "
+        f"WHERE target = '{DATES[300]}' ORDER BY scores.id"
+    )
+    assert [value for (value,) in realized] == pytest.approx([120.0, loop.values["WALK"][300]])
+
+
+def test_a_damaged_model_is_replaced_by_the_version_before_it(loop, capsys):
+    loop.run(300, "--retune-every", "30")
+    first = loop.store.current("WALK").version
+    loop.run(330, "--retune-every", "30")
+    second = loop.store.versions("WALK")[1].version
+    if loop.store.current("WALK").version == first:
+        loop.store.promote("WALK", second)
+    damaged = loop.store.checkpoint("WALK", second)
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert loop.run(331, "--retune-every", "30") == 0
+    assert loop.store.current("WALK").version == first
+    assert "has changed since it was added" in capsys.readouterr().err
+
+
+def test_a_damaged_model_without_another_version_is_trained_again(loop):
+    loop.run(300)
+    only = loop.store.current("WALK").version
+    damaged = loop.store.checkpoint("WALK", only)
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"")
+    assert loop.run(301) == 0
+    assert loop.store.damage(loop.store.current("WALK")) is None
+
+
+def test_a_broken_symbol_of_a_universe_costs_only_itself(tmp_path, capsys):
+    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
+    loop = Loop(tmp_path, values)
+    assert loop.run(300) == 0
+    values["BBB"][290:] = np.nan
+    assert loop.run(301) == 0
+    origins = {row["symbol"]: row["origin"] for row in loop.store.ledger.published()}
+    assert origins == {"AAA": str(DATES[300]), "BBB": str(DATES[299]), "CCC": str(DATES[300])}
+    values["BBB"][250:] = np.nan
+    assert loop.run(302) == 0
+
+
+def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(loop):
+    options = ("--retune-every", "30", "--shadow-sessions", "5")
+    loop.run(300, *options)
+    first = loop.store.current("WALK").version
+    loop.run(330, *options)
+    (event,) = loop.store.ledger.events("WALK", "kept", "shadow", "promoted", limit=1)
+    if event["kind"] != "shadow":
+        pytest.skip("on this machine the challenger is worse on paper")
+    for rows in range(331, 335):
+        loop.run(rows, *options)
+        assert loop.store.current("WALK").version == first
+        assert {row["model"] for row in loop.store.ledger.published("WALK")} == {
+            loop.store.current("WALK").sha256
+        }
+    loop.run(335, *options)
+    (event,) = loop.store.ledger.events("WALK", "kept", "promoted", limit=1)
+    assert event["details"]["sessions"] == 5
+
+
+def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
+    loop.run(300, "--retune-every", "100", "--max-age", "3", "--max-silence", "100000")
+    posted = []
+
+    class Webhook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Webhook) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        options = ("--retune-every", "100", "--max-age", "3", "--max-silence", "100000", "--notify")
+        loop.run(305, *options, "http://127.0.0.1:9/closed")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        loop.run(306, *options, address)
+        loop.run(307, *options, address)
+        server.shutdown()
+    assert [(each["name"], each["details"]["alarm"]) for each in posted] == [("WALK", "model_old")]
+
+
+def test_an_alarm_asks_for_a_renewal_before_its_time(loop):
+    loop.run(300, "--retune-every", "100", "--max-age", "7")
+    loop.run(309, "--retune-every", "100", "--max-age", "7")
+    assert len(loop.store.versions("WALK")) == 2
+
+
+def test_bad_options_are_refused_in_one_line(loop, capsys):
+    for options, expected in (
+        (["--end", "2020-05-01"], "every row"),
+        (["--horizons", "0"], "at least 1"),
+        (["--notify", "ftp://x"], "--notify"),
+        (["--retune-every", "1"], "--retune-every"),
+    ):
+        assert update.run(update.main, loop.argv(*options)) == 2
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_job_makes_the_first_model_and_its_renewal_starts_warm(loop, monkeypatch):
+    monkeypatch.undo()
+    options = ("--space", "small", "--num-samples", "2", "--renew-samples", "2", "--retune-every", "30")
+    assert loop.run(300, *options) == 0
+    assert loop.run(330, *options) == 0
+    first, second = loop.store.versions("WALK")
+    old, new = (
+        json.loads((loop.store.path("WALK", each.version) / SUMMARY_FILE).read_text())
+        for each in (first, second)
+    )
+    assert (
+        old["pick"]["params"] in [trial["params"] for trial in (new["pick"], *new["front"])]
+        or new["warm_start"]
+    )
+    assert second.trained_until == str(DATES[329])

@@ -1,0 +1,189 @@
+"""The model store's command: ``python -m tune_jobs.models``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from forecast.atomic import write_atomically
+from forecast.cli.command import Parser, add_options, leave, run
+from forecast.config import Config, parse_settings
+from forecast.errors import StoreError
+from tune_jobs.update_options import MODELS
+
+if TYPE_CHECKING:
+    from forecast.live.store import Store
+
+EXAMPLES = """\
+examples:
+  python -m tune_jobs.models list
+  python -m tune_jobs.models show BTC-USD
+  python -m tune_jobs.models add BTC-USD artifacts
+  python -m tune_jobs.models promote BTC-USD 2020-01-17-3fa9c1d2
+  python -m tune_jobs.models rollback BTC-USD
+  python -m tune_jobs.models export ledger
+"""
+
+
+class StoreOptions(Config):
+    """The store."""
+
+    models: Path = Field(MODELS, description="directory of the model store and its ledger")
+    json_output: bool = Field(False, alias="json", description="print JSON instead of tables")
+
+
+NAME = ("name", "name of the model in the store")
+COMMANDS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "list": ("list the models, their current versions and their last published forecasts", ()),
+    "show": ("show the versions of a model, and what happened to them", (NAME,)),
+    "add": (
+        "add a finished job as a version",
+        (NAME, ("job", "output directory of the job, whose files are copied")),
+    ),
+    "promote": (
+        "make a version the current one, which is served",
+        (NAME, ("version", "the version; `show` lists them")),
+    ),
+    "rollback": ("make the version before the current one the current one again", (NAME,)),
+    "export": (
+        "write the ledger's tables as Parquet files",
+        (("output", "directory for one file per table"),),
+    ),
+}
+"""What each command does, and its arguments."""
+
+
+def build_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(
+        prog="python -m tune_jobs.models",
+        description="Look at the model store and its ledger, and change which version of a model is served. After a "
+        "change, `python -m serve_app reload` tells a running server.",
+        epilog=EXAMPLES,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
+    for name, (text, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for argument, meaning in arguments:
+            command.add_argument(argument, help=meaning)
+        add_options(command, StoreOptions)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command, and return the exit code."""
+    given = vars(build_parser().parse_args(argv))
+    command = given.pop("command")
+    arguments = [given.pop(name) for name, _ in COMMANDS[command][1]]
+    options = parse_settings(StoreOptions, given)
+    # Imported here so that --help does not wait for SQLAlchemy.
+    from forecast.live.store import Store
+
+    store = Store(options.models)
+    if command == "add":
+        _add(store, *arguments)
+    elif command == "promote":
+        name, version = arguments
+        with store.lock(name):
+            store.promote(name, version, details={"why": "by hand"})
+        print(f"{name}: {version} is the current version")
+    elif command == "rollback":
+        (name,) = arguments
+        with store.lock(name):
+            print(f"{name}: {store.rollback(name, {'why': 'by hand'})} is the current version again")
+    elif command == "export":
+        _export(store, Path(arguments[0]))
+    else:
+        rows = _overview(store) if command == "list" else _history(store, *arguments)
+        print(json.dumps(rows, indent=2) if options.json_output else _table(rows))
+    return 0
+
+
+def _add(store: Store, name: str, job: str) -> None:
+    """Add a job's files as a version."""
+    from forecast.live.store import CHECKPOINT_FILE
+    from forecast.model.checkpoint import load_checkpoint
+
+    served = load_checkpoint(Path(job) / CHECKPOINT_FILE)
+    if served.validated_until is None:
+        raise StoreError(f"the model of {job} does not know its last row; train or tune it again")
+    with store.lock(name):
+        added = store.add(name, Path(job), served.validated_until)
+    print(f"{name}: added {added.version}; `promote` makes it the current version")
+
+
+def _export(store: Store, output: Path) -> None:
+    """Write one Parquet file per table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for table, rows in store.ledger.tables():
+        plain = [
+            {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
+            for row in rows
+        ]
+        path = output / f"{table}.parquet"
+        write_atomically(path, partial(pq.write_table, pa.Table.from_pylist(plain)))
+        print(f"{path}: {len(rows)} rows")
+
+
+def _overview(store: Store) -> list[dict[str, Any]]:
+    """One row per name."""
+    from forecast.live.alarms import alarms_on
+
+    rows = []
+    for name in store.names():
+        current = store.current(name)
+        rows.append(
+            {
+                "name": name,
+                "current": current and current.version,
+                "versions": len(store.versions(name)),
+                "trained until": current and current.trained_until,
+                "last session": store.ledger.last_session(name),
+                "alarms": ", ".join(sorted(alarms_on(store.ledger, name))),
+            }
+        )
+    return rows
+
+
+def _history(store: Store, name: str) -> list[dict[str, Any]]:
+    """One row per event, the oldest first."""
+    store.versions(name)  # refuses a name that there is not
+    current, rows = store.current(name), []
+    for event in reversed(store.ledger.events(name)):
+        details = event["details"]
+        rows.append(
+            {
+                "at": event["at"][:19],
+                "session": event["session"],
+                "event": event["kind"],
+                "version": event["version"],
+                "current": "*" if current and event["version"] == current.version else "",
+                "why": details.get("why") or details.get("text") or details.get("alarm") or "",
+            }
+        )
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a plain table, as wide as its cells."""
+    if not rows:
+        return "no models yet; `python -m tune_jobs.update` makes the first"
+    names = list(rows[0])
+    cells = [names, *([str(row[name] if row[name] is not None else "") for name in names] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+if __name__ == "__main__":
+    leave(run(main, sys.argv[1:]))

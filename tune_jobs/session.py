@@ -1,0 +1,381 @@
+"""What one session brings to the models of one name: fetch, score, renew, judge, promote, forecast, tell.
+
+A step records what it did in one transaction or by one rename. If it is interrupted, the next run takes it again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from forecast.errors import DataError, StoreError
+from forecast.live.alarms import Alarm, alarms_on, old, record_alarms, silent
+from forecast.live.evidence import Role
+from forecast.live.ledger import WATCHED, Event, Settled
+from forecast.live.notify import post
+from forecast.live.store import CHANGES, CHECKPOINT_FILE, SCORED_FILE, Store, Version
+from forecast.model.split import MIN_TARGETS
+from forecast.prices.panel import panel_from_config
+from forecast.prices.series import Series
+from forecast.prices.source import series_from_config
+from forecast.prices.timeline import Timeline
+from tune_jobs.console import say
+from tune_jobs.update_options import UpdateOptions
+from tune_jobs.verdicts import Verdict, verdict_of, verdict_of_shadow
+
+if TYPE_CHECKING:
+    from forecast.live.issue import Issued
+
+JOBS = ".jobs"
+"""Directory, beside the versions, of the job that is under way."""
+DECISIONS: tuple[Event, ...] = ("promoted", "kept", "shadow", "rolled_back")
+"""The events that decide on a version."""
+WORDS = {"promoted": "promoted", "kept": "not promoted", "shadow": "a shadow"}
+LEAST_PAIRED = 5
+"""Fewest sessions after a job before an alarm asks for the next one: a challenger needs some to be judged on."""
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        name: name in the store.
+        session: the last known session.
+        new_prices: number of new prices.
+        corrected: number of corrected prices.
+        scored: number of forecasts that were scored.
+        added: the version that a job added.
+        decision: what became of a challenger, in one line.
+        published: number of symbols with new published forecasts.
+        left_out: by symbol, why it has no forecast.
+        alarms: the alarms that are on.
+        told: whether a server was told of a new version.
+    """
+
+    name: str
+    session: str
+    new_prices: int = 0
+    corrected: int = 0
+    scored: int = 0
+    added: str | None = None
+    decision: str | None = None
+    published: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+    told: bool = False
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether the run changed nothing."""
+        return not (
+            self.new_prices or self.scored or self.added or self.decision or self.published or self.told
+        )
+
+
+class Session:
+    """One run for the models of one name; the caller has the store's lock of that name."""
+
+    def __init__(self, options: UpdateOptions) -> None:
+        """Use the store of the options, and its ledger."""
+        self.options = options
+        self.name = options.store_name
+        self.store = Store(options.models)
+        self.ledger = self.store.ledger
+        self.errors = Console(stderr=True)
+        self.console = Console(quiet=options.quiet or options.json_output)
+
+    def run(self) -> Outcome:
+        """Take every step that is due.
+
+        Raises:
+            ForecastError: when a step cannot be completed; the steps before it are recorded.
+            OSError: when the store cannot be written; likewise.
+        """
+        self.store.complete(self.name)
+        try:
+            prices, left_out = self._fetch()
+        except DataError:
+            self._watch([*self._silence_by_model(), *self._record_alarms()], None)
+            raise
+        newest = max(prices.values(), key=lambda series: series.dates[-1])
+        outcome = Outcome(self.name, newest.timeline.text(newest.dates[-1:])[0], left_out=left_out)
+        settled = self._score(prices)
+        outcome.new_prices, outcome.corrected = settled.prices, len(settled.corrected)
+        outcome.scored = settled.scored
+        current = self._usable_current()
+        outcome.alarms = self._watch(
+            [
+                *self._silence(newest.timeline, newest.dates[-1]),
+                *self._age(newest, current),
+                *self._record_alarms(),
+            ],
+            outcome.session,
+        )
+        if why := self._renewal_due(newest, current):
+            outcome.added = self._renew(prices, newest, why).version
+        outcome.decision = self._decide(prices, current, outcome.session)
+        self._forecast(prices, outcome)
+        outcome.told = self._tell()
+        return outcome
+
+    def _fetch(self) -> tuple[Mapping[str, Series], dict[str, str]]:
+        """The prices of the name's symbols, and why each of the others has none."""
+
+        def notice(line: str) -> None:
+            say(self.errors, line, "yellow")
+
+        if not self.options.symbols:
+            series = series_from_config(self.options, notify=notice)
+            return {series.symbol: series}, {}
+        panel = panel_from_config(self.options.symbols, self.options, notify=notice)
+        return panel.series, dict(panel.left_out)
+
+    def _score(self, prices: Mapping[str, Series]) -> Settled:
+        """Record the prices since the last run, and score the forecasts whose price has come."""
+        last = self.ledger.last_session(self.name)
+        found = {}
+        for symbol, series in prices.items():
+            known = len(series)
+            if last is not None:
+                known = int(np.searchsorted(series.dates, series.timeline.parse(last), side="right"))
+            first = max(0, known - WATCHED)
+            found[symbol] = series.timeline.text(series.dates[first:]), series.values[first:]
+        return self.ledger.settle(self.name, found)
+
+    def _usable_current(self) -> Version | None:
+        """The current version; where its files have changed, the one before it."""
+        current = self.store.current(self.name)
+        if current is None or (damage := self.store.damage(current)) is None:
+            return current
+        say(self.errors, f"warning: {damage}; the version before it takes its place", "yellow")
+        try:
+            self.store.rollback(self.name, {"why": damage})
+        except StoreError:
+            return None
+        return self.store.current(self.name)
+
+    def _silence(self, timeline: Timeline, last: np.datetime64) -> list[Alarm]:
+        """The alarm of a source that brings no new prices, if it is on."""
+        now = np.datetime64(dt.datetime.now(dt.UTC).replace(tzinfo=None), "s")
+        session = timeline.last_complete_session(now)
+        missing = None if session is None else timeline.sessions_between(last, session)
+        return silent(missing, self.options.max_silence)
+
+    def _silence_by_model(self) -> list[Alarm]:
+        """The same where the source does not answer: the model knows the calendar."""
+        from forecast.inference.dating import Dating
+        from forecast.model.checkpoint import load_checkpoint
+
+        current, last = self._usable_current(), self.ledger.last_session(self.name)
+        if current is None or last is None:
+            return []
+        model = load_checkpoint(self.store.checkpoint(self.name, current.version))
+        symbol = next(iter(model.symbols), model.config.symbol)
+        timeline = Dating(model.of_symbol(symbol)).timeline
+        return self._silence(timeline, timeline.parse(last)) if timeline else []
+
+    def _age(self, newest: Series, current: Version | None) -> list[Alarm]:
+        """The alarm of a model that is too old, if it is on."""
+        if current is None:
+            return []
+        return old(_sessions_after(newest, current.trained_until), self.options.most_age)
+
+    def _record_alarms(self) -> list[Alarm]:
+        """The alarms of the current model's record since it was promoted."""
+        current = self.store.current(self.name)
+        changes = self.ledger.events(self.name, *CHANGES, limit=1)
+        if current is None or not changes:
+            return []
+        rows = self.ledger.sessions(self.name, since=changes[0]["session"] or "", horizon=1)
+        return record_alarms([row for row in rows if row["model"] == current.sha256])
+
+    def _watch(self, found: list[Alarm], session: str | None) -> list[str]:
+        """Record the alarms that begin and end, and post those that begin; return those that are on."""
+        now = {alarm.alarm: alarm for alarm in found}
+        on = alarms_on(self.ledger, self.name)
+        for kind in on.keys() - now.keys():
+            self.ledger.add_event(self.name, "alarm_over", session=session, details={"alarm": kind})
+        for kind in now.keys() - on.keys():
+            self.ledger.add_event(self.name, "alarm", session=session, details=asdict(now[kind]))
+        for kind in now.keys() - on.keys():
+            say(self.errors, f"alarm: {now[kind].text}", "red")
+        self._post()
+        return sorted(now)
+
+    def _post(self) -> None:
+        """Post every alarm that was not posted yet, also one that is over."""
+        if not self.options.notify:
+            return
+        posted = {event["details"]["event"] for event in self.ledger.events(self.name, "notified")}
+        for event in reversed(self.ledger.events(self.name, "alarm")):
+            if event["id"] in posted:
+                continue
+            problem = post(self.options.notify, event)
+            if problem is not None:
+                say(self.errors, f"warning: {problem}", "yellow")
+                return
+            self.ledger.add_event(self.name, "notified", details={"event": event["id"]})
+
+    def _renewal_due(self, newest: Series, current: Version | None) -> str | None:
+        """Why a job is due, in one line; None when none is."""
+        if current is None:
+            return "there is no model yet"
+        since = _sessions_after(newest, self.store.versions(self.name)[-1].trained_until)
+        if since >= self.options.retune_every:
+            return f"the last job is {since} sessions old"
+        added = self.ledger.events(self.name, "added", limit=1)[0]["id"]
+        asked = [
+            kind
+            for kind, event in alarms_on(self.ledger, self.name).items()
+            if event["details"]["renew"] and event["id"] > added
+        ]
+        return f"alarms ask for it: {', '.join(sorted(asked))}" if asked and since >= LEAST_PAIRED else None
+
+    def _renew(self, prices: Mapping[str, Series], newest: Series, why: str) -> Version:
+        """Run a job on all prices, which starts warm from the last one, and add its pick as a version.
+
+        Its test rows are the sessions since the current model was trained, which neither model has seen then.
+        """
+        # Imported here because most sessions train nothing.
+        from forecast.model.checkpoint import load_checkpoint
+        from tune_jobs.job import run_job
+
+        session = newest.timeline.text(newest.dates[-1:])[0]
+        jobs = self.store.directory(self.name) / JOBS
+        output = jobs / session.replace(":", "")
+        for other in jobs.glob("*"):
+            if other != output:  # of an earlier session, which had fewer rows
+                shutil.rmtree(other)
+        say(self.console, f"A tuning job starts: {why}")
+        share, earlier = None, None
+        if (current := self.store.current(self.name)) is not None:
+            last = self.store.versions(self.name)[-1]
+            earlier = self.store.path(self.name, last.version)
+            rows = len(np.unique(np.concatenate([series.dates for series in prices.values()])))
+            # A half keeps rounding from moving the border.
+            share = (max(_sessions_after(newest, current.trained_until), MIN_TARGETS) - 0.5) / rows
+        outcome = run_job(self.options.job(output, share, earlier))
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        served = load_checkpoint(output / CHECKPOINT_FILE)
+        version = self.store.add(self.name, output, served.validated_until or session)
+        shutil.rmtree(jobs)
+        return version
+
+    def _decide(self, prices: Mapping[str, Series], current: Version | None, session: str) -> str | None:
+        """Judge the newest version, or the one that runs as a shadow; return what became of it, in one line."""
+        newest = self.store.versions(self.name)[-1]
+        if current is None:
+            self.store.promote(self.name, newest.version, details={"why": "there is no other version"})
+            return f"{newest.version} is promoted: there is no other version"
+        done = self.ledger.events(self.name, *DECISIONS, limit=1)
+        shadow = done[0]["version"] if done and done[0]["kind"] == "shadow" else None
+        if shadow is not None:
+            rows = self.ledger.sessions(self.name, since=done[0]["session"] or "", horizon=1)
+            running, champion = self.store.version(self.name, shadow).sha256, current.sha256
+            verdict_now = verdict_of_shadow(
+                [row for row in rows if row["model"] == running],
+                [row for row in rows if row["model"] == champion],
+                self.options.shadow_sessions,
+            )
+            return self._conclude(shadow, current, verdict_now, session) if verdict_now else None
+        judged = {event["version"] for event in self.ledger.events(self.name, *DECISIONS)}
+        if newest.version == current.version or newest.version in judged:
+            return None
+        return self._conclude(newest.version, current, self._verdict(prices, newest, current), session)
+
+    def _verdict(self, prices: Mapping[str, Series], newest: Version, current: Version) -> Verdict:
+        """Judge a new version on the sessions that neither it, as it was scored, nor the current one has seen."""
+        from forecast.live.judge import judge
+        from forecast.model.checkpoint import load_checkpoint
+
+        champion = load_checkpoint(self.store.checkpoint(self.name, current.version))
+        scored = load_checkpoint(self.store.path(self.name, newest.version) / SCORED_FILE)
+        return verdict_of(
+            judge(champion, scored, prices, current.trained_until), self.options.shadow_sessions
+        )
+
+    def _conclude(self, version: str, current: Version, verdict: Verdict, session: str) -> str:
+        """Record a verdict and act on it."""
+        details = {**verdict.figures, "why": verdict.why, "against": current.version}
+        if verdict.decision == "promoted":
+            self.store.promote(self.name, version, details=details)
+        else:
+            self.ledger.add_event(
+                self.name, verdict.decision, version=version, session=session, details=details
+            )
+        return f"{version} is {WORDS[verdict.decision]}: {verdict.why}"
+
+    def _forecast(self, prices: Mapping[str, Series], outcome: Outcome) -> None:
+        """Publish the forecasts of the next sessions, beside those of a shadow and of the baselines."""
+        current = self.store.current(self.name)
+        assert current is not None
+        known = self.ledger.origins(self.name, current.sha256)
+        due = {
+            symbol: series
+            for symbol, series in prices.items()
+            if symbol not in known or series.dates[-1] > series.timeline.parse(known[symbol])
+        }
+        if not due:
+            return
+        from forecast.inference.predictor import Predictor
+        from forecast.live.issue import issue_baselines, issue_model
+
+        horizons = self.options.horizons
+        baselines, problems = issue_baselines(due, horizons)
+        outcome.left_out |= problems
+        roles: dict[Role, list[Issued]] = {"baseline": baselines}
+        running: dict[Role, Version | None] = {"champion": current, "shadow": self._shadow()}
+        for role, version in running.items():
+            if version is None:
+                continue
+            predictor = Predictor(self.store.checkpoint(self.name, version.version), device="cpu")
+            # A model that sees the market needs all symbols, not only those whose forecast is due.
+            issued, problems = issue_model(predictor, prices, horizons, version.sha256)
+            roles[role] = [each for each in issued if each.symbol in due]
+            if role == "champion":
+                outcome.left_out |= {symbol: why for symbol, why in problems.items() if symbol in due}
+        self.ledger.issue(self.name, roles)
+        outcome.published = len({each.symbol for each in roles["champion"]})
+
+    def _shadow(self) -> Version | None:
+        """The version that runs as a shadow."""
+        last = self.ledger.events(self.name, *DECISIONS, limit=1)
+        return (
+            self.store.version(self.name, last[0]["version"])
+            if last and last[0]["kind"] == "shadow"
+            else None
+        )
+
+    def _tell(self) -> bool:
+        """Tell a running server of a new current version, once."""
+        current = self.store.current(self.name)
+        told = self.ledger.events(self.name, "told", limit=1)
+        if not self.options.reload or current is None or (told and told[0]["version"] == current.version):
+            return False
+        done = subprocess.run(
+            [sys.executable, "-m", "serve_app", "reload", "--app", self.options.app],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+            say(self.errors, f"warning: the server was not told of {current.version}: {reason}", "yellow")
+            return False
+        self.ledger.add_event(self.name, "told", version=current.version)
+        return True
+
+
+def _sessions_after(series: Series, date: str) -> int:
+    """The number of rows after a date or time of ISO 8601."""
+    return int((series.dates > series.timeline.parse(date)).sum())

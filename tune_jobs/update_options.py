@@ -1,0 +1,101 @@
+"""The options of ``python -m tune_jobs.update``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from forecast.names import split_names
+from tune_jobs.options import SearchOptions, TuneOptions
+
+UNIVERSE = "universe"
+"""The name of a model of many symbols, unless one is given."""
+MODELS = Path("models")
+
+
+class UpdateOptions(SearchOptions):
+    """The session's update."""
+
+    models: Path = Field(MODELS, description="directory of the model store and its ledger")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description=f"name of the model in the store (unless given, `symbol`, or {UNIVERSE} for many symbols)",
+    )
+    horizons: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
+        (1, 5, 20), min_length=1, description="numbers of steps ahead that are forecast, separated by commas"
+    )
+    retune_every: int = Field(
+        20,
+        ge=5,
+        description="sessions after which a job trains a challenger; an alarm may ask for one earlier",
+    )
+    renew_samples: int = Field(
+        6, ge=1, description="number of trials of such a job; the first job has `num_samples`"
+    )
+    shadow_sessions: int = Field(
+        0,
+        ge=0,
+        description="sessions for which a challenger that is better on paper, but not proved so, runs beside the "
+        "champion before it is promoted; 0 promotes it at once",
+    )
+    max_age: int | None = Field(
+        None,
+        ge=1,
+        description="sessions after which a model that was not renewed is an alarm (default: three times "
+        "`retune_every`)",
+    )
+    max_silence: int = Field(
+        2, ge=0, description="sessions that the source may be late before its silence is an alarm"
+    )
+    notify: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="address that each new alarm is posted to, as JSON"
+    )
+    reload: bool = Field(
+        False, description="tell the server that runs on this machine's Ray cluster of a new model"
+    )
+    app: str = Field("default", min_length=1, description="name of the server's application")
+
+    @field_validator("horizons")
+    @classmethod
+    def _in_order(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        if min(horizons) < 1:
+            raise ValueError("a number of steps is at least 1")
+        return tuple(sorted({1, *horizons}))
+
+    @model_validator(mode="after")
+    def _all_rows(self) -> UpdateOptions:
+        if self.end is not None:
+            raise ValueError(f"`end` {self.end}: an update uses every row that there is; omit it")
+        return self
+
+    @property
+    def store_name(self) -> str:
+        """The name in the store."""
+        return self.name or (UNIVERSE if self.symbols else self.symbol)
+
+    @property
+    def most_age(self) -> int:
+        """Sessions after which a model is too old."""
+        return self.max_age or 3 * self.retune_every
+
+    def job(self, output: Path, test_share: float | None, earlier: Path | None) -> TuneOptions:
+        """The options of a tuning job.
+
+        Args:
+            output: its output directory; a job that was interrupted there is continued.
+            test_share: share of the rows that are test rows; None for the default.
+            earlier: the directory of the job that it starts warm from; None for the first job.
+        """
+        own = {
+            name: getattr(self, name) for name in self.model_fields_set & SearchOptions.model_fields.keys()
+        }
+        own |= {"output_dir": output, "resume": True, "warm_start": earlier, "quiet": True, "json": False}
+        own.pop("json_output", None)
+        if earlier is not None:
+            own["num_samples"] = self.renew_samples
+        if test_share is not None:
+            own["train_ratio"] = 1 - test_share
+        return TuneOptions(**own)

@@ -1,0 +1,80 @@
+"""The rules by which a challenger takes the champion's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from forecast.live.alarms import shadow_evidence
+from forecast.scores.sequential import proof
+
+if TYPE_CHECKING:
+    from forecast.live.judge import Judgement
+
+PROOF_ERROR = 0.05
+"""Share of challengers that are not better of which a proof may be wrong."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a challenger, why, and the figures of it."""
+
+    decision: Literal["promoted", "kept", "shadow"]
+    why: str
+    figures: Mapping[str, Any]
+
+
+def verdict_of(judgement: Judgement, shadow_sessions: int) -> Verdict:
+    """Decide on a challenger that was judged on paper.
+
+    It is kept out if the champion's mean CRPS is lower on the sessions that neither was trained on. Otherwise it is
+    promoted, since it has seen later prices; or, unless the difference is significant, it runs as a shadow first, if
+    there are to be ``shadow_sessions``.
+    """
+    figures = {**asdict(judgement), "rule": "mean CRPS of the same sessions"}
+    if not judgement.sessions:
+        figures |= {"champion": None, "challenger": None}
+        why = "there is no session to compare them on"
+        return Verdict("shadow" if shadow_sessions else "promoted", why, figures)
+    why = (
+        f"CRPS {judgement.challenger:.5g} beside {judgement.champion:.5g} on {judgement.sessions} sessions "
+        f"(p {judgement.p_value:.2f})"
+    )
+    if judgement.challenger > judgement.champion:
+        return Verdict("kept", why, figures)
+    if shadow_sessions and judgement.p_value > PROOF_ERROR:
+        return Verdict("shadow", why, figures)
+    return Verdict("promoted", why, figures)
+
+
+def verdict_of_shadow(
+    shadow: Sequence[Mapping[str, Any]], champion: Sequence[Mapping[str, Any]], most: int
+) -> Verdict | None:
+    """Decide on a challenger that runs as a shadow; None while it is too early.
+
+    Args:
+        shadow: its sessions, as the ledger has them.
+        champion: the champion's of the same time.
+        most: number of sessions after which the lower mean CRPS decides; a proof decides earlier.
+    """
+    losses = {row["target"]: row["crps"] for row in champion}
+    both = [row for row in shadow if row["target"] in losses]
+    evidence = shadow_evidence(both)
+    proved = evidence >= proof(PROOF_ERROR)
+    if not both or (len(both) < most and not proved):
+        return None
+    means = [
+        sum(row["crps"] for row in both) / len(both),
+        sum(losses[row["target"]] for row in both) / len(both),
+    ]
+    better = proved or means[0] < means[1]
+    figures = {
+        "rule": "mean CRPS of published and shadow forecasts, in units of persistence's",
+        "sessions": len(both),
+        "champion": means[1],
+        "challenger": means[0],
+        "evidence": evidence,
+    }
+    why = f"CRPS {means[0]:.4f} beside {means[1]:.4f} on {len(both)} sessions as a shadow (evidence {evidence:.3g})"
+    return Verdict("promoted" if better else "kept", why, figures)
