@@ -75,7 +75,7 @@ def http() -> str:
         for method, operation in methods.items():
             parts.append(f"## `{method.upper()} {path}`\n\n{operation['summary']}.")
             parts += [
-                f"Query `{parameter['name']}`: {kind(parameter['schema'])}, optional."
+                f"{parameter['in'].capitalize()} `{parameter['name']}`: {parameter_text(parameter)}."
                 for parameter in operation.get("parameters", [])
             ]
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
@@ -127,6 +127,12 @@ def kind(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {kind(schema.get('items', {}))}"
     return str(schema.get("type", "any"))
+
+
+def parameter_text(parameter: dict[str, Any]) -> str:
+    """A parameter's type, whether it may be left out, and its meaning."""
+    parts = [kind(parameter["schema"]), *([] if parameter["required"] else ["optional"])]
+    return ", ".join([*parts, *filter(None, [parameter.get("description")])])
 
 
 def files() -> str:
