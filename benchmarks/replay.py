@@ -1,8 +1,8 @@
 """A model that lives: sessions replayed one after the other, with faults, beside a server under load.
 
-`sessions` replays the last sessions of a series, one `tune_jobs.update` each. `fresh` compares renewals with whole jobs.
-`ledger` measures a ledger of a million rows. `universe FILE` measures one session of many symbols. `rollback` takes a
-version back under load.
+`sessions` replays the last sessions of a series, one `tune_jobs.update` each. `fresh` compares renewals with whole
+jobs. `ledger` measures a ledger of a million rows. `universe FILE` measures one session of many symbols. `rollback`
+takes a version back under load.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -21,12 +22,12 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ MODELS_OF_A_SESSION = 4
 """The champion and three baselines."""
 CPU_BAR, SHARE_BAR, CRPS_BAR = 5.0, 0.2, 1.005
 ROLLBACK_BAR, SCORING_BAR, READING_BAR, UNIVERSE_BAR = 5.0, 1.0, 0.1, 60.0
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "benchmarks.replay",
+        "forecast.live.issue",
+        "forecast.live.judge",
+        "tune_jobs.job",
+        "forecast.prices.panel",
+    ]
+)
 PAUSE = 0.05
 """Seconds between the requests of the load."""
 
@@ -64,36 +75,45 @@ class Run:
     output: str
 
 
-def updated(argv: list[str], now: dt.datetime, sabotage: Callable[[], None] | None = None) -> Run:
-    """Run an update in a process of its own, which has the imports already, at a given time.
+def updated(argv: list[str], now: dt.datetime, *before: Callable[[], object]) -> Run:
+    """Run an update at a given time, in a process of its own, which has the imports already.
 
     Args:
         argv: its options.
         now: what its clock shows, in UTC.
-        sabotage: called in that process before it starts.
+        before: called in that process first; what pickle can name.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryFile() as stream:
-        if (child := os.fork()) == 0:
-            code = 1
-            try:
-                os.dup2(stream.fileno(), 1)
-                os.dup2(stream.fileno(), 2)
-                _set_clock(now)
-                if sabotage:
-                    sabotage()
-                code = update.run(update.main, argv)
-            except BaseException:  # the parent's frames must not go on in this process
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        _, status, usage = os.wait4(child, 0)
-        stream.seek(0)
-        output = stream.read().decode(errors="replace")
-    code = os.waitstatus_to_exitcode(status)
-    return Run(code, usage.ru_utime + usage.ru_stime, time.perf_counter() - started, output)
+    with tempfile.NamedTemporaryFile() as stream:
+        process = CONTEXT.Process(target=_update, args=(stream.name, argv, now, before))
+        process.start()
+        process.join()
+        output, _, cpu = Path(stream.name).read_text(errors="replace").rpartition("\0")
+    if process.exitcode == 0:
+        return Run(0, float(cpu), time.perf_counter() - started, output)
+    return Run(process.exitcode or 1, float("nan"), time.perf_counter() - started, output or cpu)
+
+
+def _update(path: str, argv: list[str], now: dt.datetime, before: tuple[Callable[[], object], ...]) -> None:
+    """Run an update in this process, with its output in a file, and the seconds of CPU after a zero."""
+    before_start = _cpu()
+    with Path(path).open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    _set_clock(now)
+    for each in before:
+        each()
+    code = update.run(update.main, argv)
+    if code == 0:
+        print(f"\0{_cpu() - before_start}", flush=True)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _cpu() -> float:
+    """Seconds of CPU of this process and of those that it has waited for."""
+    both = (resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in both)
 
 
 def _set_clock(now: dt.datetime) -> None:
@@ -113,59 +133,54 @@ def _set_clock(now: dt.datetime) -> None:
     dt.datetime = Clock  # type: ignore[misc]
 
 
-def _killed_after(owner: type, method: str) -> Callable[[], None]:
-    """Sabotage: the process is killed when a method has returned."""
-
-    def sabotage() -> None:
-        original = getattr(owner, method)
-
-        def killing(*args: Any, **kwargs: Any) -> Any:
-            original(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(owner, method, killing)
-
-    return sabotage
+def _kill(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _killed_before(owner: type, method: str) -> Callable[[], None]:
-    """Sabotage: the process is killed when a method is called."""
+def killed_after(owner: type, method: str) -> None:
+    """Kill this process when a method has returned."""
+    original = getattr(owner, method)
 
-    def sabotage() -> None:
-        setattr(owner, method, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    def killing(*arguments: Any, **named: Any) -> None:
+        original(*arguments, **named)
+        _kill()
 
-    return sabotage
-
-
-def _killed_in(seconds: float) -> Callable[[], None]:
-    """Sabotage: the process is killed after so many seconds."""
-    return lambda: threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL]).start()
+    setattr(owner, method, killing)
 
 
-def _full_disk(ledger: Path) -> Callable[[], None]:
-    """Sabotage: no file may grow beyond the ledger's present size."""
+def killed_before(owner: type, method: str) -> None:
+    """Kill this process when a method is called."""
+    setattr(owner, method, _kill)
 
-    def sabotage() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        size = ledger.with_name(ledger.name + "-wal").stat().st_size if ledger.exists() else 0
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    return sabotage
+def killed_in(seconds: float) -> None:
+    """Kill this process after so many seconds."""
+    threading.Timer(seconds, _kill).start()
+
+
+def full_disk(ledger: Path) -> None:
+    """Let no file grow beyond the present size of the ledger's log."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    log = ledger.with_name(f"{ledger.name}-wal")
+    size = log.stat().st_size if log.exists() else 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 KILLS: dict[str, Callable[[], None]] = {
-    "killed after fetch": _killed_after(sessions.Session, "_fetch"),
-    "killed after score": _killed_after(sessions.Session, "_score"),
-    "killed before forecast": _killed_before(Ledger, "issue"),
-    "killed after forecast": _killed_after(sessions.Session, "_forecast"),
+    "killed after fetch": partial(killed_after, sessions.Session, "_fetch"),
+    "killed after score": partial(killed_after, sessions.Session, "_score"),
+    "killed before forecast": partial(killed_before, Ledger, "issue"),
+    "killed after forecast": partial(killed_after, sessions.Session, "_forecast"),
 }
+"""What kills an update in any session."""
 RENEWAL_KILLS: dict[str, Callable[[], None]] = {
-    "killed in renewal": _killed_in(8.0),
-    "killed after renewal": _killed_after(sessions.Session, "_renew"),
-    "killed in judging": _killed_before(sessions.Session, "_conclude"),
-    "killed in promotion": _killed_before(Store, "_point_to"),
-    "killed before telling": _killed_before(sessions.Session, "_tell"),
+    "killed in renewal": partial(killed_in, 8.0),
+    "killed after renewal": partial(killed_after, sessions.Session, "_renew"),
+    "killed in judging": partial(killed_before, sessions.Session, "_conclude"),
+    "killed in promotion": partial(killed_before, Store, "_point_to"),
+    "killed before telling": partial(killed_before, sessions.Session, "_tell"),
 }
+"""What kills an update in a session with a renewal."""
 OTHERS = ("source down", "partial bar", "corrected price", "full disk", "damaged model", "clock a day ahead")
 
 
@@ -269,15 +284,10 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
             "--num-samples", str(samples), "--no-log-prices" if (series.values <= 0).any() else "--log-prices",
             "--calendar", series.timeline.calendar_name, "--reload"]  # fmt: skip
     choice = random.Random(seed)
-    faults: dict[int, str] = {}
     days = [day for day in range(3, count) if day % 20 > 2]
     kinds = [*KILLS, *OTHERS] * 2
-    for day, kind in zip(
-        sorted(choice.sample(days, len(kinds))), choice.sample(kinds, len(kinds)), strict=True
-    ):
-        faults[day] = kind
-    for number, kind in enumerate(RENEWAL_KILLS, 2):
-        faults[20 * number] = kind
+    faults = dict(zip(choice.sample(days, len(kinds)), kinds, strict=True))
+    faults |= {20 * number: kind for number, kind in enumerate(RENEWAL_KILLS, 2)}
     write(series, first + 1, path)
     run = updated(argv, _clock(series, first))
     if run.code:
@@ -311,10 +321,10 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     server.stop()
     cpu = np.array([run.cpu for run in plain])
     print(
-        f"{len(plain)} sessions without a renewal: {np.median(cpu):.2f} s of CPU in the middle, {cpu.max():.2f} s at most"
+        f"{len(plain)} sessions without a renewal: CPU {np.median(cpu):.2f} s (median), {cpu.max():.2f} s (most)"
     )
     walls = [run.wall for run in renewals]
-    print(f"{len(renewals)} renewals: {np.median(walls):.1f} s of wall time in the middle")
+    print(f"{len(renewals)} renewals: wall {np.median(walls):.1f} s (median)")
     for line in surprises:
         print(line)
     _living(series, models, first)
@@ -349,7 +359,8 @@ def _with_fault(series: Series, row: int, fault: str, path: Path, models: Path, 
         write(series, row + 1, path)
         return [updated(argv, now + dt.timedelta(days=1))]
     write(series, row + 1, path)
-    sabotage = _full_disk(models / "ledger.db") if fault == "full disk" else {**KILLS, **RENEWAL_KILLS}[fault]
+    full = partial(full_disk, models / "ledger.db")
+    sabotage = full if fault == "full disk" else {**KILLS, **RENEWAL_KILLS}[fault]
     return [updated(argv, now, sabotage)]
 
 
@@ -403,9 +414,6 @@ def _living(series: Series, models: Path, first: int) -> None:
 
 def fresh(series: Series, directory: Path, count: int, samples: int, every: int) -> dict[str, bool]:
     """Compare renewals with whole jobs of 64 samples at the same sessions, by time and by CRPS until the next one."""
-    from tune_jobs.job import run_job
-    from tune_jobs.options import TuneOptions
-
     path, models = directory / "prices.csv", directory / "models"
     first = len(series) - count - 1
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--num-samples", str(samples),
@@ -424,22 +432,11 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
         started = time.perf_counter()
         output = directory / f"fresh {day}"
         rows = pd.Timestamp(series.dates[row]).date() + dt.timedelta(days=1)
-        with tempfile.TemporaryFile() as stream:
-            if (child := os.fork()) == 0:
-                os.dup2(stream.fileno(), 1)
-                run_job(
-                    TuneOptions(
-                        source=str(path),
-                        symbol=series.symbol,
-                        end=rows,
-                        output_dir=output,
-                        num_samples=64,
-                        quiet=True,
-                        report=False,
-                    )  # fmt: skip
-                )
-                os._exit(0)
-            os.waitpid(child, 0)
+        subprocess.run(
+            [sys.executable, "-m", "tune_jobs.pareto", "--source", str(path), "--symbol", series.symbol, "--end",
+             str(rows), "--output-dir", str(output), "--num-samples", "64", "--no-report", "--quiet"],
+            check=True,
+        )  # fmt: skip
         wall = time.perf_counter() - started
         store = Store(models)
         current = store.current(series.symbol)

@@ -23,8 +23,8 @@ from forecast.scores.sequential import (
 Array = NDArray[np.float64]
 
 FALSE_ALARMS = 0.05
-"""Largest share of healthy years with a false alarm: half of it for calibration, which finds most faults first, and half
-for the baselines together."""
+"""Largest share of healthy years with a false alarm: half of it for calibration, which finds most faults first, and
+half for the baselines together."""
 BASELINES = ("persistence", "EWMA", "GARCH")
 """The baselines that a model must not be worse than."""
 CALIBRATION, OLD, SILENT = "calibration", "model_old", "source_silent"

@@ -499,9 +499,7 @@ def _migrate(engine: sa.Engine) -> None:
     if found == LATEST:
         return
     if found is not None and found > LATEST:
-        raise LedgerError(
-            f"the ledger {engine.url.database} is one of a later version; install that version"
-        )
+        raise LedgerError(f"the ledger {engine.url.database} is one of a later version; install that version")
     # Imported here because most processes find the tables up to date.
     from alembic import command
     from alembic.config import Config
