@@ -19,14 +19,13 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from forecast.job_files import FRONT_FILE, PICK_FILE
 from forecast.model.checkpoint import load_checkpoint
 from tune_jobs import study as studies
 from tune_jobs.options import TuneOptions
-from tune_jobs.report import FRONT_FILE
 from tune_jobs.search import CHECKPOINT_DIR, TUNE_STATE_DIR
 from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import SPACES
-from tune_jobs.tables import PICK_FILE
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 from benchmarks import original
 from forecast import load_series
 from forecast.config import ExperimentConfig, TrainConfig
+from forecast.job_files import SUMMARY_FILE
 from forecast.model.training import Trainer
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.series import Series
@@ -44,7 +45,6 @@ from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.trial import TrainingTrial
 from tune_jobs.tuner import SearchSeconds, run_search
-from tune_jobs.warm_start import SUMMARY_FILE
 
 SEED = 42
 ALL_PARTS = (

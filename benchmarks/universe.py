@@ -30,6 +30,7 @@ from benchmarks.checks import report
 from benchmarks.forecasts import Score, clustered, long_series, mean_ratio, short_series
 from forecast import TrainConfig, load_checkpoint, load_series, train
 from forecast.backtest.baselines import BASELINES
+from forecast.job_files import SUMMARY_FILE
 from forecast.model.panel import PreparedPanel, prepare_panel
 from forecast.model.start import same_options, with_recursions_of
 from forecast.model.training import evaluate_part, fit, forecast_each
@@ -38,7 +39,6 @@ from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel, load_panel
 from forecast.scores.metrics import Forecasts
 from tune_jobs.study import STUDY_FILE
-from tune_jobs.warm_start import SUMMARY_FILE
 
 JOB = ("--space", "small", "--likelihood", "student_t", "--objectives", "mae,rmse,mape,crps")
 POOLED = TrainConfig(

@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from forecast.errors import CheckpointError, ForecastError
-from forecast.live.store import CHECKPOINT_FILE, CURRENT, MANIFEST_FILE, Store
+from forecast.job_files import PICK_FILE
+from forecast.live.store import CURRENT, MANIFEST_FILE, Store
 from forecast.model.header import Header, read_header
 from forecast.names import did_you_mean, listed, matching
 
@@ -122,9 +123,7 @@ def read_files(place: Path) -> Iterator[ModelFile | RefusedModel]:
         links = {name: store.directory(name) / CURRENT for name in store.names()}
         # A link without a target is a damaged version, and must not look like one that was taken away.
         paths += [
-            (name, (link / CHECKPOINT_FILE).resolve())
-            for name, link in links.items()
-            if os.path.lexists(link)
+            (name, (link / PICK_FILE).resolve()) for name, link in links.items() if os.path.lexists(link)
         ]
     if not paths:
         raise CheckpointError(

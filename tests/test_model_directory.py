@@ -17,8 +17,9 @@ from serving_here import build, serving
 
 from forecast import Predictor, save_checkpoint
 from forecast.errors import CheckpointError
+from forecast.job_files import PICK_FILE
 from forecast.live.record import Record
-from forecast.live.store import CHECKPOINT_FILE, CURRENT, Store
+from forecast.live.store import CURRENT, Store
 from forecast.model.checkpoint import SCHEMA_VERSION, SymbolPart
 from forecast.model.header import Header, _without_weights, read_header
 from serve_app.metrics import MANY, MOST_SYMBOLS, Publisher, label_of
@@ -309,7 +310,7 @@ def store(tiny_result, tmp_path):
     for number, name in enumerate(("^GSPC", "EUR/USD")):
         for day in (1, 2):
             job = tmp_path / f"{number}{day}"
-            save(tiny_result, job / CHECKPOINT_FILE, symbol=name, bias=number + day / 10)
+            save(tiny_result, job / PICK_FILE, symbol=name, bias=number + day / 10)
             store.add(name, job, f"2024-01-0{day}")
         store.promote(name, store.versions(name)[0].version)
     return store
@@ -355,7 +356,7 @@ def test_a_damaged_version_is_refused_by_its_models_name_and_leaves_the_others_a
 
 
 def test_a_store_without_a_promoted_version_is_refused_with_the_remedy(tiny_result, tmp_path):
-    save(tiny_result, tmp_path / "job" / CHECKPOINT_FILE)
+    save(tiny_result, tmp_path / "job" / PICK_FILE)
     store = Store(tmp_path / "models")
     store.add("AAA", tmp_path / "job", "2024-01-01")
     with pytest.raises(

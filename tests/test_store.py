@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from forecast.errors import StoreError
-from forecast.live.store import CHECKPOINT_FILE, CURRENT, Store
+from forecast.job_files import PICK_FILE
+from forecast.live.store import CURRENT, Store
 from tune_jobs import models
 
 
@@ -20,7 +21,7 @@ def job(tmp_path):
     def write(content):
         directory = tmp_path / "jobs" / content
         directory.mkdir(parents=True)
-        (directory / CHECKPOINT_FILE).write_text(content)
+        (directory / PICK_FILE).write_text(content)
         (directory / "summary.json").write_text(json.dumps({"content": content}))
         return directory
 
@@ -38,7 +39,7 @@ def store(tmp_path, job):
 
 
 def content_of(store, name="^GSPC"):
-    return (store.directory(name) / CURRENT / CHECKPOINT_FILE).read_text()
+    return (store.directory(name) / CURRENT / PICK_FILE).read_text()
 
 
 def versions(store):

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 import tune_jobs.job
-from benchmarks import replay
+from benchmarks import updates
 from forecast.config import TrainConfig
-from forecast.live.store import CHECKPOINT_FILE, SCORED_FILE, SUMMARY_FILE, Store
+from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
+from forecast.live.store import Store
 from forecast.model.checkpoint import save_checkpoint
 from forecast.model.panel import prepare_panel
 from forecast.model.split import service_split
@@ -52,7 +53,7 @@ def train_without_a_cluster(options, _cluster=None):
     scored, _ = scored_on_test(fit(prepared, config, prices.provenance).checkpoint, prepared)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     save_checkpoint(scored, options.output_dir / SCORED_FILE)
-    save_checkpoint(fit(later, config, prices.provenance).checkpoint, options.output_dir / CHECKPOINT_FILE)
+    save_checkpoint(fit(later, config, prices.provenance).checkpoint, options.output_dir / PICK_FILE)
     (options.output_dir / SUMMARY_FILE).write_text("{}")
     return Outcome({}, interrupted=False)
 
@@ -175,9 +176,9 @@ def test_a_renewal_is_judged_on_the_sessions_that_neither_model_was_trained_on(l
     assert loop.store.damage(first) is None
 
 
-@pytest.mark.parametrize("fault", [*replay.KILLS, *replay.RENEWAL_KILLS])
+@pytest.mark.parametrize("fault", [*updates.KILLS, *updates.RENEWAL_KILLS])
 def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_path, fault):
-    sabotage = {**replay.KILLS, **replay.RENEWAL_KILLS}[fault]
+    sabotage = {**updates.KILLS, **updates.RENEWAL_KILLS}[fault]
     outcomes = []
     for killed in (False, True):
         loop = Loop(tmp_path / str(killed), {"WALK": walk()})
@@ -187,9 +188,9 @@ def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_p
             loop.write(rows)
             now = dt.datetime.combine(FIRST, dt.time(1), dt.UTC) + dt.timedelta(days=rows)
             if killed and rows == 330:
-                code = replay.updated(argv, now, use_quick_jobs, sabotage).code
+                code = updates.updated(argv, now, use_quick_jobs, sabotage).code
                 assert code == -signal.SIGKILL or fault == "killed in renewal"
-            run = replay.updated(argv, now, use_quick_jobs)
+            run = updates.updated(argv, now, use_quick_jobs)
             assert run.code == 0, run.output
         outcomes.append(loop.facts())
         assert len(loop.store.versions("WALK")) == 2

@@ -15,6 +15,7 @@ from forecast.atomic import write_atomically
 from forecast.cli.command import Parser, add_options, leave, run
 from forecast.config import Config, parse_settings
 from forecast.errors import StoreError
+from forecast.job_files import PICK_FILE
 from tune_jobs.update_options import MODELS
 
 if TYPE_CHECKING:
@@ -107,10 +108,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _add(store: Store, name: str, job: str) -> None:
     """Add a job's files as a version."""
-    from forecast.live.store import CHECKPOINT_FILE
     from forecast.model.checkpoint import load_checkpoint
 
-    served = load_checkpoint(Path(job) / CHECKPOINT_FILE)
+    served = load_checkpoint(Path(job) / PICK_FILE)
     if served.validated_until is None:
         raise StoreError(f"the model of {job} does not know its last row; train or tune it again")
     with store.lock(name):

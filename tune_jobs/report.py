@@ -14,6 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from forecast.atomic import write_csv, write_json
+from forecast.job_files import (
+    FRONT_FILE,
+    PICK_FILE,
+    REPORT_FILE,
+    SCORED_FILE,
+    SUMMARY_FILE,
+    SYMBOLS_FILE,
+)
 from forecast.model.checkpoint import library_versions, save_checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
@@ -37,9 +45,6 @@ from tune_jobs.symbols import (
     write_symbols,
 )
 from tune_jobs.tables import (
-    PICK_FILE,
-    REPORT_FILE,
-    SCORED_FILE,
     final_lines,
     fold_lines,
     front_table,
@@ -49,10 +54,7 @@ from tune_jobs.tables import (
     strategy_line,
     warm_start_lines,
 )
-from tune_jobs.warm_start import SUMMARY_FILE
 
-FRONT_FILE = "pareto_trials.csv"
-SYMBOLS_FILE = "symbols.csv"
 FILES = {
     REPORT_FILE: "a page for people: the front, the search, the pick's forecasts and residuals, the data; it opens "
     "without a network",

@@ -17,11 +17,12 @@ import numpy as np
 from rich.console import Console
 
 from forecast.errors import DataError, StoreError
+from forecast.job_files import PICK_FILE, SCORED_FILE
 from forecast.live.alarms import Alarm, alarms_on, old, record_alarms, silent
 from forecast.live.evidence import Role
 from forecast.live.ledger import WATCHED, Event, Settled
 from forecast.live.notify import post
-from forecast.live.store import CHANGES, CHECKPOINT_FILE, SCORED_FILE, Store, Version
+from forecast.live.store import CHANGES, Store, Version
 from forecast.model.split import MIN_TARGETS
 from forecast.prices.panel import panel_from_config
 from forecast.prices.series import Series
@@ -266,7 +267,7 @@ class Session:
         outcome = run_job(self.options.job(output, share, earlier))
         if outcome.interrupted:
             raise KeyboardInterrupt
-        served = load_checkpoint(output / CHECKPOINT_FILE)
+        served = load_checkpoint(output / PICK_FILE)
         version = self.store.add(self.name, output, served.validated_until or session)
         shutil.rmtree(jobs)
         return version

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from forecast.job_files import PICK_FILE, REPORT_FILE, SCORED_FILE
 from forecast.pages.describe import WIDTH_DIGITS
 from forecast.scores.distribution import MAIN_LEVEL
 from forecast.scores.metrics import label, value_text
@@ -21,10 +22,6 @@ from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.study import STUDY_FILE
-
-PICK_FILE = "best_pareto_lstm.pt"
-SCORED_FILE = "scored_pick.pt"
-REPORT_FILE = "report.html"
 
 SHORT = {"validation": "val.", "test": "test"}
 UNLIMITED = 1000

@@ -13,10 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from forecast.errors import StudyError
+from forecast.job_files import SUMMARY_FILE
 from tune_jobs.costs import Preference
 from tune_jobs.space import SearchSpace
-
-SUMMARY_FILE = "summary.json"
 
 
 class _Point(BaseModel):

@@ -28,14 +28,17 @@ from urllib.parse import quote, unquote
 
 from forecast.atomic import sync_directory, write_json
 from forecast.errors import StoreError
+from forecast.job_files import (
+    FRONT_FILE,
+    PICK_FILE,
+    REPORT_FILE,
+    SCORED_FILE,
+    SUMMARY_FILE,
+    SYMBOLS_FILE,
+)
 from forecast.live.ledger import LEDGER_FILE, Event, Ledger
 
-CHECKPOINT_FILE = "best_pareto_lstm.pt"
-"""The served model among a job's files."""
-SCORED_FILE = "scored_pick.pt"
-"""The model that was scored on the test rows."""
-SUMMARY_FILE = "summary.json"
-FILES = (CHECKPOINT_FILE, SCORED_FILE, SUMMARY_FILE, "pareto_trials.csv", "symbols.csv", "report.html")
+FILES = (PICK_FILE, SCORED_FILE, SUMMARY_FILE, FRONT_FILE, SYMBOLS_FILE, REPORT_FILE)
 """A job's files that a version keeps, where there are such files."""
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"
@@ -65,7 +68,7 @@ class Version:
     @property
     def sha256(self) -> str:
         """The hash of the served checkpoint."""
-        return self.files[CHECKPOINT_FILE]
+        return self.files[PICK_FILE]
 
 
 class Store:
@@ -142,7 +145,7 @@ class Store:
 
     def checkpoint(self, name: str, version: str) -> Path:
         """The served checkpoint of a version; errors as ``path``."""
-        return self.path(name, version) / CHECKPOINT_FILE
+        return self.path(name, version) / PICK_FILE
 
     def damage(self, version: Version) -> str | None:
         """Which file of a version is not what it was when it was added, in one line; None when all are."""
@@ -167,9 +170,9 @@ class Store:
             StoreError: when the job left no model.
             OSError: when the store cannot be written; there is no version then.
         """
-        if not (job / CHECKPOINT_FILE).is_file():
-            raise StoreError(f"{job} has no {CHECKPOINT_FILE}; give the output directory of a finished job")
-        digest = _sha256(job / CHECKPOINT_FILE)
+        if not (job / PICK_FILE).is_file():
+            raise StoreError(f"{job} has no {PICK_FILE}; give the output directory of a finished job")
+        digest = _sha256(job / PICK_FILE)
         version = f"{trained_until.replace(':', '')}-{digest[:8]}"
         directory = self.directory(name)
         if (directory / version).exists():

@@ -1,0 +1,10 @@
+"""Names of the files that a tuning job leaves in its output directory, which other commands read."""
+
+PICK_FILE = "best_pareto_lstm.pt"
+"""The pick, trained for service."""
+SCORED_FILE = "scored_pick.pt"
+"""The pick as it was scored on the test rows."""
+SUMMARY_FILE = "summary.json"
+FRONT_FILE = "pareto_trials.csv"
+SYMBOLS_FILE = "symbols.csv"
+REPORT_FILE = "report.html"
