@@ -21,10 +21,13 @@ def commands() -> str:
     from serve_app.__main__ import build_parser as serve
     from serve_app.options import ServeOptions
     from tune_jobs.backtest import build_parser as backtest
+    from tune_jobs.models import build_parser as models
     from tune_jobs.pareto import build_parser as pareto
+    from tune_jobs.update import build_parser as update
 
     with mock.patch("os.get_terminal_size", return_value=WIDTH):
-        parsers = [pareto(), *subcommands(forecast()), backtest(), *subcommands(serve())]
+        each_session = [update(), *subcommands(models())]
+        parsers = [pareto(), *subcommands(forecast()), backtest(), *each_session, *subcommands(serve())]
         helps = [(parser.prog, parser.format_help()) for parser in parsers]
     parts = ["# Commands", *(f"## `{prog}`\n\n```text\n{text.strip()}\n```" for prog, text in helps)]
     rows = [
