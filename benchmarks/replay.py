@@ -42,6 +42,8 @@ from forecast.prices.source import load_series
 
 SESSIONS = 250
 HORIZONS = (1, 5, 20)
+RETUNE = 20
+"""Sessions between renewals."""
 MODELS_OF_A_SESSION = 4
 """The champion and three baselines."""
 CPU_BAR, SHARE_BAR, CRPS_BAR = 5.0, 0.2, 1.005
@@ -151,12 +153,12 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     first = len(series) - count - 1
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
             "--num-samples", str(samples), "--no-log-prices" if (series.values <= 0).any() else "--log-prices",
-            "--calendar", series.timeline.calendar_name, "--reload"]  # fmt: skip
+            "--calendar", series.timeline.calendar_name, "--retune-every", str(RETUNE), "--reload"]  # fmt: skip
     choice = random.Random(seed)
     days = [day for day in range(3, count) if day % 20 > 2]
     kinds = [*KILLS, *OTHERS] * 2
     faults = dict(zip(choice.sample(days, len(kinds)), kinds, strict=True))
-    faults |= {20 * number: kind for number, kind in enumerate(RENEWAL_KILLS, 2)}
+    of_renewals = list(RENEWAL_KILLS)
     write(series, first + 1, path)
     run = updated(argv, _clock(series, first))
     if run.code:
@@ -169,6 +171,8 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     for day in range(1, count + 1):
         row = first + day
         fault = faults.get(day)
+        if of_renewals and day > RETUNE and _renewal_due(models, series, row):
+            fault = of_renewals.pop(0)
         runs = _with_fault(series, row, fault, path, models, argv) if fault else []
         write(series, row + 1, path)
         run = updated(argv, _clock(series, row))
@@ -204,6 +208,11 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
         "every update after a fault completed": not surprises,
         f"at most {CPU_BAR} s of CPU without a renewal": bool(np.quantile(cpu, 0.95) <= CPU_BAR),
     }
+
+
+def _renewal_due(models: Path, series: Series, row: int) -> bool:
+    last = Store(models).versions(series.symbol)[-1].trained_until
+    return int((series.dates[: row + 1] > np.datetime64(last)).sum()) >= RETUNE
 
 
 def _with_fault(series: Series, row: int, fault: str, path: Path, models: Path, argv: list[str]) -> list[Run]:
