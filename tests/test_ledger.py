@@ -129,6 +129,34 @@ def test_after_a_split_prices_are_converted_back_to_the_unit_of_the_forecast(led
     assert ledger.settled("A", "A", 1)[0]["realized"] == pytest.approx(prices[12] / 4)
 
 
+def test_a_split_during_a_long_absence_is_noticed(ledger):
+    prices = 100 + np.sin(np.arange(len(DAYS)))
+    ledger.settle("A", known(10, A=prices))
+    ledger.issue("A", session())
+    ledger.settle("A", known(100, A=prices / 4))
+    assert ledger.settled("A", "A", 1)[0]["realized"] == pytest.approx(prices[11])
+
+
+def test_a_symbol_that_comes_back_late_is_scored_on_every_session_between(ledger):
+    prices = np.linspace(100, 120, len(DAYS))
+    ledger.settle("all", known(10, A=prices, B=prices))
+    ledger.issue("all", session(symbols=("A", "B")))
+    ledger.settle("all", known(100, A=prices))
+    assert ledger.settle("all", known(100, B=prices)).sessions == [DAYS[11]]
+    assert [row["realized"] for row in ledger.settled("all", "B", 5)] == pytest.approx([prices[11]])
+
+
+def test_more_bars_of_an_absence_than_a_query_may_have_parameters(ledger):
+    def limit(connection, _record):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 500)
+
+    sa.event.listen(ledger._engine, "connect", limit)
+    ledger._engine.dispose()
+    times = [str(time) for time in np.arange("2024-01-01T00:00", "2024-01-01T20:00", dtype="datetime64[m]")]
+    ledger.settle("A", {"A": (times[:10], np.ones(10))})
+    assert ledger.settle("A", {"A": (times, np.ones(len(times)))}).prices == len(times) - 10
+
+
 def test_one_corrected_price_is_no_split(ledger):
     prices = 100 + np.sin(np.arange(len(DAYS)))
     ledger.settle("A", known(11, A=prices))

@@ -31,6 +31,9 @@ from tune_jobs.trial import in_one_line, most_epochs
 
 INTERRUPTED = "interrupted; continue with --resume"
 """The problem of a pick whose training a signal ended."""
+SECONDS_HERE = 15.0
+"""Seconds of training that are done sooner in this process: on the cluster, each network needs a new worker process,
+which takes seconds to import torch."""
 FROM_TRIAL = ("trial_number", "trial_params", "searched_rows")
 """What the checkpoint of the scored model takes over from that of the pick's trial."""
 
@@ -57,7 +60,7 @@ class FinalModels:
         return self.served is not self.scored
 
 
-def train_final(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
+def train_final(job: Job, pick: ScoredPoint, connect: Connect, trial_seconds: float) -> FinalModels:
     """Train the pick's members other than its trial, and all members again for service, at the same time.
 
     If that fails, the pick's trial is both models.
@@ -65,17 +68,18 @@ def train_final(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     Args:
         job: the job.
         pick: a point of the front.
-        connect: connects to the cluster; called only if there is something to train.
+        connect: connects to the cluster; called only if there is something to train there.
+        trial_seconds: seconds of training of the pick's trial.
     """
     try:
-        return _trained(job, pick, connect)
+        return _trained(job, pick, connect, trial_seconds)
     except KeyboardInterrupt:
         return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, INTERRUPTED)
     except (ForecastError, ray.exceptions.RayError) as error:
         return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, in_one_line(error))
 
 
-def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
+def _trained(job: Job, pick: ScoredPoint, connect: Connect, trial_seconds: float) -> FinalModels:
     options, trial = job.options, pick.checkpoint
     config = trial.config.model_copy(update={"members": options.members})
     known, later = job.prepared.without_test(), None
@@ -87,10 +91,13 @@ def _trained(job: Job, pick: ScoredPoint, connect: Connect) -> FinalModels:
     if tasks:
         later_ones = f", of which {len(again)} on later rows for service" if again else ""
         say(job.console, f"Training the pick's networks: {len(tasks)}{later_ones}")
-        connect()
     # No longer than a trial: otherwise, an expensive network could train longer now than the search took.
     longest = max(most_epochs(options, job.space, trial.trial_params, known), trial.best_epoch or 0)
-    trained = _train_members(tasks, config, job.start, longest, _gpu_share(job, trial)) if tasks else []
+    train = partial(_train_here, tasks, config, job.start, longest)
+    if len(tasks) * trial_seconds > SECONDS_HERE or _device(trial) == "cuda":
+        connect()
+        train = partial(_train_members, tasks, config, job.start, longest, _gpu_share(job, trial))
+    trained = train() if tasks else []
 
     first = trial.members[0].model_copy(update={"config": config})
     own = Trained(first, trial.val_loss_best, trial.best_epoch or 0, _device(trial))
@@ -132,6 +139,15 @@ def _gpu_share(job: Job, trial: Checkpoint) -> float:
 def _device(trial: Checkpoint) -> str:
     """The kind of device that a trial ran on."""
     return (trial.versions or {}).get("device", "cpu")
+
+
+def _train_here(
+    tasks: Sequence[tuple[Prepared, int]], config: TrainConfig, start: Checkpoint | None, longest: float
+) -> list[Trained]:
+    """Train members in this process, one after the other; otherwise as ``_train_members``."""
+    return [
+        train_member(prepared, config, number, start=start, until_epoch=longest) for prepared, number in tasks
+    ]
 
 
 def _train_members(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -116,7 +117,8 @@ def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect)
     picked = next(point for point in front if point.number == found.picked.number)
     write_front(front, job.persistence["validation"], job.options.output_dir / FRONT_FILE)
     if found.stopped_by in (None, TIME_BUDGET):
-        final = train_final(job, picked, connect)
+        trial = next(trial for trial in found.trials if trial.number == picked.number)
+        final = train_final(job, picked, connect, trial.user_attrs.get("seconds", math.inf))
     else:  # whoever interrupts a job does not wait for more training
         final = FinalModels(
             picked.checkpoint, picked.test, picked.checkpoint, f"stopped by {found.stopped_by}"

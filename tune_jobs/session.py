@@ -142,12 +142,12 @@ class Session:
 
     def _score(self, prices: Mapping[str, Series]) -> Settled:
         """Record the prices since the last run, and score the forecasts whose price has come."""
-        last = self.ledger.last_session(self.name)
+        last = self.ledger.last_prices(self.name, list(prices))
         found = {}
         for symbol, series in prices.items():
             known = len(series)
-            if last is not None:
-                known = int(np.searchsorted(series.dates, series.timeline.parse(last), side="right"))
+            if symbol in last:
+                known = int(np.searchsorted(series.dates, series.timeline.parse(last[symbol]), side="right"))
             first = max(0, known - WATCHED)
             found[symbol] = series.timeline.text(series.dates[first:]), series.values[first:]
         return self.ledger.settle(self.name, found)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import bisect
 import datetime as dt
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,7 @@ class Ledger:
             prices: by symbol, the dates or times of its bars, ISO 8601, oldest first, and the prices, shape (n,).
         """
         with self._writing() as connection:
-            window = min((dates[-WATCHED:][0] for dates, _ in prices.values() if len(dates)), default="")
-            last = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
-            seen = _observe(connection, name, prices, min(window, last or window))
+            seen = _observe(connection, name, prices)
             scored = _score(connection, name, seen.dates)
             _summarize(connection, name, scored)
         return Settled(seen.count, seen.corrected, len(scored), sorted({each.target for each in scored}))
@@ -255,6 +254,11 @@ class Ledger:
             query = query.where(SESSIONS.c.horizon == horizon)
         return self._rows(query.order_by(SESSIONS.c.target))
 
+    def last_prices(self, name: str, symbols: Sequence[str]) -> dict[str, str]:
+        """The date or time of the last price that came of each of these symbols, without those that have none."""
+        with self._reading() as connection:
+            return _last_prices(connection, name, symbols)
+
     def last_session(self, name: str) -> str | None:
         """The last session for which prices came; None before the first."""
         with self._reading() as connection:
@@ -309,22 +313,63 @@ class _Seen:
     corrected: list[tuple[str, str]]
 
 
-def _observe(
-    connection: sa.Connection, name: str, prices: Mapping[str, tuple[Sequence[str], Array]], since: str
-) -> _Seen:
-    """Record the prices from ``since`` on that are new, or other than those that were seen."""
-    now = _now()
-    query = sa.select(PRICES.c.symbol, PRICES.c.date, PRICES.c.price).where(
-        PRICES.c.name == name, PRICES.c.date >= since
+def _last_prices(connection: sa.Connection, name: str, symbols: Iterable[str]) -> dict[str, str]:
+    each = _each_of(list(symbols))
+    # The index is read from its end until the symbol comes, which is soon.
+    last = (
+        sa.select(PRICES.c.date)
+        .where(PRICES.c.name == name, PRICES.c.symbol == each.c.value)
+        .order_by(PRICES.c.date.desc())
+        .limit(1)
+        .scalar_subquery()
     )
+    found = connection.execute(sa.select(each.c.value, last))
+    return {symbol: date for symbol, date in found if date is not None}
+
+
+def _known(
+    connection: sa.Connection, name: str, spans: Mapping[str, tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+    """The prices that were seen last, by symbol and date, of each symbol between its first and its last date."""
+    symbols = defaultdict(list)
+    for symbol, span in spans.items():
+        symbols[span].append(symbol)
     known: dict[str, dict[str, float]] = defaultdict(dict)
-    for symbol, date, price in connection.execute(query.order_by(PRICES.c.id)):
-        known[symbol][date] = price
+    for (first, last), some in symbols.items():
+        query = sa.select(PRICES.c.symbol, PRICES.c.date, PRICES.c.price).where(
+            PRICES.c.name == name,
+            PRICES.c.date.between(first, last),
+            PRICES.c.symbol.in_(sa.select(_each_of(some).c.value)),
+        )
+        for symbol, date, price in connection.execute(query.order_by(PRICES.c.id)):
+            known[symbol][date] = price
+    return known
+
+
+def _observe(
+    connection: sa.Connection, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]
+) -> _Seen:
+    """Record the prices that are new, or other than those that were seen ``WATCHED`` sessions back or less.
+
+    Each symbol is watched from its own last price, so that one that comes late has no gap, and a change of its unit
+    meanwhile is noticed.
+    """
+    now = _now()
+    last = _last_prices(connection, name, prices)
+    starts = {
+        symbol: max(0, bisect.bisect_right(dates, last.get(symbol, dates[-1])) - WATCHED)
+        for symbol, (dates, _) in prices.items()
+        if len(dates)
+    }
+    spans = {
+        symbol: (prices[symbol][0][start], last[symbol]) for symbol, start in starts.items() if symbol in last
+    }
+    known = _known(connection, name, spans)
     facts: list[dict[str, Any]] = []
     dates: set[str] = set()
     corrected: list[tuple[str, str]] = []
-    for symbol, (stamps, values) in prices.items():
-        first = bisect.bisect_left(stamps, since)
+    for symbol, first in starts.items():
+        stamps, values = prices[symbol]
         recent = dict(zip(stamps[first:], np.asarray(values)[first:].tolist(), strict=True))
         factor = _factor(known[symbol], recent)
         if factor != 1:
@@ -360,16 +405,17 @@ def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[S
     """Score the forecasts of these dates on the prices that were seen last, and record the scores."""
     if not dates:
         return []
+    listed = sa.select(_each_of(dates).c.value)
     latest = (
         sa.select(sa.func.max(PRICES.c.id))
-        .where(PRICES.c.name == name, PRICES.c.date.in_(dates))
+        .where(PRICES.c.name == name, PRICES.c.date.in_(listed))
         .group_by(PRICES.c.date, PRICES.c.symbol)
     )
     query = (
         sa.select(FORECASTS, PRICES.c.id.label("price_id"), PRICES.c.price)
         .join(PRICES, sa.and_(PRICES.c.symbol == FORECASTS.c.symbol, PRICES.c.date == FORECASTS.c.target))
         .outerjoin(SCORES, sa.and_(SCORES.c.forecast_id == FORECASTS.c.id, SCORES.c.price_id == PRICES.c.id))
-        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates), PRICES.c.id.in_(latest))
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(listed), PRICES.c.id.in_(latest))
         .where(SCORES.c.id.is_(None))
     )
     rows = connection.execute(query).mappings().all()
@@ -419,10 +465,11 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
     dates = sorted({each.target for each in scored})
     if not dates:
         return
+    listed = sa.select(_each_of(dates).c.value)
     last = (
         sa.select(sa.func.max(SCORES.c.id))
         .join(FORECASTS, FORECASTS.c.id == SCORES.c.forecast_id)
-        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates))
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(listed))
         .group_by(SCORES.c.forecast_id)
     )
 
@@ -441,7 +488,7 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
             inside(0.9),
         )
         .join(SCORES, SCORES.c.forecast_id == FORECASTS.c.id)
-        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(dates), SCORES.c.id.in_(last))
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(listed), SCORES.c.id.in_(last))
         .group_by(*key)
     )
     names = [column.name for column in SESSIONS.c if column.name != "evidence"]
@@ -460,6 +507,11 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
             .where(SESSIONS.c.model == model, SESSIONS.c.evidence.is_(None))
             .values(evidence=found)
         )
+
+
+def _each_of(values: Sequence[Any]) -> sa.TableValuedAlias:
+    """Values as a table and one parameter of a query, since SQLite allows a limited number of parameters."""
+    return sa.func.json_each(json.dumps(values)).table_valued("value")
 
 
 def _unit(quantiles: Array) -> float:
