@@ -33,10 +33,11 @@ import pandas as pd
 from benchmarks.checks import report
 from benchmarks.updates import KILLS, RENEWAL_KILLS, Run, full_disk, updated
 from forecast.backtest.significance import diebold_mariano
+from forecast.job_files import PICK_FILE
 from forecast.live.judge import session_losses
 from forecast.live.ledger import Ledger
 from forecast.live.store import Store
-from forecast.model.checkpoint import load_checkpoint
+from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.prices.series import Series
 from forecast.prices.source import load_series
 
@@ -163,6 +164,7 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     run = updated(argv, _clock(series, first))
     if run.code:
         raise SystemExit(f"the first update failed:\n{run.output}")
+    oldest = load_checkpoint(models / series.symbol / "current" / PICK_FILE)
     server = Server(directory)
     window = series.values[first - 400 : first + 1].tolist()
     load = Load(server.port, window, series.symbol)
@@ -200,7 +202,7 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     print(f"{len(renewals)} renewals: wall {np.median(walls):.1f} s (median)")
     for line in surprises:
         print(line)
-    _living(series, models, first)
+    _living(series, Store(models), oldest, first)
     return {
         "no failed request": failed == 0,
         "no ledger row lost or doubled": not lost,
@@ -228,7 +230,7 @@ def _with_fault(series: Series, row: int, fault: str, path: Path, models: Path, 
         write(series, row + 1, path, {row: series.values[row] * 1.03})
         return [updated(argv, now)]
     if fault == "damaged model":
-        current = models / series.symbol / "current" / "best_pareto_lstm.pt"
+        current = models / series.symbol / "current" / PICK_FILE
         current.chmod(0o644)
         current.write_bytes(current.read_bytes()[:1000])
         write(series, row + 1, path)
@@ -275,11 +277,8 @@ def _missing(ledger: Ledger, series: Series, first: int, count: int) -> list[str
     return [*wrong, *(["unscored"] if unscored else [])]
 
 
-def _living(series: Series, models: Path, first: int) -> None:
-    """Print the living model's CRPS over the replay beside the first day's model."""
-    store = Store(models)
-    oldest = store.versions(series.symbol)[0]
-    model = load_checkpoint(store.checkpoint(series.symbol, oldest.version))
+def _living(series: Series, store: Store, model: Checkpoint, first: int) -> None:
+    """Print the living model's CRPS over the replay beside that of the first day's model."""
     rows = {row["target"]: row for row in store.ledger.settled(series.symbol, series.symbol, SESSIONS)}
     losses = session_losses(model, {series.symbol: series}, str(series.dates[first]))
     both = sorted(rows.keys() & losses.keys())
@@ -321,7 +320,7 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
         if current is None:
             raise SystemExit(f"no model: {renewal.output}")
         living = load_checkpoint(store.checkpoint(series.symbol, current.version))
-        other = load_checkpoint(output / "best_pareto_lstm.pt")
+        other = load_checkpoint(output / PICK_FILE)
         until = {series.symbol: series.part(slice(0, row + every + 1))}
         after = str(series.dates[row])
         means = [
