@@ -1,7 +1,8 @@
 """One model of many symbols: its cost, its accuracy, and what a job of one symbol gains from it.
 
 `cost FILE` runs a job on 10, 50 and all symbols of a file. `stocks` trains one model on the twenty stocks of skfolio,
-with and without the market. `unseen FILE` holds a tenth of a file's symbols out. `start CHECKPOINT` starts models of
+with and without the market. `alone FILE` runs one job of twenty symbols and twenty jobs of one each. `unseen FILE`
+holds a tenth of a file's symbols out. `start CHECKPOINT` starts models of
 other series from a pooled one. `kill` ends a job again and again. `jobs OLD` runs the job of one symbol beside
 that of another checkout, such as version 0.1.0.
 """
@@ -30,14 +31,16 @@ from benchmarks.checks import report
 from benchmarks.forecasts import Score, clustered, long_series, mean_ratio, short_series
 from forecast import TrainConfig, load_checkpoint, load_series, train
 from forecast.backtest.baselines import BASELINES
-from forecast.job_files import SUMMARY_FILE
+from forecast.job_files import SCORED_FILE, SUMMARY_FILE
+from forecast.model.checkpoint import Checkpoint
 from forecast.model.panel import PreparedPanel, prepare_panel
 from forecast.model.start import same_options, with_recursions_of
-from forecast.model.training import evaluate_part, fit, forecast_each
+from forecast.model.training import evaluate_part, fit, forecast_each, forecast_part
 from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel, load_panel
 from forecast.scores.metrics import Forecasts
+from tune_jobs.space import SPACES
 from tune_jobs.study import STUDY_FILE
 
 JOB = ("--space", "small", "--likelihood", "student_t", "--objectives", "mae,rmse,mape,crps")
@@ -263,6 +266,35 @@ def _garch(series: PreparedSeries) -> float:
     return float(rows.losses("CRPS", BASELINES["GARCH"](series, (1,))[1]).mean())
 
 
+def alone(file: Path, directory: Path) -> dict[str, bool]:
+    """Run one job of twenty symbols, and twenty jobs of one, and score their picks on the same test rows."""
+    names = list(load_panel(("all",), source=str(file), notify=None).series)
+    drawn = random.Random(3).sample(names, 20)  # no secret
+    panel = load_panel(drawn, source=str(file), notify=None)
+    prepared = prepare_panel(panel, SHORT_POOLED, SPACES["small"].longest_window)
+    options = ("--source", str(file), "--num-samples", "16", *JOB, "--strategy", "min_crps", "--no-report",
+               "--no-retrain", "--quiet")  # fmt: skip
+
+    def run(output: Path, *asked: str) -> tuple[Checkpoint, float]:
+        seconds, _ = job(output, *options, *asked)
+        return load_checkpoint(output / SCORED_FILE), seconds
+
+    pooled, cost = run(directory / "pooled", "--symbols", *drawn)
+    forecasts = dict(zip(prepared.series, forecast_each(pooled, prepared, "test"), strict=True))
+    ratio, *_ = line("One job", scores_of(panel, prepared, forecasts, ("GARCH",)), "GARCH")
+    costs = []
+    for symbol, series in prepared.series.items():
+        own, seconds = run(directory / symbol, "--symbol", symbol)
+        forecasts[symbol] = forecast_part(own, series, "test")
+        costs.append(seconds)
+    each, *_ = line("A job each", scores_of(panel, prepared, forecasts, ("GARCH",)), "GARCH")
+    print(f"One job took {cost:.0f} s, {len(costs)} jobs {sum(costs):.0f} s: {cost / sum(costs):.3f}")
+    return {
+        "20 symbols: no worse in the mean than a job each": ratio <= each,
+        "at an eighth of the cost": cost <= sum(costs) / 8,
+    }
+
+
 def kill(directory: Path) -> dict[str, bool]:
     """Kill a job of 50 simulated symbols ten times, and resume it; compare it with one that nobody killed."""
     generator = np.random.default_rng(0)
@@ -361,7 +393,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("cost", "unseen"):
+    for name in ("cost", "unseen", "alone"):
         commands.add_parser(name).add_argument("file", type=Path, help="prices of many symbols")
     commands.add_parser("start").add_argument("checkpoint", type=Path, help="a model of many symbols")
     commands.add_parser("stocks")
@@ -378,6 +410,8 @@ def main() -> int:
                 checks = cost(arguments.file, directory)
             case "stocks":
                 checks = stocks(directory)
+            case "alone":
+                checks = alone(arguments.file.absolute(), directory)
             case "unseen":
                 checks = unseen(arguments.file)
             case "start":

@@ -17,6 +17,7 @@ import tune_jobs.job
 from benchmarks import updates
 from forecast.config import TrainConfig
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
+from forecast.live.notify import post
 from forecast.live.store import Store
 from forecast.model.checkpoint import save_checkpoint
 from forecast.model.panel import prepare_panel
@@ -303,6 +304,15 @@ def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
         loop.run(307, *options, address)
         server.shutdown()
     assert [(each["name"], each["details"]["alarm"]) for each in posted] == [("WALK", "model_old")]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/secret", "http://127.0.0.1:port/secret", "http://[::1/secret", "http://?secret"]
+)
+def test_a_webhook_that_cannot_be_used_is_a_line_without_its_secret(address):
+    problem = post(address, {})
+    assert "`notify`" in problem
+    assert "secret" not in problem
 
 
 def test_an_alarm_asks_for_a_renewal_before_its_time(loop):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +14,22 @@ TIMEOUT = 10.0
 
 
 def post(url: str, event: Mapping[str, Any]) -> str | None:
-    """Post plain values as JSON; return why that failed, in one line, or None."""
-    request = urllib.request.Request(
-        url,
-        data=json.dumps(event, default=str).encode(),
-        headers={"content-type": "application/json"},
-        method="POST",
-    )
+    """Post plain values as JSON; return why that failed, in one line, or None.
+
+    Of the address, the line has only the host, because the rest is often a secret.
+    """
+    host = re.split("[/?#]", url, maxsplit=3)[2].rpartition("@")[2]
     try:
+        request = urllib.request.Request(
+            url,
+            data=json.dumps(event, default=str).encode(),
+            headers={"content-type": "application/json"},
+            method="POST",
+        )
         with urllib.request.urlopen(request, timeout=TIMEOUT):
             return None
     except OSError as error:
-        return f"the webhook {url} cannot be reached ({error}); check `notify`"
+        return f"the webhook at {host} cannot be reached ({error}); check `notify`"
+    except (http.client.HTTPException, ValueError) as error:
+        # Their text may repeat the address.
+        return f"the webhook at {host} cannot be used ({type(error).__name__}); check `notify`"

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -41,6 +42,8 @@ from forecast.live.ledger import LEDGER_FILE, Event, Ledger
 FILES = (PICK_FILE, SCORED_FILE, SUMMARY_FILE, FRONT_FILE, SYMBOLS_FILE, REPORT_FILE)
 """A job's files that a version keeps, where there are such files."""
 MANIFEST_FILE = "manifest.json"
+VERSIONS = f"[!.]*/{MANIFEST_FILE}"
+"""Pattern of the manifests of a name's versions."""
 CURRENT = "current"
 LOCK_FILE = ".lock"
 CHANGES: tuple[Event, ...] = ("promoted", "rolled_back")
@@ -91,12 +94,12 @@ class Store:
         """The names that have versions, sorted."""
         if not self.root.is_dir():
             return []
-        there = (path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return sorted(unquote(path.name) for path in there)
+        return sorted({unquote(path.parent.parent.name) for path in self.root.glob(f"[!.]*/{VERSIONS}")})
 
     def directory(self, name: str) -> Path:
-        """The directory of a name."""
-        return self.root / quote(name, safe="")
+        """The directory of a name, which is within the store whatever the name."""
+        escaped = quote(name, safe="")
+        return self.root / (f"%2E{escaped[1:]}" if escaped.startswith(".") else escaped)
 
     def path(self, name: str, version: str) -> Path:
         """The directory of a version.
@@ -105,7 +108,8 @@ class Store:
             StoreError: when there is none.
         """
         path = self.directory(name) / version
-        if version in (CURRENT, "") or not (path / MANIFEST_FILE).is_file():
+        plain = re.fullmatch(r"[^./][^/]*", version) and version != CURRENT
+        if not plain or not (path / MANIFEST_FILE).is_file():
             raise StoreError(
                 f"{name} has no version {version!r}; `python -m tune_jobs.models list` shows those that it has"
             )
@@ -118,7 +122,7 @@ class Store:
             StoreError: when the store has no such name, or a version's manifest cannot be read.
         """
         found = []
-        for path in self.directory(name).glob(f"[!.]*/{MANIFEST_FILE}"):
+        for path in self.directory(name).glob(VERSIONS):
             if path.parent.name == CURRENT:
                 continue
             try:
@@ -136,10 +140,12 @@ class Store:
         return next(each for each in self.versions(name) if each.version == version)
 
     def current(self, name: str) -> Version | None:
-        """The version that is served; None before the first promotion."""
+        """The version that is served; None before the first promotion, and where its directory is gone."""
         try:
             version = (self.directory(name) / CURRENT).readlink().name
         except OSError:
+            return None
+        if not (self.directory(name) / version / MANIFEST_FILE).is_file():
             return None
         return self.version(name, version)
 
@@ -178,6 +184,7 @@ class Store:
         if (directory / version).exists():
             there = self.version(name, version)
             if self.damage(there) is None:
+                self._record_added(there)
                 return there
             (directory / version).rename(Path(tempfile.mkdtemp(dir=directory, prefix=".damaged.")) / version)
         directory.mkdir(parents=True, exist_ok=True)
@@ -199,8 +206,16 @@ class Store:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self.ledger.add_event(name, "added", version=version, session=trained_until)
+        self._record_added(added)
         return added
+
+    def _record_added(self, version: Version) -> None:
+        """Record a version, once."""
+        recorded = self.ledger.events(version.name, "added")
+        if all(event["version"] != version.version for event in recorded):
+            self.ledger.add_event(
+                version.name, "added", version=version.version, session=version.trained_until
+            )
 
     def promote(
         self,
@@ -267,11 +282,15 @@ class Store:
                 yield versions[version]
 
     def complete(self, name: str) -> None:
-        """Complete a change of the current version that was recorded but interrupted."""
+        """Complete what was interrupted: the record of a version, or a recorded change of the current one."""
+        versions = self.versions(name) if name in self.names() else []
+        for each in versions:
+            self._record_added(each)
         last = self.ledger.events(name, *CHANGES, limit=1)
         current = self.current(name)
-        if last and (current is None or current.version != last[0]["version"]):
-            self._point_to(name, self.version(name, last[0]["version"]).version)
+        there = last and any(each.version == last[0]["version"] for each in versions)
+        if there and (current is None or current.version != last[0]["version"]):
+            self._point_to(name, last[0]["version"])
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
