@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,16 @@ def test_a_version_that_was_not_added_as_a_whole_is_no_version(store, job, monke
     assert not list(store.directory("^GSPC").glob(".adding*"))
 
 
-@pytest.mark.parametrize("wanted", [("^GSPC", "current"), ("^GSPC", "2020-01-01-none"), ("ACME", "1")])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("^GSPC", "current"),
+        ("^GSPC", "2020-01-01-none"),
+        ("ACME", "1"),
+        ("^GSPC", "../^GSPC/current"),
+        ("^GSPC", ".."),
+    ],
+)
 def test_what_the_store_does_not_have_is_refused_in_one_line(store, wanted):
     with pytest.raises(StoreError, match="has no"):
         store.promote(*wanted)
@@ -143,6 +153,40 @@ def test_the_command_lists_shows_promotes_and_rolls_back(store, capsys):
         ("rolled_back", "by hand"),
     ]
     assert content_of(store) == "three"
+
+
+@pytest.mark.parametrize("name", ["..", ".DJI", "a/b"])
+def test_the_directory_of_any_name_is_within_the_store(store, job, name):
+    store.add(name, job("four"), "2024-01-04")
+    assert store.directory(name).resolve().parent == store.root.resolve()
+    assert store.names() == sorted(["^GSPC", name])
+
+
+def test_a_name_whose_first_job_failed_is_no_name(store, capsys):
+    with store.lock("TYPO"):
+        pass
+    assert store.names() == ["^GSPC"]
+    assert models.main(["list", "--models", str(store.root)]) == 0
+    assert "TYPO" not in capsys.readouterr().out
+
+
+def test_a_version_that_was_added_and_not_recorded_is_recorded_by_the_next_command(store, job, monkeypatch):
+    monkeypatch.setattr(Store, "_record_added", lambda *_: None)
+    added = store.add("^GSPC", job("four"), "2024-01-04")
+    monkeypatch.undo()
+    for _ in range(2):
+        store.complete("^GSPC")
+    recorded = [event["version"] for event in store.ledger.events("^GSPC", "added")]
+    assert recorded == [added.version, *reversed(versions(store)[:3])]
+
+
+def test_a_current_version_that_was_deleted_can_be_replaced(store):
+    one, _, three = versions(store)
+    shutil.rmtree(store.path("^GSPC", three))
+    store.complete("^GSPC")
+    assert store.current("^GSPC") is None
+    store.promote("^GSPC", one)
+    assert content_of(store) == "one"
 
 
 def test_the_ledger_is_exported_as_parquet(store, tmp_path, capsys):

@@ -307,7 +307,8 @@ def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:9/secret", "http://127.0.0.1:port/secret", "http://[::1/secret", "http://?secret"]
+    "address",
+    ["http://127.0.0.1:9/secret", "http://127.0.0.1:port/secret", "http://[::1/secret", "http://?secret"],
 )
 def test_a_webhook_that_cannot_be_used_is_a_line_without_its_secret(address):
     problem = post(address, {})

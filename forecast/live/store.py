@@ -42,8 +42,6 @@ from forecast.live.ledger import LEDGER_FILE, Event, Ledger
 FILES = (PICK_FILE, SCORED_FILE, SUMMARY_FILE, FRONT_FILE, SYMBOLS_FILE, REPORT_FILE)
 """A job's files that a version keeps, where there are such files."""
 MANIFEST_FILE = "manifest.json"
-VERSIONS = f"[!.]*/{MANIFEST_FILE}"
-"""Pattern of the manifests of a name's versions."""
 CURRENT = "current"
 LOCK_FILE = ".lock"
 CHANGES: tuple[Event, ...] = ("promoted", "rolled_back")
@@ -94,7 +92,7 @@ class Store:
         """The names that have versions, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted({unquote(path.parent.parent.name) for path in self.root.glob(f"[!.]*/{VERSIONS}")})
+        return sorted({unquote(path.parent.name) for path in self.root.glob("[!.]*/[!.]*")})
 
     def directory(self, name: str) -> Path:
         """The directory of a name, which is within the store whatever the name."""
@@ -122,7 +120,7 @@ class Store:
             StoreError: when the store has no such name, or a version's manifest cannot be read.
         """
         found = []
-        for path in self.directory(name).glob(VERSIONS):
+        for path in self.directory(name).glob(f"[!.]*/{MANIFEST_FILE}"):
             if path.parent.name == CURRENT:
                 continue
             try:
@@ -283,7 +281,7 @@ class Store:
 
     def complete(self, name: str) -> None:
         """Complete what was interrupted: the record of a version, or a recorded change of the current one."""
-        versions = self.versions(name) if name in self.names() else []
+        versions = self.versions(name) if name in self.names() else ()
         for each in versions:
             self._record_added(each)
         last = self.ledger.events(name, *CHANGES, limit=1)
