@@ -16,18 +16,21 @@ import pytest
 import tune_jobs.job
 from benchmarks import updates
 from forecast.config import TrainConfig
+from forecast.errors import StudyError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
+from forecast.live.judge import Judgement
 from forecast.live.notify import post
 from forecast.live.store import Store
-from forecast.model.checkpoint import save_checkpoint
+from forecast.model.checkpoint import load_checkpoint, save_checkpoint
 from forecast.model.panel import prepare_panel
 from forecast.model.split import service_split
 from forecast.model.training import fit, scored_on_test
 from forecast.model.windows import prepare
 from forecast.prices.panel import Panel, load_panel
 from forecast.prices.source import load_series
-from tune_jobs import update
+from tune_jobs import models, update
 from tune_jobs.job import Outcome
+from tune_jobs.verdicts import verdict_of
 
 ROWS = 400
 FIRST = dt.date(2020, 1, 1)
@@ -104,6 +107,10 @@ class Loop:
             "SELECT realized, crps FROM scores JOIN forecasts f ON f.id = forecast_id ORDER BY 1, 2"
         )
         return forecasts, scores, [self.store.current(name).trained_until for name in self.store.names()]
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(autouse=True)
@@ -320,6 +327,93 @@ def test_an_alarm_asks_for_a_renewal_before_its_time(loop):
     loop.run(300, "--retune-every", "100", "--max-age", "7")
     loop.run(309, "--retune-every", "100", "--max-age", "7")
     assert len(loop.store.versions("WALK")) == 2
+
+
+def test_an_update_that_is_killed_after_the_first_job_does_not_run_it_again(loop, monkeypatch):
+    monkeypatch.setattr("tune_jobs.session.Session._decide", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(300)
+    monkeypatch.undo()
+    monkeypatch.setattr("tune_jobs.job.run_job", _killed)
+    assert loop.run(300) == 0
+    assert len(loop.store.ledger.published("WALK")) == 3
+
+
+def test_a_renewal_that_fails_costs_no_forecast(loop, monkeypatch, capsys):
+    loop.run(300, "--retune-every", "30")
+
+    def fail(*_):
+        raise StudyError("no trial finished")
+
+    monkeypatch.setattr("tune_jobs.job.run_job", fail)
+    loop.write(330)
+    assert update.run(update.main, loop.argv("--retune-every", "30")) == 1
+    assert "no trial finished" in capsys.readouterr().err
+    assert {row["origin"] for row in loop.store.ledger.published("WALK")} == {str(DATES[329])}
+
+
+def test_a_challenger_is_not_judged_on_rows_that_it_has_seen(loop):
+    loop.run(300, "--retune-every", "30")
+    loop.write(340)
+    options = TrainConfig(**TINY, source=str(loop.path), symbol="WALK", train_ratio=0.9)
+    job = options.model_copy(update={"output_dir": loop.directory / "job", "symbols": ()})
+    train_without_a_cluster(job)
+    models.main(["add", "WALK", str(loop.directory / "job"), "--models", str(loop.models)])
+    loop.run(340, "--retune-every", "100")
+    (event,) = loop.store.ledger.events("WALK", "promoted", "kept", limit=1)
+    # 306 rows were for training and validation.
+    assert (event["details"]["first"], event["details"]["sessions"]) == (str(DATES[306]), 34)
+
+
+def test_a_version_of_many_symbols_is_as_old_as_the_last_row_of_any(tmp_path):
+    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
+    values["AAA"][285:] = np.nan
+    loop = Loop(tmp_path, values)
+    loop.run(300)
+    assert loop.store.current("universe").trained_until == str(DATES[299])
+
+
+def test_a_symbol_that_lacks_a_session_is_in_the_next_challenger(tmp_path):
+    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
+    loop = Loop(tmp_path, values)
+    loop.run(300, "--retune-every", "20")
+    values["BBB"][310] = np.nan
+    loop.run(320, "--retune-every", "20")
+    newest = loop.store.newest("universe")
+    scored = load_checkpoint(loop.store.path("universe", newest.version) / SCORED_FILE)
+    assert newest.trained_until == str(DATES[319])
+    assert list(scored.symbols) == ["AAA", "BBB", "CCC"]
+
+
+def test_an_old_model_is_no_new_alarm_after_the_source_was_down(loop):
+    options = ("--retune-every", "100", "--max-age", "3", "--max-silence", "100000")
+    loop.run(300, *options)
+    loop.run(304, *options)
+    loop.path.unlink()
+    assert update.run(update.main, loop.argv(*options)) == 1
+    loop.run(304, *options)
+    assert len(loop.store.ledger.events("WALK", "alarm", "alarm_over")) == 1
+
+
+def test_a_damaged_challenger_or_shadow_costs_no_forecast(loop):
+    options = ("--retune-every", "30", "--shadow-sessions", "5")
+    loop.run(300, *options)
+    loop.run(330, *options)
+    first, second = loop.store.versions("WALK")
+    loop.store.promote("WALK", first.version)
+    loop.store.ledger.add_event("WALK", "shadow", version=second.version, session=str(DATES[329]))
+    damaged = loop.store.checkpoint("WALK", second.version)
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"")
+    assert loop.run(331, *options) == 0
+    assert loop.store.ledger.events("WALK", "kept", limit=1)[0]["version"] == second.version
+    assert loop.store.ledger.published("WALK")[0]["origin"] == str(DATES[330])
+
+
+@pytest.mark.parametrize(("champion", "challenger"), [(1.0, float("nan")), (1.0, 1.1)])
+def test_a_challenger_whose_score_is_no_number_is_kept_out_as_a_worse_one(champion, challenger):
+    judgement = Judgement(20, "2024-01-01", champion, challenger, 1.0)
+    assert verdict_of(judgement, 0).decision == "kept"
 
 
 def test_bad_options_are_refused_in_one_line(loop, capsys):

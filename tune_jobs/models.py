@@ -108,13 +108,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _add(store: Store, name: str, job: str) -> None:
     """Add a job's files as a version."""
+    from forecast.live.judge import seen_until
     from forecast.model.checkpoint import load_checkpoint
 
-    served = load_checkpoint(Path(job) / PICK_FILE)
-    if served.validated_until is None:
+    last = seen_until(load_checkpoint(Path(job) / PICK_FILE))
+    if last is None:
         raise StoreError(f"the model of {job} does not know its last row; train or tune it again")
     with store.lock(name):
-        added = store.add(name, Path(job), served.validated_until)
+        added = store.add(name, Path(job), last)
     print(f"{name}: added {added.version}; `promote` makes it the current version")
 
 

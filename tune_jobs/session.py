@@ -6,26 +6,27 @@ A step records what it did in one transaction or by one rename. If it is interru
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
-from forecast.errors import DataError, StoreError
+from forecast.errors import DataError, ForecastError, StoreError
 from forecast.job_files import PICK_FILE, SCORED_FILE
-from forecast.live.alarms import Alarm, alarms_on, old, record_alarms, silent
+from forecast.live.alarms import OLD, Alarm, alarms_on, old, record_alarms, silent
 from forecast.live.evidence import Role
 from forecast.live.ledger import WATCHED, Event, Settled
 from forecast.live.notify import post
 from forecast.live.store import CHANGES, Store, Version
 from forecast.model.split import MIN_TARGETS
 from forecast.prices.panel import panel_from_config
-from forecast.prices.series import Series
+from forecast.prices.series import Dates, Series
 from forecast.prices.source import series_from_config
 from forecast.prices.timeline import Timeline
 from tune_jobs.console import say
@@ -42,6 +43,8 @@ DECISIONS: tuple[Event, ...] = ("promoted", "kept", "shadow", "rolled_back")
 WORDS = {"promoted": "promoted", "kept": "not promoted", "shadow": "a shadow"}
 LEAST_PAIRED = 5
 """Fewest sessions after a job before an alarm asks for the next one: a challenger needs some to be judged on."""
+MOST_TESTED = 0.5
+"""Largest share of a renewal's sessions that are test rows, also after years without one."""
 
 
 @dataclass
@@ -105,7 +108,8 @@ class Session:
         try:
             prices, left_out = self._fetch()
         except DataError:
-            self._watch([*self._silence_by_model(), *self._record_alarms()], None)
+            # How old the model is cannot be told without prices.
+            self._watch([*self._silence_by_model(), *self._record_alarms()], None, kept={OLD})
             raise
         newest = max(prices.values(), key=lambda series: series.dates[-1])
         outcome = Outcome(self.name, newest.timeline.text(newest.dates[-1:])[0], left_out=left_out)
@@ -116,16 +120,24 @@ class Session:
         outcome.alarms = self._watch(
             [
                 *self._silence(newest.timeline, newest.dates[-1]),
-                *self._age(newest, current),
+                *self._age(prices, current),
                 *self._record_alarms(),
             ],
             outcome.session,
         )
-        if why := self._renewal_due(newest, current):
-            outcome.added = self._renew(prices, newest, why).version
+        failed: ForecastError | OSError | None = None
+        if why := self._renewal_due(prices, current):
+            try:
+                outcome.added = self._renew(prices, outcome.session, why).version
+            except (ForecastError, OSError) as error:
+                if current is None:
+                    raise
+                failed = error  # The current model still forecasts.
         outcome.decision = self._decide(prices, current, outcome.session)
         self._forecast(prices, outcome)
         outcome.told = self._tell()
+        if failed is not None:
+            raise failed
         return outcome
 
     def _fetch(self) -> tuple[Mapping[str, Series], dict[str, str]]:
@@ -184,11 +196,11 @@ class Session:
         timeline = Dating(model.of_symbol(symbol)).timeline
         return self._silence(timeline, timeline.parse(last)) if timeline else []
 
-    def _age(self, newest: Series, current: Version | None) -> list[Alarm]:
+    def _age(self, prices: Mapping[str, Series], current: Version | None) -> list[Alarm]:
         """The alarm of a model that is too old, if it is on."""
         if current is None:
             return []
-        return old(_sessions_after(newest, current.trained_until), self.options.most_age)
+        return old(_sessions_after(prices, current.trained_until), self.options.most_age)
 
     def _record_alarms(self) -> list[Alarm]:
         """The alarms of the current model's record since it was promoted."""
@@ -199,11 +211,17 @@ class Session:
         rows = self.ledger.sessions(self.name, since=changes[0]["session"] or "", horizon=1)
         return record_alarms([row for row in rows if row["model"] == current.sha256])
 
-    def _watch(self, found: list[Alarm], session: str | None) -> list[str]:
-        """Record the alarms that begin and end, and post those that begin; return those that are on."""
+    def _watch(self, found: list[Alarm], session: str | None, kept: Collection[str] = ()) -> list[str]:
+        """Record the alarms that begin and end, and post those that begin; return those that are on.
+
+        Args:
+            found: the alarms that are on.
+            session: the last known session.
+            kept: names of alarms that are not over, although they were not found.
+        """
         now = {alarm.alarm: alarm for alarm in found}
         on = alarms_on(self.ledger, self.name)
-        for kind in on.keys() - now.keys():
+        for kind in on.keys() - now.keys() - set(kept):
             self.ledger.add_event(self.name, "alarm_over", session=session, details={"alarm": kind})
         for kind in now.keys() - on.keys():
             self.ledger.add_event(self.name, "alarm", session=session, details=asdict(now[kind]))
@@ -226,11 +244,14 @@ class Session:
                 return
             self.ledger.add_event(self.name, "notified", details={"event": event["id"]})
 
-    def _renewal_due(self, newest: Series, current: Version | None) -> str | None:
+    def _renewal_due(self, prices: Mapping[str, Series], current: Version | None) -> str | None:
         """Why a job is due, in one line; None when none is."""
         if current is None:
-            return "there is no model yet"
-        since = _sessions_after(newest, self.store.versions(self.name)[-1].trained_until)
+            # After a job that was killed before its version was promoted, there is one.
+            newest = self.store.newest(self.name)
+            usable = newest is not None and self.store.damage(newest) is None
+            return None if usable else "there is no model yet"
+        since = _sessions_after(prices, self.store.versions(self.name)[-1].trained_until)
         if since >= self.options.retune_every:
             return f"the last job is {since} sessions old"
         added = self.ledger.events(self.name, "added", limit=1)[0]["id"]
@@ -241,34 +262,37 @@ class Session:
         ]
         return f"alarms ask for it: {', '.join(sorted(asked))}" if asked and since >= LEAST_PAIRED else None
 
-    def _renew(self, prices: Mapping[str, Series], newest: Series, why: str) -> Version:
+    def _renew(self, prices: Mapping[str, Series], session: str, why: str) -> Version:
         """Run a job on all prices, which starts warm from the last one, and add its pick as a version.
 
         Its test rows are the sessions since the current model was trained, which neither model has seen then.
         """
         # Imported here because most sessions train nothing.
+        from forecast.live.judge import seen_until
         from forecast.model.checkpoint import load_checkpoint
         from tune_jobs.job import run_job
 
-        session = newest.timeline.text(newest.dates[-1:])[0]
         jobs = self.store.directory(self.name) / JOBS
-        output = jobs / session.replace(":", "")
+        digest = hashlib.sha256(" ".join(each.provenance.sha256 for each in prices.values()).encode())
+        output = jobs / f"{session.replace(':', '')}-{digest.hexdigest()[:8]}"
         for other in jobs.glob("*"):
-            if other != output:  # of an earlier session, which had fewer rows
+            if other != output:  # of other prices, with which a study cannot be continued
                 shutil.rmtree(other)
         say(self.console, f"A tuning job starts: {why}")
         share, earlier = None, None
         if (current := self.store.current(self.name)) is not None:
             last = self.store.versions(self.name)[-1]
             earlier = self.store.path(self.name, last.version)
-            rows = len(np.unique(np.concatenate([series.dates for series in prices.values()])))
+            # Each of many symbols has fewer rows than there are sessions, and all must have enough.
+            least = MIN_TARGETS if len(prices) == 1 else 2 * MIN_TARGETS
+            tested = max(_sessions_after(prices, current.trained_until), least)
             # A half keeps rounding from moving the border.
-            share = (max(_sessions_after(newest, current.trained_until), MIN_TARGETS) - 0.5) / rows
+            share = min((tested - 0.5) / len(_sessions_of(prices)), MOST_TESTED)
         outcome = run_job(self.options.job(output, share, earlier))
         if outcome.interrupted:
             raise KeyboardInterrupt
         served = load_checkpoint(output / PICK_FILE)
-        version = self.store.add(self.name, output, served.validated_until or session)
+        version = self.store.add(self.name, output, seen_until(served) or session)
         shutil.rmtree(jobs)
         return version
 
@@ -281,6 +305,8 @@ class Session:
         done = self.ledger.events(self.name, *DECISIONS, limit=1)
         shadow = done[0]["version"] if done and done[0]["kind"] == "shadow" else None
         if shadow is not None:
+            if damage := self.store.damage(self.store.version(self.name, shadow)):
+                return self._conclude(shadow, current, Verdict("kept", damage, {}), session)
             rows = self.ledger.sessions(self.name, since=done[0]["session"] or "", horizon=1)
             running, champion = self.store.version(self.name, shadow).sha256, current.sha256
             verdict_now = verdict_of_shadow(
@@ -290,8 +316,10 @@ class Session:
             )
             return self._conclude(shadow, current, verdict_now, session) if verdict_now else None
         judged = {event["version"] for event in self.ledger.events(self.name, *DECISIONS)}
-        if newest.version == current.version or newest.version in judged:
+        if newest.version == current.version or newest.version in judged or SCORED_FILE not in newest.files:
             return None
+        if damage := self.store.damage(newest):
+            return self._conclude(newest.version, current, Verdict("kept", damage, {}), session)
         return self._conclude(newest.version, current, self._verdict(prices, newest, current), session)
 
     def _verdict(self, prices: Mapping[str, Series], newest: Version, current: Version) -> Verdict:
@@ -377,6 +405,12 @@ class Session:
         return True
 
 
-def _sessions_after(series: Series, date: str) -> int:
-    """The number of rows after a date or time of ISO 8601."""
-    return int((series.dates > series.timeline.parse(date)).sum())
+def _sessions_of(prices: Mapping[str, Series]) -> Dates:
+    """The dates or times of which any symbol has a row."""
+    return np.unique(np.concatenate([series.dates for series in prices.values()]))
+
+
+def _sessions_after(prices: Mapping[str, Series], date: str) -> int:
+    """The number of these after a date or time of ISO 8601."""
+    timeline = next(iter(prices.values())).timeline
+    return int((_sessions_of(prices) > timeline.parse(date)).sum())

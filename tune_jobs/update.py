@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 def described(outcome: Outcome) -> list[str]:
     """What a run did, in lines for a person."""
     if outcome.nothing_new:
-        return [f"{outcome.name}: nothing new since {outcome.session}"]
+        return [f"{outcome.name}: nothing new since {outcome.session}", *_left_out(outcome)]
     lines = [f"{outcome.name}: {outcome.session}"]
     if outcome.scored or outcome.new_prices:
         corrected = f", {outcome.corrected} corrected" if outcome.corrected else ""
@@ -69,8 +69,11 @@ def described(outcome: Outcome) -> list[str]:
         lines.append(f"  published forecasts of {outcome.published} {symbols}")
     if outcome.told:
         lines.append("  told the server")
-    lines += [f"  left out: {symbol}: {why}" for symbol, why in outcome.left_out.items()]
-    return lines
+    return [*lines, *_left_out(outcome)]
+
+
+def _left_out(outcome: Outcome) -> list[str]:
+    return [f"  left out: {symbol}: {why}" for symbol, why in outcome.left_out.items()]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def verdict_of(judgement: Judgement, shadow_sessions: int) -> Verdict:
         f"CRPS {judgement.challenger:.5g} beside {judgement.champion:.5g} on {judgement.sessions} sessions "
         f"(p {judgement.p_value:.2f})"
     )
-    if judgement.challenger > judgement.champion:
+    # Turned this way, a score that is no number keeps the challenger out.
+    if not judgement.challenger <= judgement.champion:
         return Verdict("kept", why, figures)
     if shadow_sessions and judgement.p_value > PROOF_ERROR:
         return Verdict("shadow", why, figures)

@@ -13,7 +13,7 @@ from forecast.backtest.significance import diebold_mariano
 from forecast.errors import UsageError
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.market import moves_of
-from forecast.model.split import Split
+from forecast.model.split import Split, moment
 from forecast.model.training import forecast_part
 from forecast.model.windows import PreparedSeries
 from forecast.prices.series import Series
@@ -50,12 +50,16 @@ def judge(
 ) -> Judgement:
     """Score two models on the sessions after a date.
 
+    Rows that either model has seen are never among them, whatever the date.
+
     Args:
         champion: the model that is served.
-        challenger: the challenger's configuration, trained on no row after that date.
+        challenger: the challenger's configuration, as it was scored.
         prices: clean prices by symbol; those that either model does not know are left out.
         after: date or time of the last session that the champion was trained on, ISO 8601.
     """
+    seen = [date for model in (champion, challenger) if (date := seen_until(model)) is not None]
+    after = max([after, *seen], key=moment)
     found = [session_losses(model, prices, after) for model in (champion, challenger)]
     sessions = sorted(found[0].keys() & found[1].keys())
     # A session counts with the symbols that both forecast in it.
@@ -70,6 +74,12 @@ def judge(
         return Judgement(0, None, float("nan"), float("nan"), 1.0)
     p_value = diebold_mariano(losses[1], losses[0])[1] if len(sessions) > 1 else 1.0
     return Judgement(len(sessions), sessions[0], float(losses[0].mean()), float(losses[1].mean()), p_value)
+
+
+def seen_until(model: Checkpoint) -> str | None:
+    """Date or time of the last row of any symbol that a model was trained or calibrated on; None if not known."""
+    ends = [model.validated_until, *(part.validated_until for part in model.symbols.values())]
+    return max((end for end in ends if end is not None), key=moment, default=None)
 
 
 def session_losses(

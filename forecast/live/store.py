@@ -119,6 +119,18 @@ class Store:
         Raises:
             StoreError: when the store has no such name, or a version's manifest cannot be read.
         """
+        found = self._versions(name)
+        if not found:
+            known = ", ".join(self.names()) or "none"
+            raise StoreError(f"{self.root} has no model {name!r}; names there: {known}")
+        return found
+
+    def newest(self, name: str) -> Version | None:
+        """The version that was added last; None without one."""
+        versions = self._versions(name)
+        return versions[-1] if versions else None
+
+    def _versions(self, name: str) -> list[Version]:
         found = []
         for path in self.directory(name).glob(f"[!.]*/{MANIFEST_FILE}"):
             if path.parent.name == CURRENT:
@@ -127,9 +139,6 @@ class Store:
                 found.append(Version(**json.loads(path.read_text())))
             except (OSError, ValueError, TypeError) as error:
                 raise StoreError(f"{path} cannot be read ({error}); restore it from a copy") from None
-        if not found:
-            known = ", ".join(self.names()) or "none"
-            raise StoreError(f"{self.root} has no model {name!r}; names there: {known}")
         return sorted(found, key=lambda each: (each.created, each.version))
 
     def version(self, name: str, version: str) -> Version:
@@ -281,7 +290,7 @@ class Store:
 
     def complete(self, name: str) -> None:
         """Complete what was interrupted: the record of a version, or a recorded change of the current one."""
-        versions = self.versions(name) if name in self.names() else ()
+        versions = self._versions(name)
         for each in versions:
             self._record_added(each)
         last = self.ledger.events(name, *CHANGES, limit=1)
