@@ -340,7 +340,7 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
 def big_ledger(directory: Path, rows: int) -> dict[str, bool]:
     """Measure a session's scoring, and what a server reads, of a ledger of a million forecasts."""
     from forecast.live.issue import Issued
-    from forecast.live.record import Records
+    from forecast.live.record import Record
     from forecast.scores.distribution import PROBABILITIES
 
     symbols = [f"S{number:03}" for number in range(382)]
@@ -389,11 +389,11 @@ def big_ledger(directory: Path, rows: int) -> dict[str, bool]:
         issuing = time.perf_counter() - started
         day += 1
     scoring = settle(day)
-    records = Records(ledger)
+    record = Record(ledger.path)
     times = []
     for _ in range(20):
         started = time.perf_counter()
-        records.live()
+        record.live()
         times.append(time.perf_counter() - started)
     size = ledger.path.stat().st_size / 1e6
     reading = float(np.median(times))

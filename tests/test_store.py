@@ -189,6 +189,13 @@ def test_a_current_version_that_was_deleted_can_be_replaced(store):
     assert content_of(store) == "one"
 
 
+def test_a_rollback_by_hand_completes_an_interrupted_promotion_first(store):
+    one, _, three = versions(store)
+    store.ledger.add_event("^GSPC", "promoted", version=one)
+    models.main(["rollback", "^GSPC", "--models", str(store.root)])
+    assert store.current("^GSPC").version == three
+
+
 def test_the_ledger_is_exported_as_parquet(store, tmp_path, capsys):
     import pandas as pd
 

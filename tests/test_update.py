@@ -15,6 +15,7 @@ import pytest
 
 import tune_jobs.job
 from benchmarks import updates
+from forecast.atomic import write_json
 from forecast.config import TrainConfig
 from forecast.errors import StudyError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
@@ -30,7 +31,7 @@ from forecast.prices.panel import Panel, load_panel
 from forecast.prices.source import load_series
 from tune_jobs import models, update
 from tune_jobs.job import Outcome
-from tune_jobs.verdicts import verdict_of
+from tune_jobs.verdicts import Verdict, verdict_of
 
 ROWS = 400
 FIRST = dt.date(2020, 1, 1)
@@ -274,14 +275,13 @@ def test_a_broken_symbol_of_a_universe_costs_only_itself(tmp_path, capsys):
     assert loop.run(302) == 0
 
 
-def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(loop):
+def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(loop, monkeypatch):
+    on_paper = Verdict("shadow", "better, but not proved so", {})
+    monkeypatch.setattr("tune_jobs.session.verdict_of", lambda *_: on_paper)
     options = ("--retune-every", "30", "--shadow-sessions", "5")
     loop.run(300, *options)
     first = loop.store.current("WALK").version
     loop.run(330, *options)
-    (event,) = loop.store.ledger.events("WALK", "kept", "shadow", "promoted", limit=1)
-    if event["kind"] != "shadow":
-        pytest.skip("on this machine the challenger is worse on paper")
     for rows in range(331, 335):
         loop.run(rows, *options)
         assert loop.store.current("WALK").version == first
@@ -291,6 +291,7 @@ def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(lo
     loop.run(335, *options)
     (event,) = loop.store.ledger.events("WALK", "kept", "promoted", limit=1)
     assert event["details"]["sessions"] == 5
+    assert loop.table("SELECT COUNT(*) FROM forecasts WHERE role = 'shadow' AND horizon = 1") == [(5,)]
 
 
 def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
@@ -389,6 +390,23 @@ def test_a_symbol_that_lacks_a_session_is_in_the_next_challenger(tmp_path):
     assert list(scored.symbols) == ["AAA", "BBB", "CCC"]
 
 
+def test_after_a_version_without_a_summary_a_whole_job_renews(loop, monkeypatch):
+    loop.run(300, "--retune-every", "30")
+    (directory,) = loop.store.directory("WALK").glob("2020*")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["files"][SUMMARY_FILE]
+    write_json(manifest, directory / "manifest.json")
+    jobs = []
+
+    def run_job(options):
+        jobs.append(options)
+        return train_without_a_cluster(options)
+
+    monkeypatch.setattr("tune_jobs.job.run_job", run_job)
+    loop.run(330, "--retune-every", "30", "--num-samples", "9")
+    assert [(each.warm_start, each.num_samples) for each in jobs] == [(None, 9)]
+
+
 def test_an_old_model_is_no_new_alarm_after_the_source_was_down(loop):
     options = ("--retune-every", "100", "--max-age", "3", "--max-silence", "100000")
     loop.run(300, *options)
@@ -442,8 +460,6 @@ def test_a_real_job_makes_the_first_model_and_its_renewal_starts_warm(loop, monk
         json.loads((loop.store.path("WALK", each.version) / SUMMARY_FILE).read_text())
         for each in (first, second)
     )
-    assert (
-        old["pick"]["params"] in [trial["params"] for trial in (new["pick"], *new["front"])]
-        or new["warm_start"]
-    )
+    assert old["warm_start"] is None
+    assert new["warm_start"]["trials"][0]["earlier_trial"] == old["pick"]["trial_number"]
     assert second.trained_until == str(DATES[329])

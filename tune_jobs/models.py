@@ -92,11 +92,13 @@ def main(argv: Sequence[str]) -> int:
     elif command == "promote":
         name, version = arguments
         with store.lock(name):
+            store.complete(name)
             store.promote(name, version, details={"why": "by hand"})
         print(f"{name}: {version} is the current version")
     elif command == "rollback":
         (name,) = arguments
         with store.lock(name):
+            store.complete(name)
             print(f"{name}: {store.rollback(name, {'why': 'by hand'})} is the current version again")
     elif command == "export":
         _export(store, Path(arguments[0]))

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from forecast.errors import DataError, ForecastError, StoreError
-from forecast.job_files import PICK_FILE, SCORED_FILE
+from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
 from forecast.live.alarms import OLD, Alarm, alarms_on, old, record_alarms, silent
 from forecast.live.evidence import Role
 from forecast.live.ledger import WATCHED, Event, Settled
@@ -60,7 +60,7 @@ class Outcome:
         added: the version that a job added.
         decision: what became of a challenger, in one line.
         published: number of symbols with new published forecasts.
-        left_out: by symbol, why it has no forecast.
+        left_out: by symbol, why it has no forecast, or none of a baseline.
         alarms: the alarms that are on.
         told: whether a server was told of a new version.
     """
@@ -282,7 +282,8 @@ class Session:
         share, earlier = None, None
         if (current := self.store.current(self.name)) is not None:
             last = self.store.versions(self.name)[-1]
-            earlier = self.store.path(self.name, last.version)
+            if SUMMARY_FILE in last.files and self.store.damage(last) is None:
+                earlier = self.store.path(self.name, last.version)
             # Each of many symbols has fewer rows than there are sessions, and all must have enough.
             least = MIN_TARGETS if len(prices) == 1 else 2 * MIN_TARGETS
             tested = max(_sessions_after(prices, current.trained_until), least)
