@@ -41,31 +41,31 @@ class StoreOptions(Config):
 
 NAME = ("name", "name of the model in the store")
 COMMANDS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "list": ("list the models, their current versions and their last published forecasts", ()),
-    "show": ("show the versions of a model, and what happened to them", (NAME,)),
+    "list": ("list the models with their current versions, last sessions and alarms", ()),
+    "show": ("show the events of a model: versions, promotions, alarms", (NAME,)),
     "add": (
         "add a finished job as a version",
-        (NAME, ("job", "output directory of the job, whose files are copied")),
+        (NAME, ("job", "output directory of the job; its files are copied")),
     ),
     "promote": (
-        "make a version the current one, which is served",
+        "make a version the current version, which is served",
         (NAME, ("version", "the version; `show` lists them")),
     ),
-    "rollback": ("make the version before the current one the current one again", (NAME,)),
+    "rollback": ("make the previous current version current again", (NAME,)),
     "export": (
         "write the ledger's tables as Parquet files",
         (("output", "directory for one file per table"),),
     ),
 }
-"""What each command does, and its arguments."""
+"""The description of each command, and its arguments."""
 
 
 def build_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="python -m tune_jobs.models",
-        description="Look at the model store and its ledger, and change which version of a model is served. After a "
-        "change, `python -m serve_app reload` tells a running server.",
+        description="Inspect the model store and its ledger, and change the current version of a model. After a "
+        "change, run `python -m serve_app reload` for a running server.",
         epilog=EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
@@ -115,7 +115,7 @@ def _add(store: Store, name: str, job: str) -> None:
 
     last = seen_until(load_checkpoint(Path(job) / PICK_FILE))
     if last is None:
-        raise StoreError(f"the model of {job} does not know its last row; train or tune it again")
+        raise StoreError(f"the checkpoint in {job} does not name its last training row; tune the model again")
     with store.lock(name):
         added = store.add(name, Path(job), last)
     print(f"{name}: added {added.version}; `promote` makes it the current version")
@@ -158,7 +158,7 @@ def _overview(store: Store) -> list[dict[str, Any]]:
 
 def _history(store: Store, name: str) -> list[dict[str, Any]]:
     """One row per event, the oldest first."""
-    store.versions(name)  # refuses a name that there is not
+    store.versions(name)  # refuses an unknown name
     current, rows = store.current(name), []
     for event in reversed(store.ledger.events(name)):
         details = event["details"]
@@ -178,7 +178,7 @@ def _history(store: Store, name: str) -> list[dict[str, Any]]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a plain table, as wide as its cells."""
     if not rows:
-        return "no models yet; `python -m tune_jobs.update` makes the first"
+        return "no models yet; `python -m tune_jobs.update` creates the first one"
     names = list(rows[0])
     cells = [names, *([str(row[name] if row[name] is not None else "") for name in names] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]

@@ -1,6 +1,6 @@
-"""What one session brings to the models of one name: fetch, score, renew, judge, promote, forecast, tell.
+"""The work of one session for the models of one name: fetch, score, renew, judge, promote, forecast, reload.
 
-A step records what it did in one transaction or by one rename. If it is interrupted, the next run takes it again.
+Each step records its result in one transaction or by one rename. The next run repeats a step that was interrupted.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from forecast.live.issue import Issued
 
 JOBS = ".jobs"
-"""Directory, beside the versions, of the job that is under way."""
+"""Directory of the running job, next to those of the versions."""
 DECISIONS: tuple[Event, ...] = ("promoted", "kept", "shadow", "rolled_back")
 """The events that decide on a version."""
-WORDS = {"promoted": "promoted", "kept": "not promoted", "shadow": "a shadow"}
+WORDS = {"promoted": "is promoted", "kept": "is not promoted", "shadow": "runs as a shadow"}
 LEAST_PAIRED = 5
-"""Fewest sessions after a job before an alarm asks for the next one: a challenger needs some to be judged on."""
+"""Fewest sessions from one job to the next that an alarm asks for: a challenger needs sessions to be judged on."""
 MOST_TESTED = 0.5
-"""Largest share of a renewal's sessions that are test rows, also after years without one."""
+"""Largest share of a renewal's sessions that are test rows, even after years without a renewal."""
 
 
 @dataclass
 class Outcome:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         name: name in the store.
@@ -58,11 +58,11 @@ class Outcome:
         corrected: number of corrected prices.
         scored: number of forecasts that were scored.
         added: the version that a job added.
-        decision: what became of a challenger, in one line.
+        decision: the decision on a challenger and its reason, in one line.
         published: number of symbols with new published forecasts.
-        left_out: by symbol, why it has no forecast, or none of a baseline.
+        left_out: the reason, by symbol, for each missing forecast of the model or of a baseline.
         alarms: the alarms that are on.
-        told: whether a server was told of a new version.
+        told: whether a running server was reloaded with a new current version.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Session:
     """One run for the models of one name; the caller has the store's lock of that name."""
 
     def __init__(self, options: UpdateOptions) -> None:
-        """Use the store of the options, and its ledger."""
+        """Use the store that the options name, and its ledger."""
         self.options = options
         self.name = options.store_name
         self.store = Store(options.models)
@@ -98,17 +98,17 @@ class Session:
         self.console = Console(quiet=options.quiet or options.json_output)
 
     def run(self) -> Outcome:
-        """Take every step that is due.
+        """Do every step that is due.
 
         Raises:
-            ForecastError: when a step cannot be completed; the steps before it are recorded.
-            OSError: when the store cannot be written; likewise.
+            ForecastError: when a step cannot be completed; the earlier steps are recorded.
+            OSError: when the store cannot be written; the earlier steps are recorded.
         """
         self.store.complete(self.name)
         try:
             prices, left_out = self._fetch()
         except DataError:
-            # How old the model is cannot be told without prices.
+            # Without prices, the age of the model is unknown.
             self._watch([*self._silence_by_model(), *self._record_alarms()], None, kept={OLD})
             raise
         newest = max(prices.values(), key=lambda series: series.dates[-1])
@@ -141,7 +141,7 @@ class Session:
         return outcome
 
     def _fetch(self) -> tuple[Mapping[str, Series], dict[str, str]]:
-        """The prices of the name's symbols, and why each of the others has none."""
+        """The prices of the symbols, and the reason for each symbol without prices."""
 
         def notice(line: str) -> None:
             say(self.errors, line, "yellow")
@@ -153,7 +153,7 @@ class Session:
         return panel.series, dict(panel.left_out)
 
     def _score(self, prices: Mapping[str, Series]) -> Settled:
-        """Record the prices since the last run, and score the forecasts whose price has come."""
+        """Record the prices since the last run, and score the forecasts whose prices have arrived."""
         last = self.ledger.last_prices(self.name, list(prices))
         found = {}
         for symbol, series in prices.items():
@@ -165,11 +165,11 @@ class Session:
         return self.ledger.settle(self.name, found)
 
     def _usable_current(self) -> Version | None:
-        """The current version; where its files have changed, the one before it."""
+        """The current version; if its files have changed, the current version after a rollback, None if that fails."""
         current = self.store.current(self.name)
         if current is None or (damage := self.store.damage(current)) is None:
             return current
-        say(self.errors, f"warning: {damage}; the version before it takes its place", "yellow")
+        say(self.errors, f"warning: {damage}; an earlier version takes its place, if there is one", "yellow")
         try:
             self.store.rollback(self.name, {"why": damage})
         except StoreError:
@@ -177,14 +177,14 @@ class Session:
         return self.store.current(self.name)
 
     def _silence(self, timeline: Timeline, last: np.datetime64) -> list[Alarm]:
-        """The alarm of a source that brings no new prices, if it is on."""
+        """The alarm of a source without new prices, if it is on."""
         now = np.datetime64(dt.datetime.now(dt.UTC).replace(tzinfo=None), "s")
         session = timeline.last_complete_session(now)
         missing = None if session is None else timeline.sessions_between(last, session)
         return silent(missing, self.options.max_silence)
 
     def _silence_by_model(self) -> list[Alarm]:
-        """The same where the source does not answer: the model knows the calendar."""
+        """The same alarm when the source does not answer; the model has the calendar."""
         from forecast.inference.dating import Dating
         from forecast.model.checkpoint import load_checkpoint
 
@@ -231,7 +231,7 @@ class Session:
         return sorted(now)
 
     def _post(self) -> None:
-        """Post every alarm that was not posted yet, also one that is over."""
+        """Post every alarm that was not posted yet, even if it is over."""
         if not self.options.notify:
             return
         posted = {event["details"]["event"] for event in self.ledger.events(self.name, "notified")}
@@ -245,7 +245,7 @@ class Session:
             self.ledger.add_event(self.name, "notified", details={"event": event["id"]})
 
     def _renewal_due(self, prices: Mapping[str, Series], current: Version | None) -> str | None:
-        """Why a job is due, in one line; None when none is."""
+        """The reason why a job is due, in one line; None if no job is due."""
         if current is None:
             # After a job that was killed before its version was promoted, there is one.
             newest = self.store.newest(self.name)
@@ -253,19 +253,19 @@ class Session:
             return None if usable else "there is no model yet"
         since = _sessions_after(prices, self.store.versions(self.name)[-1].trained_until)
         if since >= self.options.retune_every:
-            return f"the last job is {since} sessions old"
+            return f"the newest version is {since} sessions old"
         added = self.ledger.events(self.name, "added", limit=1)[0]["id"]
         asked = [
             kind
             for kind, event in alarms_on(self.ledger, self.name).items()
             if event["details"]["renew"] and event["id"] > added
         ]
-        return f"alarms ask for it: {', '.join(sorted(asked))}" if asked and since >= LEAST_PAIRED else None
+        return f"alarms ask for it ({', '.join(sorted(asked))})" if asked and since >= LEAST_PAIRED else None
 
     def _renew(self, prices: Mapping[str, Series], session: str, why: str) -> Version:
-        """Run a job on all prices, which starts warm from the last one, and add its pick as a version.
+        """Run a job on all prices, with a warm start from the newest version, and add its pick as a version.
 
-        Its test rows are the sessions since the current model was trained, which neither model has seen then.
+        Its test rows are the sessions since the current version was trained, which neither scored model has seen.
         """
         # Imported here because most sessions train nothing.
         from forecast.live.judge import seen_until
@@ -298,7 +298,7 @@ class Session:
         return version
 
     def _decide(self, prices: Mapping[str, Series], current: Version | None, session: str) -> str | None:
-        """Judge the newest version, or the one that runs as a shadow; return what became of it, in one line."""
+        """Decide on the newest version, or on the running shadow; return the decision and its reason in one line."""
         newest = self.store.versions(self.name)[-1]
         if current is None:
             self.store.promote(self.name, newest.version, details={"why": "there is no other version"})
@@ -324,7 +324,7 @@ class Session:
         return self._conclude(newest.version, current, self._verdict(prices, newest, current), session)
 
     def _verdict(self, prices: Mapping[str, Series], newest: Version, current: Version) -> Verdict:
-        """Judge a new version on the sessions that neither it, as it was scored, nor the current one has seen."""
+        """Judge a new version, as it was scored, on sessions that neither it nor the current version has seen."""
         from forecast.live.judge import judge
         from forecast.model.checkpoint import load_checkpoint
 
@@ -343,10 +343,10 @@ class Session:
             self.ledger.add_event(
                 self.name, verdict.decision, version=version, session=session, details=details
             )
-        return f"{version} is {WORDS[verdict.decision]}: {verdict.why}"
+        return f"{version} {WORDS[verdict.decision]}: {verdict.why}"
 
     def _forecast(self, prices: Mapping[str, Series], outcome: Outcome) -> None:
-        """Publish the forecasts of the next sessions, beside those of a shadow and of the baselines."""
+        """Publish the next forecasts, and record those of a shadow and of the baselines with them."""
         current = self.store.current(self.name)
         assert current is not None
         known = self.ledger.origins(self.name, current.sha256)
@@ -387,7 +387,7 @@ class Session:
         )
 
     def _tell(self) -> bool:
-        """Tell a running server of a new current version, once."""
+        """Reload a running server once for each new current version; return whether this was done."""
         current = self.store.current(self.name)
         told = self.ledger.events(self.name, "told", limit=1)
         if not self.options.reload or current is None or (told and told[0]["version"] == current.version):
@@ -400,18 +400,19 @@ class Session:
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-            say(self.errors, f"warning: the server was not told of {current.version}: {reason}", "yellow")
+            line = f"warning: the server was not reloaded with {current.version} ({reason}); the next run tries again"
+            say(self.errors, line, "yellow")
             return False
         self.ledger.add_event(self.name, "told", version=current.version)
         return True
 
 
 def _sessions_of(prices: Mapping[str, Series]) -> Dates:
-    """The dates or times of which any symbol has a row."""
+    """The dates or times for which at least one symbol has a row."""
     return np.unique(np.concatenate([series.dates for series in prices.values()]))
 
 
 def _sessions_after(prices: Mapping[str, Series], date: str) -> int:
-    """The number of these after a date or time of ISO 8601."""
+    """The number of sessions after a date or time, ISO 8601."""
     timeline = next(iter(prices.values())).timeline
     return int((_sessions_of(prices) > timeline.parse(date)).sum())

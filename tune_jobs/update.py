@@ -1,4 +1,4 @@
-"""The session's command: ``python -m tune_jobs.update``."""
+"""The command for each session: ``python -m tune_jobs.update``."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def build_parser() -> Parser:
     """Build the command line from ``UpdateOptions``."""
     parser = Parser(
         prog="python -m tune_jobs.update",
-        description="Do what one session brings: fetch the prices, score the forecasts that they settle, renew the "
-        "model when it is due, judge and promote it, publish the next forecasts, and tell a running server. Run it "
-        "after each session, for example from cron. Running it twice, late or after a week is right too: an "
-        "interrupted run is completed by the next one. The first run tunes the first model.",
+        description="Update the forecasts after a session: fetch the prices, score the published forecasts whose "
+        "prices have arrived, train a challenger when one is due, promote it or keep the current version, publish the "
+        "next forecasts, and reload a running server. Run this command after each session, for example from cron. It "
+        "may also run twice, late or after a week: it does the work that is due, and completes an interrupted run. "
+        "The first run tunes the first model.",
         epilog=EXAMPLES,
     )
     add_options(parser, UpdateOptions)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def described(outcome: Outcome) -> list[str]:
-    """What a run did, in lines for a person."""
+    """Describe what a run did, in lines for a person."""
     if outcome.nothing_new:
         return [f"{outcome.name}: nothing new since {outcome.session}", *_left_out(outcome)]
     lines = [f"{outcome.name}: {outcome.session}"]
@@ -61,14 +62,14 @@ def described(outcome: Outcome) -> list[str]:
         corrected = f", {outcome.corrected} corrected" if outcome.corrected else ""
         lines.append(f"  {outcome.new_prices} new prices{corrected}; {outcome.scored} forecasts scored")
     if outcome.added:
-        lines.append(f"  a job added {outcome.added}")
+        lines.append(f"  added version {outcome.added}")
     if outcome.decision:
         lines.append(f"  {outcome.decision}")
     if outcome.published:
         symbols = "symbol" if outcome.published == 1 else "symbols"
         lines.append(f"  published forecasts of {outcome.published} {symbols}")
     if outcome.told:
-        lines.append("  told the server")
+        lines.append("  reloaded the server")
     return [*lines, *_left_out(outcome)]
 
 

@@ -11,12 +11,12 @@ from forecast.names import split_names
 from tune_jobs.options import SearchOptions, TuneOptions
 
 UNIVERSE = "universe"
-"""The name of a model of many symbols, unless one is given."""
+"""The default name of a model of many symbols."""
 MODELS = Path("models")
 
 
 class UpdateOptions(SearchOptions):
-    """The session's update."""
+    """The update after a session."""
 
     models: Path = Field(MODELS, description="directory of the model store and its ledger")
     name: str | None = Field(
@@ -25,12 +25,12 @@ class UpdateOptions(SearchOptions):
         description=f"name of the model in the store (unless given, `symbol`, or {UNIVERSE} for many symbols)",
     )
     horizons: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
-        (1, 5, 20), min_length=1, description="numbers of steps ahead that are forecast, separated by commas"
+        (1, 5, 20), min_length=1, description="numbers of steps to forecast, separated by commas; 1 is always among them"
     )
     retune_every: int = Field(
         20,
         ge=5,
-        description="sessions after which a job trains a challenger; an alarm may ask for one earlier",
+        description="sessions after which a tuning job trains a challenger; an alarm may ask for one earlier",
     )
     renew_samples: int = Field(
         6, ge=1, description="number of trials of such a job; the first job has `num_samples`"
@@ -38,23 +38,23 @@ class UpdateOptions(SearchOptions):
     shadow_sessions: int = Field(
         0,
         ge=0,
-        description="sessions for which a challenger that is better on paper, but not proved so, runs beside the "
-        "champion before it is promoted; 0 promotes it at once",
+        description="sessions for which a challenger without a significant advantage runs as a shadow, unpublished, "
+        "before it may be promoted; 0 promotes it at once",
     )
     max_age: int | None = Field(
         None,
         ge=1,
-        description="sessions after which a model that was not renewed is an alarm (default: three times "
+        description="largest age of the current version in sessions; above it, an alarm is on (default: three times "
         "`retune_every`)",
     )
     max_silence: int = Field(
-        2, ge=0, description="sessions that the source may be late before its silence is an alarm"
+        2, ge=0, description="number of sessions whose prices the source may lack; above it, an alarm is on"
     )
     notify: str | None = Field(
-        None, pattern=r"^https?://\S+$", description="address that each new alarm is posted to, as JSON"
+        None, pattern=r"^https?://\S+$", description="address to which each new alarm is posted as JSON"
     )
     reload: bool = Field(
-        False, description="tell the server that runs on this machine's Ray cluster of a new model"
+        False, description="reload the server on this machine's Ray cluster after a promotion"
     )
     app: str = Field("default", min_length=1, description="name of the server's application")
 
@@ -62,13 +62,13 @@ class UpdateOptions(SearchOptions):
     @classmethod
     def _in_order(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
         if min(horizons) < 1:
-            raise ValueError("a number of steps is at least 1")
+            raise ValueError("a number of steps must be at least 1")
         return tuple(sorted({1, *horizons}))
 
     @model_validator(mode="after")
     def _all_rows(self) -> UpdateOptions:
         if self.end is not None:
-            raise ValueError(f"`end` {self.end}: an update uses every row that there is; omit it")
+            raise ValueError(f"`end` {self.end}: an update uses all rows; omit this option")
         return self
 
     @property
@@ -78,16 +78,16 @@ class UpdateOptions(SearchOptions):
 
     @property
     def most_age(self) -> int:
-        """Sessions after which a model is too old."""
+        """Largest age of a model in sessions."""
         return self.max_age or 3 * self.retune_every
 
     def job(self, output: Path, test_share: float | None, earlier: Path | None) -> TuneOptions:
         """The options of a tuning job.
 
         Args:
-            output: its output directory; a job that was interrupted there is continued.
+            output: the job's output directory; a job that was interrupted there is continued.
             test_share: share of the rows that are test rows; None for the default.
-            earlier: the directory of the job that it starts warm from; None for the first job.
+            earlier: directory of the job for the warm start; None for the first job.
         """
         own = {
             name: getattr(self, name) for name in self.model_fields_set & SearchOptions.model_fields.keys()

@@ -1,4 +1,4 @@
-"""The rules by which a challenger takes the champion's place."""
+"""The rules by which a challenger replaces the champion."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from forecast.live.judge import Judgement
 
 PROOF_ERROR = 0.05
-"""Share of challengers that are not better of which a proof may be wrong."""
+"""Largest share of challengers that are not better for which a proof is wrong."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a challenger, why, and the figures of it."""
+    """The decision on a challenger, its reason and its figures."""
 
     decision: Literal["promoted", "kept", "shadow"]
     why: str
@@ -26,22 +26,22 @@ class Verdict:
 
 
 def verdict_of(judgement: Judgement, shadow_sessions: int) -> Verdict:
-    """Decide on a challenger that was judged on paper.
+    """Decide on a challenger that was judged on past sessions.
 
-    It is kept out if the champion's mean CRPS is lower on the sessions that neither was trained on. Otherwise it is
-    promoted, since it has seen later prices; or, unless the difference is significant, it runs as a shadow first, if
-    there are to be ``shadow_sessions``.
+    The champion stays if its mean CRPS is lower on the sessions that neither was trained on. Otherwise the challenger
+    is promoted, since it has seen later prices. With ``shadow_sessions``, a challenger whose advantage is not
+    significant runs as a shadow first.
     """
     figures = {**asdict(judgement), "rule": "mean CRPS of the same sessions"}
     if not judgement.sessions:
         figures |= {"champion": None, "challenger": None}
-        why = "there is no session to compare them on"
+        why = "no session is new to both versions"
         return Verdict("shadow" if shadow_sessions else "promoted", why, figures)
     why = (
-        f"CRPS {judgement.challenger:.5g} beside {judgement.champion:.5g} on {judgement.sessions} sessions "
-        f"(p {judgement.p_value:.2f})"
+        f"CRPS {judgement.challenger:.5g}, the current version's {judgement.champion:.5g}, on {judgement.sessions} "
+        f"sessions (p = {judgement.p_value:.2f})"
     )
-    # Turned this way, a score that is no number keeps the challenger out.
+    # Written this way, the comparison rejects a challenger whose score is NaN.
     if not judgement.challenger <= judgement.champion:
         return Verdict("kept", why, figures)
     if shadow_sessions and judgement.p_value > PROOF_ERROR:
@@ -55,8 +55,8 @@ def verdict_of_shadow(
     """Decide on a challenger that runs as a shadow; None while it is too early.
 
     Args:
-        shadow: its sessions, as the ledger has them.
-        champion: the champion's of the same time.
+        shadow: the shadow's sessions in the ledger.
+        champion: the champion's sessions in the ledger.
         most: number of sessions after which the lower mean CRPS decides; a proof decides earlier.
     """
     losses = {row["target"]: row["crps"] for row in champion}
@@ -77,5 +77,8 @@ def verdict_of_shadow(
         "challenger": means[0],
         "evidence": evidence,
     }
-    why = f"CRPS {means[0]:.4f} beside {means[1]:.4f} on {len(both)} sessions as a shadow (evidence {evidence:.3g})"
+    why = (
+        f"CRPS {means[0]:.4f}, the current version's {means[1]:.4f}, on {len(both)} sessions as a shadow "
+        f"(evidence {evidence:.3g})"
+    )
     return Verdict("promoted" if better else "kept", why, figures)

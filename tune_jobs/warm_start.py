@@ -1,7 +1,7 @@
-"""Start a job warm: an earlier job, of other rows, says which configurations are tried first.
+"""The warm start of a job: it first tries the configurations of an earlier job, which had other rows.
 
-Only its hyperparameters are taken over: objectives of other rows cannot be compared. They are read from its summary, so
-that the earlier study stays closed, and a directory that holds only the summary and the checkpoints serves as well.
+Only the hyperparameters are taken over, because objectives on other rows cannot be compared. They come from the earlier
+job's summary. The earlier study stays closed, and a directory with only the summary and the checkpoints is enough.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Configuration:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What an earlier job found.
+    """The result of an earlier job.
 
     Attributes:
         directory: its output directory.
         rows: first and last date of its rows.
-        configurations: those of its pick, then of its Pareto front, best first by its strategy.
+        configurations: the pick's, then those of its Pareto front, best first by its strategy.
     """
 
     directory: Path
@@ -73,7 +73,7 @@ class WarmStart:
     configurations: list[Configuration]
 
     def fitting(self, space: SearchSpace) -> tuple[list[Configuration], list[str]]:
-        """Return the configurations as ``space`` samples them, and why each of the others does not fit."""
+        """Return the configurations as ``space`` samples them, and the reason for each one that does not fit."""
         fitting, misfits = [], []
         for each in self.configurations:
             try:
@@ -84,7 +84,7 @@ class WarmStart:
 
 
 def read_warm_start(directory: Path) -> WarmStart:
-    """Read what the job in ``directory`` found.
+    """Read the result of the job in ``directory``.
 
     Raises:
         StudyError: when there is no summary of a job, it is damaged, or no trial of the job finished.
