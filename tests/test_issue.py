@@ -165,7 +165,7 @@ def test_a_broken_symbol_costs_only_itself_and_says_why(panel, pooled, snapshot)
     assert "do not vary" in problems["H"]
     issued, complaints = issue_baselines(prices, AHEAD)
     assert {each.symbol for each in issued} >= set("EFG")
-    assert complaints["A"] == "10 rows are too few to know changes of 20 steps; 40 are needed"
+    assert complaints["A"] == "10 rows are too few for forecasts of 20 steps; 40 are needed"
     assert complaints["D"] == problems["D"]
     assert "do not vary" in complaints["H"]
     assert not {"E", "F", "G"} & complaints.keys()

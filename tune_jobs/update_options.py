@@ -25,7 +25,9 @@ class UpdateOptions(SearchOptions):
         description=f"name of the model in the store (unless given, `symbol`, or {UNIVERSE} for many symbols)",
     )
     horizons: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
-        (1, 5, 20), min_length=1, description="numbers of steps to forecast, separated by commas; 1 is always among them"
+        (1, 5, 20),
+        min_length=1,
+        description="numbers of steps to forecast, separated by commas; 1 is added if it is missing",
     )
     retune_every: int = Field(
         20,

@@ -1,1 +1,1 @@
-"""Models in production: versions, the forecasts that they issued, and what came of these."""
+"""Models in production: their versions, their issued forecasts, and the scores of these forecasts."""

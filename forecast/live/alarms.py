@@ -1,4 +1,4 @@
-"""Alarms: what a person should know about a model in production, and whether it is a reason to train it again."""
+"""Alarms: problems of a model in production; some are a reason to train it again."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from forecast.scores.sequential import (
 Array = NDArray[np.float64]
 
 FALSE_ALARMS = 0.05
-"""Largest share of healthy years with a false alarm: half of it for calibration, which finds most faults first, and
-half for the baselines together."""
+"""Largest share of healthy years with a false alarm: calibration, which finds most faults first, has one half, and the
+baselines together have the other half."""
 BASELINES = ("persistence", "EWMA", "GARCH")
 """The baselines that a model must not be worse than."""
 CALIBRATION, OLD, SILENT = "calibration", "model_old", "source_silent"
 WORSE = "worse_than_"
-"""Names of alarms; the last is followed by that of a baseline."""
+"""Names of alarms; a baseline's name follows the last one."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Alarm:
     """An alarm that is on.
 
     Attributes:
-        alarm: its name.
-        text: what is wrong, in one line.
+        alarm: name of the alarm.
+        text: description of the problem, in one line.
         renew: whether training the model again may help.
-        evidence: its evidence, which has reached its threshold; None for alarms that need none.
+        evidence: the evidence, which has reached the threshold; None for an alarm that needs none.
     """
 
     alarm: str
@@ -50,10 +50,10 @@ class Alarm:
 
 
 def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
-    """The alarms of a model's live record, which at most a share ``FALSE_ALARMS`` of healthy years have.
+    """The alarms of a model's live record; at most a share ``FALSE_ALARMS`` of healthy years has a false one.
 
     Args:
-        sessions: the rows of the ledger's sessions of one model, oldest first, since it was promoted.
+        sessions: rows of the ledger's table ``sessions`` for one model since its promotion, oldest first.
     """
     known = [row["evidence"] for row in sessions if row["evidence"]]
     if not known:
@@ -64,7 +64,7 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
         found.append(
             Alarm(
                 CALIBRATION,
-                f"the prices of {len(known)} sessions do not fall into the intervals as often as the forecasts say",
+                f"the prices of {len(known)} sessions do not fall into the intervals as often as the forecasts state",
                 True,
                 float(places.values.max()),
             )
@@ -86,24 +86,24 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
 
 
 def calibration_threshold() -> float:
-    """Evidence at which the alarm of calibration goes off."""
+    """The evidence at which the alarm of calibration goes on."""
     return threshold(FALSE_ALARMS / 2)
 
 
 def skill_threshold() -> float:
-    """Evidence at which the alarm of any baseline goes off."""
+    """The evidence at which the alarm of a baseline goes on."""
     return threshold(FALSE_ALARMS / 2, len(BASELINES))
 
 
 def calibration_evidence(known: Sequence[Mapping[str, Any]]) -> Evidence:
-    """The evidence of several sessions that forecasts are not calibrated."""
+    """The evidence from several sessions that forecasts are not calibrated."""
     counts = [len(each[PLACES]) for each in known]
     places = np.array([place for each in known for place in each[PLACES]])
     return calibration_alarm(np.repeat(np.arange(len(known)), counts), (places + 0.5) / BINS)
 
 
 def shadow_evidence(sessions: Sequence[Mapping[str, Any]]) -> float:
-    """The evidence that a shadow is better than the champion; one without sessions that both forecast."""
+    """The evidence that a shadow is better than the champion; 1.0 if no session has forecasts of both."""
     known = [row["evidence"][SKILL] for row in sessions if row["evidence"]]
     ratios = np.array([skill[CHAMPION] for skill in known if CHAMPION in skill])
     if not len(ratios):
@@ -112,31 +112,34 @@ def shadow_evidence(sessions: Sequence[Mapping[str, Any]]) -> float:
 
 
 def old(age: int | None, most: int) -> list[Alarm]:
-    """The alarm of a model whose last row is more than so many sessions old, if it is on."""
+    """The alarm of a model that has not seen the last ``age`` sessions, on if these are more than ``most``."""
     if age is None or age <= most:
         return []
     return [
         Alarm(
-            OLD, f"the model has seen no price of the last {age} sessions; at most {most} are allowed", True
+            OLD,
+            f"the model has seen no prices of the last {age} sessions, and at most {most} are allowed",
+            True,
         )
     ]
 
 
 def silent(missing: int | None, most: int) -> list[Alarm]:
-    """The alarm of a source that lacks the prices of more than so many sessions, if it is on."""
+    """The alarm of a source that lacks the prices of ``missing`` sessions, on if these are more than ``most``."""
     if missing is None or missing <= most:
         return []
     return [
         Alarm(
             SILENT,
-            f"the source has no price of the last {missing} sessions; at most {most} may be late",
+            f"the source has no prices of the last {missing} sessions, and at most {most} may be missing; "
+            "check the source",
             False,
         )
     ]
 
 
 def alarms_on(ledger: Ledger, name: str) -> dict[str, dict[str, Any]]:
-    """The events of the alarms that are on, by the alarm's name."""
+    """The events of the alarms that are on, by name of the alarm."""
     on: dict[str, dict[str, Any]] = {}
     for event in reversed(ledger.events(name, "alarm", "alarm_over")):
         if event["kind"] == "alarm":

@@ -1,6 +1,6 @@
-"""What one session says of a model: the places of its prices in its forecasts, and its scores beside those of others.
+"""Evidence from one session about a model: the places of prices in its forecasts, and its scores against other models.
 
-It is kept with the session's scores, so that alarms need not read every forecast again.
+The ledger keeps this evidence with the session's scores, so that alarms need not read every forecast again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Key = tuple[str, int, str]
 """A session's date, the number of steps, and the model."""
 
 PLACES, SKILL = "places", "skill"
-"""The fields: the bin of each symbol's price among the forecast's quantiles; and the mean over symbols of the
-differences of CRPS, model minus other, over the most by which the model could have been better."""
+"""The fields: the bin of each symbol's price among the forecast's quantiles; the mean over symbols of the CRPS of the
+model minus that of the other model, divided by the most by which the model could have been better."""
 CHAMPION = "champion"
-"""What the champion is called among the others that a shadow is compared with; its differences are champion minus
-shadow, over the most by which the champion could have been better."""
+"""Key of the champion among the models that a shadow is compared with. Its differences are champion minus shadow,
+divided by the most by which the champion could have been better."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scored:
 
 
 def evidence_of(scored: Sequence[Scored]) -> dict[Key, dict[str, Any]]:
-    """The evidence of each session for the models that are watched, of forecasts of one step, as plain values."""
+    """The evidence from each session for champions and shadows, from forecasts of one step, as plain values."""
     sessions: dict[str, dict[tuple[Role, str], dict[str, Scored]]] = defaultdict(lambda: defaultdict(dict))
     for each in scored:
         if each.horizon == 1:
@@ -67,7 +67,7 @@ def evidence_of(scored: Sequence[Scored]) -> dict[Key, dict[str, Any]]:
 
 
 def _mean_ratio(own: dict[str, Scored], theirs: dict[str, Scored]) -> float | None:
-    """The mean over the symbols that both forecast; None without one."""
+    """The mean over the symbols with forecasts of both; None if there are none."""
     symbols = [symbol for symbol in own if symbol in theirs]
     if not symbols:
         return None

@@ -1,7 +1,7 @@
-"""Forecasts of the prices that come next, as they are issued: a model's, and those of the baselines beside it.
+"""Forecasts of the next prices, by a model and by the baselines.
 
-Each is made from the last row of a symbol's series, and for the bars that the series' calendar has next. Whatever is
-wrong with one symbol costs that symbol alone.
+A forecast starts from the last row of a symbol's series and is for the next bars of the series' calendar. A problem of
+one symbol affects only that symbol.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from forecast.scores.distribution import PROBABILITIES
 
 Array = NDArray[np.float64]
 Problems = dict[str, str]
-"""Why a symbol could not be forecast, in one line each, by symbol."""
+"""By symbol, the reason why it has no forecast, in one line."""
 T = TypeVar("T")
 
 ISSUED_BASELINES = ("persistence", "EWMA", "GARCH")
-"""The baselines that are issued beside a model."""
+"""The baselines whose forecasts are issued with those of a model."""
 
 
 @dataclass(frozen=True)
 class Issued:
-    """A forecast of one price, as it is issued.
+    """An issued forecast of one price.
 
     Attributes:
         symbol: the symbol.
         origin: date or time of the last known price, ISO 8601.
-        last_price: that price.
-        target: date or time of the bar that is forecast, ISO 8601.
+        last_price: the last known price.
+        target: date or time of the forecast bar, ISO 8601.
         horizon: number of steps from the origin to the target.
         model: the checkpoint's SHA-256, or a baseline's name.
         prediction: point forecast, in price units.
@@ -68,7 +68,7 @@ class Issued:
 
 @dataclass(frozen=True)
 class _Due:
-    """A symbol that is to be forecast with a model."""
+    """A symbol for which a model makes a forecast."""
 
     series: Series
     predictor: Predictor
@@ -81,8 +81,8 @@ def issue_model(
 ) -> tuple[list[Issued], Problems]:
     """Forecast each symbol with a model, from the last ``rows_used`` rows of its series.
 
-    As everywhere, only forecasts of one step see what the market did, and only among symbols that end with the same
-    session. A symbol that a model of many was not trained on is normalized by its window.
+    Only forecasts of one step see the market, and only among symbols that end with the same session. If a model of many
+    symbols was not trained on a symbol, the window normalizes that symbol.
 
     Args:
         predictor: the model, of any of its symbols.
@@ -91,7 +91,7 @@ def issue_model(
         sha256: the checkpoint's hash, which names the model.
 
     Returns:
-        The forecasts, in the order of the symbols and of the steps, and the problems of the symbols that have none.
+        The forecasts, in the order of the symbols and steps, and the problems of the symbols without forecasts.
 
     Raises:
         WindowError: when the model cannot forecast so many steps.
@@ -127,10 +127,10 @@ def issue_model(
 
 
 def _due(predictor: Predictor, symbol: str, series: Series, horizons: Sequence[int]) -> _Due:
-    """What is needed to forecast one symbol.
+    """The input for the forecast of one symbol.
 
     Raises:
-        ForecastError: when it cannot be forecast.
+        ForecastError: when the symbol cannot be forecast.
     """
     targets = _targets(series, horizons)
     bars, own_bars = predictor.dating.timeline, series.timeline
@@ -157,7 +157,7 @@ def _each(
     forecast: Callable[[list[Predictor], list[Any]], Iterable[T]],
     problems: Problems,
 ) -> dict[str, T]:
-    """What ``forecast`` makes of the windows of all symbols together, without those that it refuses."""
+    """The results of ``forecast`` for the windows of all symbols together, without those that it refuses."""
     symbols = [symbol for symbol in due if symbol not in problems]
     while symbols:
         try:
@@ -178,8 +178,8 @@ def _forecasts(
     Args:
         due: the symbol.
         horizons: numbers of steps, ascending.
-        first: the forecast of one step; None where it is not asked for.
-        steps: point forecasts of all steps, shape (steps,); None where more than one are not asked for.
+        first: the forecast of one step; None if one step is not requested.
+        steps: point forecasts of all steps, shape (steps,); None if only one step is requested.
 
     Raises:
         LevelError: when the model has no distribution.
@@ -202,10 +202,10 @@ def issue_baselines(
     horizons: Sequence[int],
     names: Sequence[str] = ISSUED_BASELINES,
 ) -> tuple[list[Issued], Problems]:
-    """Forecast each symbol with the baselines, each fitted on all rows of the symbol's series.
+    """Forecast each symbol with the baselines, fitted on all rows of the symbol's series.
 
-    These are the baselines of a backtest whose test rows would start after the series, on logarithms of prices; on
-    prices themselves where one of them is not positive.
+    These are the baselines of a backtest whose test rows would start after the series. They use logarithms of prices,
+    or the prices themselves if one of these is not positive.
 
     Args:
         prices: series by symbol.
@@ -213,8 +213,8 @@ def issue_baselines(
         names: baselines that have a distribution, from ``BASELINES``.
 
     Returns:
-        The forecasts, in the order of the symbols, baselines and steps, and the problems of symbols, each with the name
-        of the baseline that has none.
+        The forecasts, in the order of the symbols, baselines and steps, and the problems by symbol, each with the name
+        of the baseline that failed.
 
     Raises:
         UsageError: when there is no baseline of that name.
@@ -235,7 +235,7 @@ def issue_baselines(
 def _baselines_of(
     symbol: str, series: Series, horizons: Sequence[int], names: Sequence[str]
 ) -> tuple[list[Issued], list[str]]:
-    """The forecasts of one symbol, and why others are missing."""
+    """The forecasts of one symbol, and the reason for each missing one."""
     try:
         targets = _targets(series, horizons)
         prepared = _all_known(series, horizons[-1])
@@ -243,7 +243,7 @@ def _baselines_of(
         return [], [str(error)]
     issued, complaints = [], []
     for name in names:
-        # Whatever an optimizer raises on one symbol's prices, the other forecasts are issued.
+        # An optimizer may raise any error on one symbol's prices; the other forecasts are still issued.
         try:
             with np.errstate(all="ignore"):
                 ahead = BASELINES[name](prepared, horizons)
@@ -261,15 +261,15 @@ def _baselines_of(
 
 
 def _all_known(series: Series, longest: int) -> PreparedSeries:
-    """A series without test rows, as baselines take it: the feature, with the other parts of its bars.
+    """A series without test rows, in the form that baselines take: the feature and the other parts of its bars.
 
     Raises:
-        DataError: when it is too short for forecasts of the ``longest`` number of steps, or does not vary.
+        DataError: when the series is too short for forecasts of ``longest`` steps, or does not vary.
     """
     rows = len(series)
     if rows < longest + MIN_TARGETS:
         raise DataError(
-            f"{rows} rows are too few to know changes of {longest} steps; {longest + MIN_TARGETS} are needed"
+            f"{rows} rows are too few for forecasts of {longest} steps; {longest + MIN_TARGETS} are needed"
         )
     parts = [i for i, name in enumerate(series.columns) if not i or bar_part(name, series.feature)]
     bars = replace(series, matrix=series.matrix[:, parts], columns=tuple(series.columns[i] for i in parts))
@@ -278,10 +278,10 @@ def _all_known(series: Series, longest: int) -> PreparedSeries:
 
 
 def _targets(series: Series, horizons: Sequence[int]) -> list[str]:
-    """Dates of the bars so many steps, ascending, after the last row.
+    """Dates of the bars after the last row, one for each number of steps, ascending.
 
     Raises:
-        DataError: when the calendar does not know them.
+        DataError: when the calendar does not reach these dates.
     """
     dates = series.timeline.next_dates(series.dates[-RECENT_DATES:], horizons[-1])
     if dates is None:

@@ -1,4 +1,4 @@
-"""The judgement of a challenger: its scores beside the champion's on the sessions that neither was trained on."""
+"""The judgement of a challenger: its scores and the champion's on the sessions that neither was trained on."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Judgement:
-    """A challenger beside the champion.
+    """The scores of a challenger and of the champion.
 
     Attributes:
         sessions: number of sessions that both forecast.
-        first: the first of them, ISO 8601; None without one.
-        champion: the champion's mean CRPS; of several symbols, over the mean size of each one's changes.
-        challenger: the challenger's.
-        p_value: of the test of Diebold and Mariano (1995) that both are equally good; one with less than two sessions.
+        first: the first of these sessions, ISO 8601; None if there are none.
+        champion: the champion's mean CRPS; with several symbols, divided by the mean size of each symbol's changes.
+        challenger: the same for the challenger.
+        p_value: of the test of Diebold and Mariano (1995) that both are equally good; 1.0 for fewer than two sessions.
     """
 
     sessions: int
@@ -50,13 +50,13 @@ def judge(
 ) -> Judgement:
     """Score two models on the sessions after a date.
 
-    Rows that either model has seen are never among them, whatever the date.
+    Rows that either model has seen are never scored, whatever the date.
 
     Args:
-        champion: the model that is served.
+        champion: the served model.
         challenger: the challenger's configuration, as it was scored.
-        prices: clean prices by symbol; those that either model does not know are left out.
-        after: date or time of the last session that the champion was trained on, ISO 8601.
+        prices: clean prices by symbol; symbols that either model does not know are left out.
+        after: date or time of the last session that the champion has seen, ISO 8601.
     """
     seen = [date for model in (champion, challenger) if (date := seen_until(model)) is not None]
     after = max([after, *seen], key=moment)
@@ -77,7 +77,7 @@ def judge(
 
 
 def seen_until(model: Checkpoint) -> str | None:
-    """Date or time of the last row of any symbol that a model was trained or calibrated on; None if not known."""
+    """Date or time of the last row, of any symbol, that a model was trained or calibrated on; None if unknown."""
     ends = [model.validated_until, *(part.validated_until for part in model.symbols.values())]
     return max((end for end in ends if end is not None), key=moment, default=None)
 
@@ -85,7 +85,7 @@ def seen_until(model: Checkpoint) -> str | None:
 def session_losses(
     model: Checkpoint, prices: Mapping[str, Series], after: str
 ) -> dict[str, dict[str, float]]:
-    """By session and symbol, a model's CRPS; of several symbols, over the mean size of the symbol's changes."""
+    """A model's CRPS by session and symbol; with several symbols, divided by the mean size of the symbol's changes."""
     own = _prepared(model, prices, after)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for symbol, (checkpoint, prepared) in own.items():
@@ -106,7 +106,7 @@ def session_losses(
 def _prepared(
     model: Checkpoint, prices: Mapping[str, Series], after: str
 ) -> dict[str, tuple[Checkpoint, PreparedSeries]]:
-    """Each symbol that the model knows, as its checkpoint and its series with the rows after a date as test rows."""
+    """The checkpoint and the series of each symbol that the model knows, with the rows after a date as test rows."""
     own: dict[str, tuple[Checkpoint, PreparedSeries]] = {}
     for symbol, series in prices.items():
         try:

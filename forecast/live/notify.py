@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 TIMEOUT = 10.0
-"""Seconds that a webhook has to answer."""
+"""Seconds within which a webhook must answer."""
 
 
 def post(url: str, event: Mapping[str, Any]) -> str | None:
-    """Post plain values as JSON; return why that failed, in one line, or None.
+    """Post plain values as JSON; return the reason for a failure, in one line, or None.
 
-    Of the address, the line has only the host, because the rest is often a secret.
+    The line names only the host of the address, because the rest is often a secret.
     """
     host = re.split("[/?#]", url, maxsplit=3)[2].rpartition("@")[2]
     try:
@@ -29,7 +29,7 @@ def post(url: str, event: Mapping[str, Any]) -> str | None:
         with urllib.request.urlopen(request, timeout=TIMEOUT):
             return None
     except OSError as error:
-        return f"the webhook at {host} cannot be reached ({error}); check `notify`"
+        return f"the webhook at {host} did not take the event ({error}); check `notify`"
     except (http.client.HTTPException, ValueError) as error:
         # Their text may repeat the address.
         return f"the webhook at {host} cannot be used ({type(error).__name__}); check `notify`"
