@@ -1,4 +1,4 @@
-"""The ledger beside the served models: published forecasts, and what became of earlier ones."""
+"""The ledger of the served models: published forecasts and their scores."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class NoLedger(LedgerError):
 
 
 class LiveLedger:
-    """Finds and opens the ledger when it is asked."""
+    """Finds and opens the ledger for each query."""
 
     def __init__(self, models: Models, path: str | None = None) -> None:
-        """Read the ledger at ``path``; None is that of the model store that ``models`` serves."""
+        """Read the ledger at ``path``; None selects the ledger of the model store that ``models`` serves."""
         self._models, self._given = models, path
         self._lock = threading.Lock()
         self._opened: Record | None = None
         self._file: tuple[Path, int] | None = None
 
     async def ask(self, question: Callable[[Record], Found]) -> Found:
-        """Put a question to the ledger in a thread, and return the answer.
+        """Query the ledger in a thread, and return the answer.
 
         Raises:
-            NoLedger: when there is none.
-            LedgerError: when it cannot be used.
+            NoLedger: when there is no ledger.
+            LedgerError: when the ledger cannot be used.
         """
         return await asyncio.to_thread(lambda: question(self.open()))
 
@@ -44,11 +44,11 @@ class LiveLedger:
         path = Path(self._given or self._models.checkpoint, *([] if self._given else [LEDGER_FILE]))
         with self._lock:
             try:
-                # Opening a file that is not there would create it; another file may take the place of one.
+                # Opening a missing file would create it; another file may have replaced the opened one.
                 file = path, path.stat().st_ino
             except OSError:
                 raise NoLedger(
-                    f"there is no ledger at {path}; run `python -m tune_jobs.update`, which makes one, and serve its "
+                    f"there is no ledger at {path}; run `python -m tune_jobs.update`, which creates one, and serve its "
                     "model store (checkpoint=models) or name the ledger (ledger=models/ledger.db)"
                 ) from None
             if self._opened is None or self._file != file:

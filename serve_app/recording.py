@@ -1,4 +1,4 @@
-"""A sample of requests and their answers, which a thread writes into the ledger."""
+"""A thread that writes a sample of requests and answers into the ledger."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from serve_app.live import LiveLedger
 from serve_app.models import logger
 
 MOST_WAITING = 256
-"""Most requests that wait to be written; further ones are dropped."""
+"""Largest number of waiting requests; further requests are dropped."""
 LARGEST_BYTES = 262_144
-"""Largest request, with its answer, that is recorded: those that wait must fit into the memory."""
+"""Largest size of a recorded request with its answer: the waiting requests must fit into memory."""
 COLLECT_S = 1.0
-"""Seconds for which requests are collected: each transaction waits for the disk."""
+"""Seconds to collect requests for one transaction: each transaction waits for the disk."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A request and its answer, as they were sent, the symbol, the model's SHA-256, and when it was answered."""
+    """A request and its answer as they were sent, the time of the answer, the symbol, and the model's SHA-256."""
 
     at: str
     symbol: str
@@ -36,10 +36,10 @@ class Sampled:
 
 
 class Recorder:
-    """Writes a share of the requests into the ledger; a request neither waits for it nor fails with it."""
+    """Writes a share of the requests into the ledger; a request never waits for this and never fails because of it."""
 
     def __init__(self, ledger: LiveLedger, share: float) -> None:
-        """Record a share of all requests, between 0 and 1."""
+        """Record this share of all requests, between 0 and 1."""
         self._ledger, self._share = ledger, share
         self._waiting: queue.Queue[Sampled] = queue.Queue(MOST_WAITING)
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Recorder:
         threading.Thread(target=self._write_forever, name="recording", daemon=True).start()
 
     def offer(self, symbol: str, model: str, request: bytes, answer: bytes) -> None:
-        """Record a request, or not."""
+        """Draw whether to record a request, and queue it if so."""
         if random.random() >= self._share:
             return
         now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
@@ -88,7 +88,7 @@ class Recorder:
         except Exception as error:  # every kind: the thread must not end
             self._count("dropped", len(batch))
             if str(error) != self._problem:
-                logger.error("%d requests are not recorded: %s", len(batch), error)
+                logger.error("%d requests were not recorded: %s", len(batch), error)
             self._problem = str(error)
         else:
             self._count("recorded", len(batch))

@@ -1,11 +1,11 @@
-"""The ledger: every issued forecast, the prices that came, and the scores, in one SQLite database.
+"""The ledger: every issued forecast, the prices that arrived, and the scores, in one SQLite database.
 
-A forecast is recorded once, for one name of the model store, one symbol, one bar, one number of steps and one model.
-Prices are facts: a corrected price is a new fact, and the forecasts of its bar get new scores beside the old ones.
-After a change of the unit of all prices, such as a split, prices are converted back to the unit of a forecast.
+A forecast is recorded once for each name in the model store, symbol, bar, number of steps and model. Prices are facts:
+a corrected price is a new fact, and the forecasts of its bar get new scores in addition to the old ones. After a change
+of the unit of all prices, such as a split, prices are converted back to the unit of a forecast.
 
-Scores of several symbols are in units of the persistence forecast that was issued beside them: half of the distance
-between its quartiles. A mean of them adds no dollars to yen.
+Scores of several symbols are in units of the persistence forecast that was issued with them: half the distance between
+its quartiles. Their mean therefore never adds dollars to yen.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ WATCHED = 60
 SAME_PRICE = 1e-6
 """Largest relative difference between prices that count as the same."""
 LEAST_OVERLAP = 5
-"""Fewest known prices that show a change of the unit."""
+"""Fewest known prices that can show a change of the unit."""
 SAME_FACTOR = 0.1
-"""Largest share of the change by one factor by which the factors of single prices, which are rounded, may differ."""
+"""Largest spread of the factors of single prices, which are rounded, as a share of the change by one factor."""
 REFERENCE = "persistence"
 """The baseline whose issued forecasts give the units of scores."""
 QUARTILES = np.searchsorted(PROBABILITIES, [0.25, 0.75])
@@ -62,13 +62,13 @@ QUARTILES = np.searchsorted(PROBABILITIES, [0.25, 0.75])
 
 @dataclass(frozen=True)
 class Settled:
-    """What a session brought.
+    """The new prices and scores of a session.
 
     Attributes:
         prices: number of new facts.
         corrected: symbol and date of each corrected price.
-        scored: number of forecasts that were scored, again or for the first time.
-        sessions: the dates whose scores are new.
+        scored: number of forecasts that were scored, for the first time or again.
+        sessions: the dates with new scores.
     """
 
     prices: int
@@ -81,10 +81,10 @@ class Ledger:
     """One database; several processes may read it while one writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the database, or create it, and bring its tables up to date.
+        """Open or create the database, and bring its tables up to date.
 
         Raises:
-            LedgerError: when it cannot be opened, or is no ledger or one of a later version.
+            LedgerError: when the file cannot be opened, is no ledger, or was written by a later version.
         """
         self.path = path
         self._engine = sa.create_engine(f"sqlite:///{path.absolute()}", connect_args={"timeout": LOCK_WAIT})
@@ -99,11 +99,12 @@ class Ledger:
         self._engine.dispose()
 
     def issue(self, name: str, forecasts: Mapping[Role, Sequence[Issued]]) -> int:
-        """Record forecasts, those that are not recorded yet, all or none, and return how many these are.
+        """Record all forecasts that are not recorded yet, or none, and return their number.
 
         Args:
             name: name in the model store.
-            forecasts: by role; those of ``champion`` are published, those of persistence give the units of scores.
+            forecasts: forecasts by role; those of ``champion`` are published, those of persistence give the units of
+                scores.
         """
         now = _now()
         units = {
@@ -149,12 +150,12 @@ class Ledger:
         return int(after or 0) - int(before or 0)
 
     def origins(self, name: str, model: str) -> dict[str, str]:
-        """The last known session of each symbol's published forecasts, of those that this model made."""
+        """By symbol, the last known session of the published forecasts that this model made."""
         query = sa.select(PUBLISHED).where(PUBLISHED.c.name == name, PUBLISHED.c.model == model)
         return {row["symbol"]: row["origin"] for row in self._rows(query)}
 
     def settle(self, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]) -> Settled:
-        """Record the prices that came, and score the forecasts of these bars, all or nothing.
+        """Record the prices that arrived, and score the forecasts of these bars, in one transaction.
 
         Args:
             name: name in the model store.
@@ -175,12 +176,12 @@ class Ledger:
         session: str | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record what happened to the models of a name.
+        """Record an event of the models of a name.
 
         Args:
             name: name in the model store.
-            kind: what happened.
-            version: the version that it happened to.
+            kind: the kind of event.
+            version: the version that the event concerns.
             session: the last known session.
             details: reasons and figures, plain values.
         """
@@ -197,7 +198,7 @@ class Ledger:
             )
 
     def events(self, name: str, *kinds: Event, limit: int | None = None) -> list[dict[str, Any]]:
-        """The events of a name, of these kinds or all, the latest first."""
+        """The events of a name, of these kinds or of all, latest first."""
         query = sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.id.desc()).limit(limit)
         return self._rows(query.where(EVENTS.c.kind.in_(kinds)) if kinds else query)
 
@@ -206,7 +207,7 @@ class Ledger:
         return [row["name"] for row in self._rows(sa.select(PUBLISHED.c.name).distinct())]
 
     def published(self, *symbols: str) -> list[dict[str, Any]]:
-        """The last published forecasts of these symbols, or of all, with their quantiles (199,), nearest bar first."""
+        """The last published forecasts of these symbols, or of all, with quantiles (199,), nearest bar first."""
         of = sa.and_(
             FORECASTS.c.name == PUBLISHED.c.name,
             FORECASTS.c.symbol == PUBLISHED.c.symbol,
@@ -214,7 +215,7 @@ class Ledger:
             FORECASTS.c.model == PUBLISHED.c.model,
             FORECASTS.c.target > PUBLISHED.c.origin,
         )
-        # SQLite must begin with the short table, and an outer join says so.
+        # SQLite must begin with the short table; an outer join forces this.
         query = (
             sa.select(FORECASTS)
             .select_from(PUBLISHED.outerjoin(FORECASTS, of))
@@ -226,9 +227,9 @@ class Ledger:
         return [row | {"quantiles": _quantiles(row["quantiles"])} for row in rows]
 
     def settled(self, name: str, symbol: str, count: int) -> list[dict[str, Any]]:
-        """The last forecasts of one step that were published and scored, oldest first, with what came.
+        """The last published and scored forecasts of one step, oldest first.
 
-        They have the last published forecast's columns, with ``realized``, ``crps`` and ``pit``.
+        They have the columns of the table ``forecasts``, and ``realized``, ``crps`` and ``pit``.
         """
         latest = (
             sa.select(sa.func.max(SCORES.c.id))
@@ -255,18 +256,18 @@ class Ledger:
         return self._rows(query.order_by(SESSIONS.c.target))
 
     def last_prices(self, name: str, symbols: Sequence[str]) -> dict[str, str]:
-        """The date or time of the last price that came of each of these symbols, without those that have none."""
+        """By symbol, the date or time of its last recorded price, without symbols that have none."""
         with self._reading() as connection:
             return _last_prices(connection, name, symbols)
 
     def last_session(self, name: str) -> str | None:
-        """The last session for which prices came; None before the first."""
+        """The last session with recorded prices; None before the first."""
         with self._reading() as connection:
             found = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
         return None if found is None else str(found)
 
     def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Name and rows of each table, for an export; quantiles as lists."""
+        """The name and the rows of each table, for an export; quantiles are lists."""
         for table in METADATA.sorted_tables:
             rows = self._rows(sa.select(table))
             if table is FORECASTS:
@@ -315,7 +316,7 @@ class _Seen:
 
 def _last_prices(connection: sa.Connection, name: str, symbols: Iterable[str]) -> dict[str, str]:
     each = _each_of(list(symbols))
-    # The index is read from its end until the symbol comes, which is soon.
+    # SQLite reads the index from its end until it finds the symbol, which is soon.
     last = (
         sa.select(PRICES.c.date)
         .where(PRICES.c.name == name, PRICES.c.symbol == each.c.value)
@@ -330,7 +331,7 @@ def _last_prices(connection: sa.Connection, name: str, symbols: Iterable[str]) -
 def _known(
     connection: sa.Connection, name: str, spans: Mapping[str, tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
-    """The prices that were seen last, by symbol and date, of each symbol between its first and its last date."""
+    """The latest recorded prices by symbol and date, for each symbol from its first to its last date."""
     symbols = defaultdict(list)
     for symbol, span in spans.items():
         symbols[span].append(symbol)
@@ -349,10 +350,10 @@ def _known(
 def _observe(
     connection: sa.Connection, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]
 ) -> _Seen:
-    """Record the prices that are new, or other than those that were seen ``WATCHED`` sessions back or less.
+    """Record new prices, and prices of the last ``WATCHED`` sessions that have changed.
 
-    Each symbol is watched from its own last price, so that one that comes late has no gap, and a change of its unit
-    meanwhile is noticed.
+    The sessions of each symbol are counted from the symbol's last price. So a symbol whose prices arrive late has no
+    gap, and a change of its unit in the meantime is noticed.
     """
     now = _now()
     last = _last_prices(connection, name, prices)
@@ -392,7 +393,7 @@ def _observe(
 
 
 def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
-    """The factor by which all prices changed; one where they did not, or not by one factor."""
+    """The factor by which all prices changed; 1.0 if they did not change, or not by one factor."""
     ratios = np.array([recent[date] / known[date] for date in known.keys() & recent.keys() if known[date]])
     if len(ratios) < LEAST_OVERLAP:
         return 1.0
@@ -402,7 +403,7 @@ def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
 
 
 def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[Scored]:
-    """Score the forecasts of these dates on the prices that were seen last, and record the scores."""
+    """Score the forecasts of these dates on the latest recorded prices, and record the scores."""
     if not dates:
         return []
     listed = sa.select(_each_of(dates).c.value)
@@ -461,7 +462,7 @@ def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[S
 
 
 def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -> None:
-    """Compute the rows of ``sessions`` of the scored dates; their evidence is that of the first scores."""
+    """Compute the rows of ``sessions`` for the scored dates; their evidence stays that of the first scores."""
     dates = sorted({each.target for each in scored})
     if not dates:
         return
@@ -510,12 +511,12 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
 
 
 def _each_of(values: Sequence[Any]) -> sa.TableValuedAlias:
-    """Values as a table and one parameter of a query, since SQLite allows a limited number of parameters."""
+    """Values as a table in one parameter of a query, because SQLite limits the number of parameters."""
     return sa.func.json_each(json.dumps(values)).table_valued("value")
 
 
 def _unit(quantiles: Array) -> float:
-    """Half of the distance between the quartiles; a small positive number where there is none."""
+    """Half the distance between the quartiles; a small positive number if the quartiles are equal."""
     lower, upper = quantiles[QUARTILES]
     return float(max((upper - lower) / 2, abs(upper) * SAME_PRICE, np.finfo(np.float64).tiny))
 
@@ -529,7 +530,7 @@ def _now() -> str:
 
 
 def _configure(connection: Any, _record: Any) -> None:
-    """Prepare a connection: the driver would begin transactions late, and a power cut must lose no forecast."""
+    """Prepare a connection: the driver alone would begin transactions late, and a power cut must lose no forecast."""
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -540,7 +541,7 @@ def _configure(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    """Begin a transaction; one that writes takes its lock at once, since a reader's lock cannot always be raised."""
+    """Begin a transaction; a writer takes its lock at once, because a reader's lock cannot always become a writer's."""
     immediate = connection.get_execution_options().get(IMMEDIATE)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -551,8 +552,10 @@ def _migrate(engine: sa.Engine) -> None:
     if found == LATEST:
         return
     if found is not None and found > LATEST:
-        raise LedgerError(f"the ledger {engine.url.database} is one of a later version; install that version")
-    # Imported here because most processes find the tables up to date.
+        raise LedgerError(
+            f"the ledger {engine.url.database} was written by a later version of this project; install that version"
+        )
+    # Imported here because the tables are usually up to date.
     from alembic import command
     from alembic.config import Config
 
@@ -564,7 +567,7 @@ def _migrate(engine: sa.Engine) -> None:
 
 
 def current(engine: sa.Engine) -> str | None:
-    """The version of the tables; None where there are none."""
+    """The version of the tables; None if there are no tables."""
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None

@@ -1,4 +1,4 @@
-"""What people and machines read of a ledger: the published forecasts, and how those of each name have done since."""
+"""The reading side of a ledger: the published forecasts, and the live record of each name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from forecast.scores.metrics import interval_bounds
 from forecast.scores.sequential import coverage_bounds
 
 MOST_SESSIONS = 500
-"""Most sessions, the latest ones, that a live record is of."""
+"""Largest number of sessions, the latest ones, in a live record."""
 MOST_CHANGES = 50
-"""Most events, the latest ones, of the history of a name's versions."""
+"""Largest number of events, the latest ones, in the history of a name's versions."""
 DAY = dt.timedelta(days=1)
 LONGEST_GAP = 4 * DAY
-"""Longest time from a bar to the next that bars of a day may have: weekends with a holiday."""
+"""Longest time between two daily bars: a weekend and a holiday."""
 HISTORY = ("added", "kept", "shadow", *CHANGES)
 """The events of a name's versions."""
 ALARM_EVENTS = ("alarm", "alarm_over")
 COVERED = {0.5: SESSIONS.c.inside_50, 0.9: SESSIONS.c.inside_90}
-"""The counts of prices that were inside the central intervals, by level."""
+"""By level, the number of prices inside the central intervals."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Step:
     Attributes:
         target: date or time of the bar, ISO 8601.
         horizon: number of steps after the last known bar.
-        prediction: in price units.
-        intervals: one for each level.
+        prediction: point forecast, in price units.
+        intervals: one interval for each level.
     """
 
     target: str
@@ -63,7 +63,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SettledStep(Step):
-    """The forecast of a bar whose price has come; in the price units of its day.
+    """The forecast of a bar whose price has arrived, in the price units of its day.
 
     Attributes:
         realized: the price.
@@ -83,9 +83,9 @@ class Published:
         name: the model's name in the store.
         sha256: hash of the model's file.
         origin: date or time of the last known bar, ISO 8601.
-        last_price: its price.
-        issued_at: when the forecast was published, UTC, ISO 8601.
-        steps: nearest bar first.
+        last_price: the price of this bar.
+        issued_at: time of publication, UTC, ISO 8601.
+        steps: the forecasts, nearest bar first.
         settled: earlier forecasts of one step, oldest first.
     """
 
@@ -100,14 +100,14 @@ class Published:
 
     @property
     def age_seconds(self) -> float:
-        """Seconds since it was published."""
+        """Seconds since publication."""
         return (dt.datetime.now(dt.UTC) - _moment(self.issued_at)).total_seconds()
 
     @property
     def age_sessions(self) -> int | None:
-        """The last of its numbers of steps whose bar has ended, 0 before the first has; None for weeks and months.
+        """The largest number of steps whose bar has ended, 0 before the first; None for weeks and months.
 
-        A bar is taken to last a day, or as long as it is to the next one if that is less.
+        A bar is assumed to last a day, or until the next bar if that is sooner.
         """
         bars = [_moment(self.origin), *(_moment(step.target) for step in self.steps)]
         length = min(later - bar for bar, later in itertools.pairwise(bars))
@@ -119,13 +119,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Covered:
-    """How many prices were inside the published intervals of one level.
+    """The coverage of the published intervals of one level.
 
     Attributes:
-        level: share of prices that the intervals should hold.
+        level: share of prices that should be inside.
         coverage: mean over the sessions of the share of symbols whose price was inside.
-        lower: lower bound of the probability that an interval holds its price, which holds at all sessions together.
-        upper: upper bound.
+        lower: lower bound of the probability that a price is inside, valid at all sessions together.
+        upper: upper bound of this probability, valid in the same way.
         inside: number of prices inside.
         prices: number of prices.
     """
@@ -140,14 +140,14 @@ class Covered:
 
 @dataclass(frozen=True)
 class Skill:
-    """A name's published forecasts beside those of one baseline, on the sessions that both forecast.
+    """A name's published forecasts against those of one baseline, on the sessions with both.
 
     Attributes:
         baseline: name of the baseline.
         horizon: number of steps.
         sessions: number of sessions.
         crps: sum over the sessions of the mean CRPS over symbols, in the ledger's units.
-        baseline_crps: the same of the baseline.
+        baseline_crps: the same sum for the baseline.
     """
 
     baseline: str
@@ -158,28 +158,28 @@ class Skill:
 
     @property
     def ratio(self) -> float | None:
-        """CRPS over the baseline's; None where the baseline made no error."""
+        """The CRPS divided by the baseline's; None if the baseline made no error."""
         return self.crps / self.baseline_crps if self.baseline_crps else None
 
 
 @dataclass(frozen=True)
 class LiveRecord:
-    """How the published forecasts of a name have done.
+    """The live record of a name: the scores of its published forecasts.
 
     Attributes:
         name: name in the model store.
         symbols: number of symbols with a published forecast.
-        version: the version that publishes; None before the first promotion.
-        since: when it was promoted, UTC, ISO 8601.
-        latest: its last published forecast, of one of the symbols.
+        version: the current version; None before the first promotion.
+        since: time of its promotion, UTC, ISO 8601.
+        latest: the last published forecast, of one of the symbols.
         sessions: number of sessions with scores of one step.
-        first: the first of them.
-        last: the last of them.
-        skill: of each number of steps and baseline.
-        coverage: of one step, by level.
+        first: the first of these sessions.
+        last: the last of these sessions.
+        skill: skill for each number of steps and baseline.
+        coverage: coverage of one step, by level.
         alarms: the events of the alarms that are on.
-        known_alarms: names of the alarms that were ever on.
-        history: the events of its versions, the latest first.
+        known_alarms: names of all alarms that were ever on.
+        history: the events of the versions, latest first.
     """
 
     name: str
@@ -198,18 +198,18 @@ class LiveRecord:
 
 
 class Record(Ledger):
-    """A ledger with the questions that a server answers, and its sample of other questions."""
+    """A ledger with the queries that a server needs, and with the server's sample of requests."""
 
     def forecasts(
         self, text: str, offset: int, limit: int, levels: Sequence[float]
     ) -> tuple[list[Published], int]:
-        """The published forecasts of symbols that contain a text, in any case, and the number of all these.
+        """One page of the published forecasts of symbols that contain a text, in any case, and the number of all.
 
         Args:
-            text: the text; the symbols that it begins come first.
+            text: the text; symbols that begin with it come first.
             offset: number of forecasts to skip.
-            limit: most forecasts.
-            levels: levels of their intervals.
+            limit: largest number of forecasts.
+            levels: levels of the intervals.
 
         Raises:
             LevelError: when a level is not kept.
@@ -223,12 +223,12 @@ class Record(Ledger):
         return self._published(found[offset : offset + limit], levels), len(found)
 
     def forecast(self, symbol: str, levels: Sequence[float], settled: int = 0) -> Published | None:
-        """The forecast of a symbol that was published last, if there is one.
+        """The last published forecast of a symbol; None if there is none.
 
         Args:
             symbol: the symbol.
-            levels: levels of its intervals.
-            settled: most earlier forecasts, those of the last sessions.
+            levels: levels of the intervals.
+            settled: largest number of earlier forecasts, those of the last sessions.
 
         Raises:
             LevelError: when a level is not kept.
@@ -255,13 +255,13 @@ class Record(Ledger):
         return [row["symbol"] for row in self._rows(query)]
 
     def add_requests(self, requests: Sequence[Mapping[str, Any]]) -> None:
-        """Add requests that a server answered to its sample.
+        """Add answered requests to the server's sample.
 
         Args:
             requests: rows of ``REQUESTS``.
 
         Raises:
-            LedgerError: when the ledger cannot be written; none is added then.
+            LedgerError: when the ledger cannot be written; no request is added then.
         """
         with self._writing() as connection:
             connection.execute(sa.insert(REQUESTS), requests)
@@ -271,7 +271,7 @@ class Record(Ledger):
         return bool(self._rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol).limit(1)))
 
     def stamp(self) -> dict[str, Any]:
-        """Values of which one changes whenever the answer of ``live`` may."""
+        """Values, at least one of which changes whenever the answer of ``live`` may change."""
         values = [sa.func.max(table.c.id).label(table.name) for table in (FORECASTS, SCORES, EVENTS)]
         values.append(sa.func.group_concat(PUBLISHED.c.model.distinct()).label(PUBLISHED.name))
         (row,) = self._rows(
@@ -288,15 +288,15 @@ class Record(Ledger):
         offset: int = 0,
         limit: int | None = None,
     ) -> tuple[list[LiveRecord], int]:
-        """The live records of names, sorted, and the number of all names.
+        """One page of the live records, sorted by name, and the number of all names.
 
         Args:
             name: only this name.
-            symbol: only the names that publish forecasts of this symbol.
-            sessions: the records are those of the last so many sessions, whichever version published; None is the
-                sessions since the model that publishes now was promoted. At most ``MOST_SESSIONS``.
+            symbol: only names with published forecasts of this symbol.
+            sessions: number of last sessions in each record, of all versions, at most ``MOST_SESSIONS``; None selects
+                the sessions since the current version was promoted.
             offset: number of names to skip.
-            limit: most names; None is all.
+            limit: largest number of names; None selects all.
 
         Raises:
             LedgerError: when the ledger cannot be used.
@@ -348,7 +348,7 @@ class Record(Ledger):
         return found, len(every)
 
     def _published(self, keys: Sequence[tuple[str, str]], levels: Sequence[float]) -> list[Published]:
-        """The published forecasts of these names and symbols, in their order."""
+        """The published forecasts of these names and symbols, in the same order."""
         rows = defaultdict(list)
         for row in self.published(*{symbol for _, symbol in keys}) if keys else ():
             rows[row["name"], row["symbol"]].append(row)
@@ -367,7 +367,7 @@ class Record(Ledger):
         ]
 
     def _starts(self, models: Mapping[str, str], sessions: int | None) -> dict[str, _Start]:
-        """Where the record of each name begins, given the model that publishes now."""
+        """The start of each name's record, given the hash of its current model."""
         starts = {name: _Start("", model) for name, model in models.items()}
         starts = self._later(starts, sessions or MOST_SESSIONS)
         if sessions is not None:
@@ -377,7 +377,7 @@ class Record(Ledger):
     def _later(
         self, starts: Mapping[str, _Start], count: int, *conditions: sa.ColumnElement[bool]
     ) -> dict[str, _Start]:
-        """The starts, moved to the last published session but ``count`` - 1 of those that meet conditions."""
+        """The starts, each moved to the ``count``-th last published session that meets the conditions."""
         target = (
             sa.select(SESSIONS.c.target)
             .where(SESSIONS.c.name == _START.c.name, SESSIONS.c.target >= _START.c.target)
@@ -395,9 +395,9 @@ class Record(Ledger):
         }
 
     def _skill(self, starts: Mapping[str, _Start]) -> Mapping[str, list[Skill]]:
-        """The skill of each name at each number of steps, beside each baseline."""
+        """By name, the skill at each number of steps against each baseline."""
         other = SESSIONS.alias()
-        # Compared with an expression, SQLite looks up each session; otherwise it would read all from the start on.
+        # With an expression here, SQLite looks up each session; otherwise it would read all sessions from the start on.
         same = [other.c[key] == SESSIONS.c[key] for key in ("name", "horizon")]
         same.append(other.c.target == SESSIONS.c.target.concat(""))
         query = (
@@ -418,7 +418,7 @@ class Record(Ledger):
         return found
 
     def _counts(self, starts: Mapping[str, _Start]) -> dict[str, dict[str, Any]]:
-        """The counts of each name's sessions of one step."""
+        """By name, the counts of the sessions of one step."""
         prices = SESSIONS.c.symbols
         counts = [
             column
@@ -443,11 +443,11 @@ class Record(Ledger):
         return {row["name"]: row for row in self._rows(query)}
 
     def _promotions(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The event that made each name's model the one that publishes."""
+        """By name, the event that made its current version current."""
         return {row["name"]: row for row in self._last_events(names, CHANGES, EVENTS.c.name)}
 
     def _alarms(self, names: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
-        """The last event of each alarm of each name, by the alarm's name."""
+        """By name, the last event of each alarm, sorted by alarm."""
         alarm = EVENTS.c.details["alarm"].as_string()
         return _by_name(self._last_events(names, ALARM_EVENTS, EVENTS.c.name, alarm))
 
@@ -463,7 +463,7 @@ class Record(Ledger):
         return self._rows(sa.select(EVENTS).where(EVENTS.c.id.in_(last)).order_by(*groups))
 
     def _history(self, names: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
-        """The last events of the versions of each name, the latest first."""
+        """By name, the last events of its versions, latest first."""
         place = sa.func.row_number().over(partition_by=EVENTS.c.name, order_by=EVENTS.c.id.desc())
         ranked = (
             sa.select(EVENTS.c.id, place.label("place"))
@@ -478,7 +478,7 @@ class Record(Ledger):
 
 @dataclass(frozen=True)
 class _Start:
-    """The first session of a record, and the model that it is of; None for every model."""
+    """The first session of a record, and its model; None for all models."""
 
     target: str
     model: str | None
@@ -496,7 +496,7 @@ def _starting(starts: Mapping[str, _Start]) -> sa.CTE:
 
 
 def _published_sessions(starts: Mapping[str, _Start]) -> sa.Select[Any]:
-    """The sessions of the published forecasts of each name, from its start on."""
+    """The sessions of each name's published forecasts, from the name's start on."""
     return (
         sa.select(SESSIONS.c.name)
         .join(_START, sa.and_(_START.c.name == SESSIONS.c.name, SESSIONS.c.target >= _START.c.target))
@@ -514,7 +514,7 @@ def _by_name(rows: Iterable[dict[str, Any]]) -> Mapping[str, list[dict[str, Any]
 
 
 def _coverage(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Covered]]:
-    """The coverage of each name and level, from the counts of sessions."""
+    """By name, the coverage at each level, from the counts of sessions."""
     shares = np.array([[count[f"shares {level}"] for level in COVERED] for count in counts.values()])
     sessions = np.array([[count["sessions"]] for count in counts.values()])
     lower, upper = coverage_bounds(shares, sessions)
@@ -535,7 +535,7 @@ def _coverage(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Covered
 
 
 def _steps(rows: Sequence[Mapping[str, Any]], levels: Sequence[float]) -> list[Step]:
-    """The forecasts of rows of the ledger."""
+    """The forecasts in these rows of the ledger."""
     if not rows:
         return []
     quantiles = np.stack([row["quantiles"] for row in rows])
@@ -558,14 +558,14 @@ def _moment(text: str) -> dt.datetime:
 
 
 def require_kept(levels: Iterable[float]) -> None:
-    """Check that the bounds of the central intervals of these levels are among the quantiles that a ledger keeps.
+    """Check that the ledger keeps the quantiles that bound the central intervals of these levels.
 
     Raises:
-        LevelError: when one is not.
+        LevelError: when it does not.
     """
     for level in levels:
         bounds = interval_probabilities([level])
         if not np.isclose(bounds[:, np.newaxis], PROBABILITIES, rtol=0, atol=1e-9).any(axis=1).all():
             raise LevelError(
-                f"the ledger keeps no interval of level {level:g}; choose a whole percentage from 0.01 to 0.99"
+                f"the ledger has no interval of level {level:g}; choose a whole percentage from 0.01 to 0.99"
             )

@@ -4,8 +4,8 @@
     models/BTC-USD/2020-01-17-3fa9c1d2/     a job's files, read-only
     models/BTC-USD/current                  a link to a version
 
-A name is a symbol, or what a universe of symbols is called. The ledger records every change of the current version
-before the link is changed, so an interrupted change is completed by the next command.
+A name is a symbol or the name of a universe of symbols. The ledger records a change of the current version before the
+link changes, so the next command completes an interrupted change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from forecast.job_files import (
 from forecast.live.ledger import LEDGER_FILE, Event, Ledger
 
 FILES = (PICK_FILE, SCORED_FILE, SUMMARY_FILE, FRONT_FILE, SYMBOLS_FILE, REPORT_FILE)
-"""A job's files that a version keeps, where there are such files."""
+"""The files of a job that a version keeps, if they exist."""
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"
 LOCK_FILE = ".lock"
@@ -53,10 +53,10 @@ class Version:
     """A version of a model.
 
     Attributes:
-        name: its name in the store.
-        version: its own name.
-        created: when it was added, ISO 8601.
-        trained_until: date or time of the last row that it was trained or calibrated on, ISO 8601.
+        name: name in the store.
+        version: name of the version.
+        created: time when the version was added, ISO 8601.
+        trained_until: date or time of the last row that the model was trained or calibrated on, ISO 8601.
         files: SHA-256 of each file.
     """
 
@@ -109,12 +109,12 @@ class Store:
         plain = re.fullmatch(r"[^./][^/]*", version) and version != CURRENT
         if not plain or not (path / MANIFEST_FILE).is_file():
             raise StoreError(
-                f"{name} has no version {version!r}; `python -m tune_jobs.models list` shows those that it has"
+                f"{name} has no version {version!r}; `python -m tune_jobs.models show {name}` lists the versions"
             )
         return path
 
     def versions(self, name: str) -> list[Version]:
-        """The versions of a name, the oldest first.
+        """The versions of a name, oldest first.
 
         Raises:
             StoreError: when the store has no such name, or a version's manifest cannot be read.
@@ -122,7 +122,7 @@ class Store:
         found = self._versions(name)
         if not found:
             known = ", ".join(self.names()) or "none"
-            raise StoreError(f"{self.root} has no model {name!r}; names there: {known}")
+            raise StoreError(f"the store {self.root} has no model {name!r}; its models: {known}")
         return found
 
     def newest(self, name: str) -> Version | None:
@@ -147,7 +147,7 @@ class Store:
         return next(each for each in self.versions(name) if each.version == version)
 
     def current(self, name: str) -> Version | None:
-        """The version that is served; None before the first promotion, and where its directory is gone."""
+        """The version that is served; None before the first promotion, or if its directory is missing."""
         try:
             version = (self.directory(name) / CURRENT).readlink().name
         except OSError:
@@ -161,7 +161,7 @@ class Store:
         return self.path(name, version) / PICK_FILE
 
     def damage(self, version: Version) -> str | None:
-        """Which file of a version is not what it was when it was added, in one line; None when all are."""
+        """A line about the first file of a version that has changed since it was added; None if no file has."""
         directory = self.directory(version.name) / version.version
         for file, expected in version.files.items():
             try:
@@ -172,7 +172,7 @@ class Store:
         return None
 
     def add(self, name: str, job: Path, trained_until: str) -> Version:
-        """Add a job's files as a version; the same model again is the version that there is.
+        """Add a job's files as a version; the same model again returns the existing version.
 
         Args:
             name: name in the store.
@@ -181,7 +181,7 @@ class Store:
 
         Raises:
             StoreError: when the job left no model.
-            OSError: when the store cannot be written; there is no version then.
+            OSError: when the store cannot be written; no version is added then.
         """
         if not (job / PICK_FILE).is_file():
             raise StoreError(f"{job} has no {PICK_FILE}; give the output directory of a finished job")
@@ -217,7 +217,7 @@ class Store:
         return added
 
     def _record_added(self, version: Version) -> None:
-        """Record a version, once."""
+        """Record a version in the ledger, once."""
         recorded = self.ledger.events(version.name, "added")
         if all(event["version"] != version.version for event in recorded):
             self.ledger.add_event(
@@ -232,7 +232,7 @@ class Store:
         kind: Event = "promoted",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a version the current one, and record it.
+        """Make a version the current version, and record this.
 
         Args:
             name: name in the store.
@@ -257,24 +257,24 @@ class Store:
         self._point_to(name, version)
 
     def rollback(self, name: str, details: Mapping[str, Any] | None = None) -> str:
-        """Make the version that was current before the current one the current one again, and return it.
+        """Make the previous current version current again, and return it.
 
-        Versions whose files have changed are passed over.
+        Versions whose files have changed are skipped.
 
         Raises:
-            StoreError: when there is none.
+            StoreError: when there is no such version.
         """
         current = self.current(name)
         for earlier in self._earlier(name):
             if current is None or earlier.version != current.version:
                 self.promote(name, earlier.version, kind="rolled_back", details=details)
                 return earlier.version
-        raise StoreError(f"{name} has no earlier version to return to; promote another one")
+        raise StoreError(f"{name} has no earlier version to return to; promote another version")
 
     def _earlier(self, name: str) -> Iterator[Version]:
-        """The undamaged versions that were current before the current one, the latest first.
+        """The undamaged versions that were current before the current version, latest first.
 
-        A version that was rolled back from is none of them.
+        Versions from which a rollback led away are not among them.
         """
         versions = {each.version: each for each in self.versions(name)}
         stack: list[str] = []
@@ -289,7 +289,7 @@ class Store:
                 yield versions[version]
 
     def complete(self, name: str) -> None:
-        """Complete what was interrupted: the record of a version, or a recorded change of the current one."""
+        """Complete an interrupted step: the record of a version, or a recorded change of the current version."""
         versions = self._versions(name)
         for each in versions:
             self._record_added(each)
@@ -304,7 +304,7 @@ class Store:
         """Keep other commands from changing the models of a name.
 
         Raises:
-            StoreError: when another process has the lock; says which.
+            StoreError: when another process has the lock; the message names the process.
         """
         directory = self.directory(name)
         directory.mkdir(parents=True, exist_ok=True)
@@ -320,7 +320,7 @@ class Store:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()},")
             lock.flush()
-            # The lock ends with the process, however it dies; the file stays.
+            # The lock ends with the process, however the process ends; the file stays.
             yield
 
     def _point_to(self, name: str, version: str) -> None:

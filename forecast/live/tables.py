@@ -1,8 +1,8 @@
 """The tables of the ledger; ``migrations`` creates and changes them.
 
-Rows of ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts, which are added
-and never changed. ``published`` and ``sessions`` follow from them, so that the latest forecasts and a record of years
-are read at once.
+Rows of ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts: they are added and
+never changed. ``published`` and ``sessions`` are derived from these facts, so that the latest forecasts and a record of
+years can be read quickly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PUBLISHED = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Which forecasts of a symbol are the latest ones of the model that answers."""
+"""For each name and symbol, the origin and the model of the last published forecasts."""
 
 PRICES = sa.Table(
     "prices",
@@ -54,7 +54,7 @@ PRICES = sa.Table(
     sa.Column("observed_at", sa.Text, nullable=False),
     sa.Index("prices_by_date", "name", "date", "symbol"),
 )
-"""Prices as they were seen; of a corrected one, every value."""
+"""Every recorded price; a corrected price has several rows."""
 
 RESCALINGS = sa.Table(
     "rescalings",
@@ -78,7 +78,7 @@ SCORES = sa.Table(
     sa.Column("pit", sa.Float, nullable=False),
     sa.UniqueConstraint("forecast_id", "price_id"),
 )
-"""The scores of a forecast on a price; those on the price that was seen last count."""
+"""The scores of a forecast on a price; the scores on the latest recorded price count."""
 
 SESSIONS = sa.Table(
     "sessions",
@@ -110,7 +110,7 @@ EVENTS = sa.Table(
     sa.Column("details", sa.JSON, nullable=False),
     sa.Index("events_by_name", "name", "kind"),
 )
-"""What happened to models: added, judged, promoted, rolled back; and alarms."""
+"""The events of models: versions added, judged, promoted and rolled back, servers reloaded, and alarms."""
 
 REQUESTS = sa.Table(
     "requests",

@@ -1,4 +1,4 @@
-// The published forecast of a symbol, what came of earlier ones, and the history of its model.
+// The published forecast of a symbol, earlier forecasts with their prices, and the history of the model.
 "use strict";
 
 const SETTLED_SESSIONS = 60;
@@ -7,7 +7,7 @@ const EVENT_WORDS = { added: "added", promoted: "promoted", kept: "not promoted"
 
 const minute = (time) => `${time.slice(0, 16).replace("T", " ")} UTC`;
 
-// settled: earlier forecasts of one step with the price that came, oldest first; steps: the published ones.
+// settled: earlier forecasts of one step with their prices, oldest first; steps: the published forecasts.
 function drawSettled(place, settled, steps) {
   const bars = [...settled, ...steps];
   const all = bars.flatMap((one) => [one.intervals[0].lower, one.intervals[0].upper, one.realized ?? one.prediction]);
@@ -51,7 +51,7 @@ async function showLive(symbol, isLatest) {
 }
 
 function showPublished({ origin, issued_at: issued, age_sessions: age, steps, settled }) {
-  const old = age ? `; at least ${age} of its sessions ${age === 1 ? "has" : "have"} ended since` : "";
+  const old = age ? `; at least ${age} of its sessions ${age === 1 ? "has" : "have"} ended since then` : "";
   byId("published").textContent = `Published ${minute(issued)}, from prices up to ${origin}${old}.`;
   fill(
     byId("steps"),
@@ -63,7 +63,7 @@ function showPublished({ origin, issued_at: issued, age_sessions: age, steps, se
   const inside = settled.filter(isInside).length;
   byId("live-chart").setAttribute(
     "aria-label",
-    `Intervals of the last ${settled.length} sessions with the prices that came, ${inside} of which were inside; then the published forecast`,
+    `Intervals of the last ${settled.length} sessions with their prices, ${inside} of which were inside; then the published forecast`,
   );
 }
 
@@ -73,9 +73,9 @@ function showRecord({ since, version, sessions, symbols, skill, coverage, alarms
     `${sessions.toLocaleString("en")} ${sessions === 1 ? "session" : "sessions"}${of}` + (since ? ` since version ${version} was promoted on ${since.slice(0, 10)}` : "");
   const ratios = skill
     .filter(({ horizon, ratio }) => horizon === 1 && ratio !== null)
-    .map(({ baseline, ratio }) => [`CRPS over that of ${baseline}`, ratio.toFixed(3), "below 1 is better"]);
+    .map(({ baseline, ratio }) => [`CRPS divided by that of ${baseline}`, ratio.toFixed(3), "below 1 is better"]);
   const covered = coverage.map(({ level, coverage: share, lower, upper, inside, prices }) => [
-    `inside the ${percent(level).replace(".0", "")} interval`,
+    `prices inside the ${percent(level).replace(".0", "")} interval`,
     percent(share),
     `${inside.toLocaleString("en")} of ${prices.toLocaleString("en")}; the probability is between ${percent(lower)} and ${percent(upper)}`,
   ]);
@@ -84,7 +84,7 @@ function showRecord({ since, version, sessions, symbols, skill, coverage, alarms
   const rows = history
     .slice(0, EVENTS_SHOWN)
     .map(({ at, kind, version: of, details }) => [minute(at), EVENT_WORDS[kind] ?? kind, of ?? "", details.why ?? ""]);
-  fill(byId("history"), rows, ["When", "what", "version", "why"], false);
+  fill(byId("history"), rows, ["Time", "event", "version", "reason"], false);
 }
 
 let drawnLive = null; // arguments of the last drawing, to redraw at another size
