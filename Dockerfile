@@ -42,7 +42,7 @@ RUN useradd --uid 1000 --user-group --no-create-home --home-dir /tmp forecaster
 WORKDIR /app
 # Mounts over these directories bring their own owner.
 RUN install --directory --owner=forecaster --group=forecaster /app/model /app/artifacts
-# A new volume takes over the mode of this one: any user may write to it, as to the home directory below.
+# A new volume gets the mode of this directory: any user may write to it, as to the home directory below.
 RUN install --directory --mode=1777 /app/models
 COPY --from=build /opt/venv /opt/venv
 

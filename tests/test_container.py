@@ -80,7 +80,7 @@ def test_the_update_keeps_the_models_in_a_volume_that_the_server_may_serve(compo
     assert options.source == "yahoo"
     (volume,) = update["volumes"]
     assert volume == f"models:{options.models}"
-    # Not read-only: even readers of the ledger write to a file beside it.
+    # Not read-only: even readers of the ledger write to a file next to it.
     assert volume in serve["volumes"]
     assert "models" in compose["volumes"]
     # A new volume has the mode of the image's directory, and `user` may be anybody.

@@ -147,7 +147,7 @@ def test_the_update_is_a_command_that_there_is_and_its_models_are_those_of_the_s
     assert mounted(update, POD) == mounted(server, head["template"]) == {"/data": claim["metadata"]["name"]}
     # The root of a volume has a directory `lost+found`, which would be a model's name.
     assert str(options.models).startswith("/data/")
-    # Even readers of the ledger write to a file beside it.
+    # Even readers of the ledger write to a file next to it.
     assert not any(mount.get("readOnly") for mount in server["volumeMounts"])
 
 

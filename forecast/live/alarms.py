@@ -86,12 +86,12 @@ def record_alarms(sessions: Sequence[Mapping[str, Any]]) -> list[Alarm]:
 
 
 def calibration_threshold() -> float:
-    """The evidence at which the alarm of calibration goes on."""
+    """The evidence at which the alarm of calibration begins."""
     return threshold(FALSE_ALARMS / 2)
 
 
 def skill_threshold() -> float:
-    """The evidence at which the alarm of a baseline goes on."""
+    """The evidence at which the alarm of a baseline begins."""
     return threshold(FALSE_ALARMS / 2, len(BASELINES))
 
 

@@ -1,20 +1,20 @@
 """Tests of a live record of forecasts that hold however often one looks at them.
 
-A p-value holds for one look at a number of sessions that was fixed before. The evidence here may be looked at after
-every session. It is a product of bets against the hypothesis that all is well. Each bet is placed before the session's
-prices arrive, never loses more than its stake and, if the hypothesis is true, pays at most one per unit staked in
-expectation given the past: an e-value (Ramdas, Grünwald, Vovk & Shafer 2023, "Game-theoretic statistics and safe
-anytime-valid inference"). Large evidence is then unlikely unless the hypothesis is false.
+A p-value holds for one look after a number of sessions that was fixed in advance. One may look at the evidence here
+after every session. It is a product of bets against the hypothesis that all is well. Each bet is placed before the
+session's prices arrive, never loses more than its stake and, if the hypothesis is true, pays at most one per unit
+staked in expectation given the past: an e-value (Ramdas, Grünwald, Vovk & Shafer 2023, "Game-theoretic statistics and
+safe anytime-valid inference"). Large evidence is then unlikely unless the hypothesis is false.
 
-A record is given in flat arrays, one item per scored forecast, with the number of its session: an integer that never
+A record consists of flat arrays, one item per scored forecast, with the number of its session: an integer that never
 falls from row to row. A session holds the prices that arrive together, of one symbol or of many, and every forecast of
-them must be older than all of them. The e-value of a session is the mean over its rows, which is an e-value whatever
-the dependence between symbols (Vovk & Wang 2021, "E-values: calibration, combination and applications"). Forecasts of
-several steps overlap, so only those of one step, or of h steps in every h-th session, make a record.
+these prices must be older than all of them. The e-value of a session is the mean over its rows, which is an e-value
+whatever the dependence between symbols (Vovk & Wang 2021, "E-values: calibration, combination and applications").
+Forecasts of several steps overlap, so only those of one step, or of h steps in every h-th session, make a record.
 
-Alarms must find a change after a long healthy time, in which a product of bets would have lost nearly all. They sum
-products of bets that begin at every session (the Shiryaev-Roberts e-detector; Shin, Ramdas & Rinaldo 2023,
-"E-detectors: a nonparametric framework for sequential change detection"): R_n = (1 + R_{n-1}) e_n.
+Alarms must find a change after a long healthy time, in which a single product of bets would have lost nearly
+everything. They sum products of bets that begin at every session (the Shiryaev-Roberts e-detector; Shin, Ramdas &
+Rinaldo 2023, "E-detectors: a nonparametric framework for sequential change detection"): R_n = (1 + R_{n-1}) e_n.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Integers = NDArray[np.int64]
 SESSIONS_A_YEAR = 250
 """Sessions for which the share of false alarms is stated."""
 LARGEST = 1e300
-"""Largest evidence that is told apart, so that it always fits a database and JSON."""
+"""Largest evidence: larger values are cut to this one, which fits a database and JSON."""
 ROUNDING = 1e-12
-"""Error of a CRPS, as a share of the largest quantile, that is taken for rounding."""
+"""Error of a CRPS, as a share of the largest quantile, that counts as rounding."""
 BEYOND = 1e-6
-"""Share of its bound by which a difference may exceed it by rounding."""
+"""Share of its bound by which rounding may make a difference exceed the bound."""
 
 BINS = len(PROBABILITIES) + 1
 """Bins of a PIT: between neighbouring quantiles, and beyond the outer ones."""
@@ -56,17 +56,17 @@ CALIBRATION_BETS = (
     (1.0, 0.5, 0.075),
     (1.0, -0.5, 0.075),
 )
-"""What calibration is tested against: the width of intervals over the right width, the shift of prices in standard
+"""The bets on calibration: the width of intervals divided by the right width, the shift of prices in standard
 deviations, and the share of the evidence.
 
 Intervals that are too narrow do the most harm, so most bets are on them. The extreme widths are for many symbols: their
-mean e-value varies so little that bets on the bins that gain most find faults up to a third sooner."""
+mean e-value varies so little that bets on the bins with the largest gains find faults up to a third sooner."""
 SKILL_BETS: Array = np.array([0.1, 0.3, 0.6, 0.9])
-"""Stakes on differences of CRPS; each makes a process of its own, and all have the same share of the evidence.
+"""Stakes on differences of CRPS. Each stake makes a separate process, and all have the same share of the evidence.
 
-One symbol's difference varies so much that small stakes gain most; the mean of many calls for large ones."""
+The difference of one symbol varies so much that small stakes gain most; the mean of many symbols needs large stakes."""
 BISECTIONS = 50
-"""Halvings of the range of a bound of coverage, after which floats hardly tell its ends apart."""
+"""Halvings of the range of a coverage bound; after these, floats hardly distinguish its ends."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,21 @@ class Evidence:
     values: Array
 
     def first(self, least: float) -> int | None:
-        """Number of the first session with evidence of at least ``least``; None where there is none."""
+        """Number of the first session with evidence of at least ``least``; None if there is none."""
         reached = np.flatnonzero(self.values >= least)
         return int(self.sessions[reached[0]]) if len(reached) else None
 
 
 def threshold(share_of_years: float, alarms: int = 1) -> float:
-    """Evidence at which an alarm goes off, for ``calibration_alarm`` and ``skill_alarm``.
+    """Evidence at which an alarm begins, for ``calibration_alarm`` and ``skill_alarm``.
 
     While all is well, the evidence after n sessions is at most n in expectation. By Doob's inequality, at most a share
-    n / c of records reaches c within n sessions, and the shares of several alarms add up at most. A record that is left
-    to run for N years thus has a false alarm with a probability of at most N times the share.
+    n / c of records reaches c within n sessions, and the shares of several alarms at most add up. A record that runs
+    for N years therefore has a false alarm with a probability of at most N times the share.
 
     Args:
         share_of_years: largest share of healthy years with any false alarm, above 0 and below 1.
-        alarms: number of alarms between which this share is divided, at least 1.
+        alarms: number of alarms that divide this share, at least 1.
 
     Raises:
         ValueError: when an argument is out of its range.
@@ -107,7 +107,7 @@ def threshold(share_of_years: float, alarms: int = 1) -> float:
 
 
 def proof(error: float) -> float:
-    """Evidence at which a challenger is taken to be better, for ``challenger_evidence``.
+    """Evidence that proves a challenger better, for ``challenger_evidence``.
 
     At most a share ``error`` of the challengers that are not better ever reach it, however long they are watched (Ville
     1939). A limit on the number of sessions does not change it.
@@ -123,8 +123,9 @@ def proof(error: float) -> float:
 def pit(quantiles: Array, actual: Array) -> Array:
     """Place of each price in its forecast distribution (probability integral transform), in [1/400, 399/400].
 
-    The distribution is linear between quantiles. A price below or above all of them is in the middle of what is left.
-    At quantiles that are equal, the place is the middle of the jump: 0.5 for a forecast without spread that is right.
+    The distribution is linear between quantiles. A price below or above all quantiles has the place in the middle of
+    the remaining range. At equal quantiles, the place is the middle of the jump: 0.5 for a correct forecast without
+    spread.
 
     Args:
         quantiles: quantiles at ``PROBABILITIES``, shape (n, 199), finite, increasing along the second axis.
@@ -155,13 +156,13 @@ def bins_of(places: Array) -> Integers:
 
 
 def calibration_alarm(sessions: Integers, places: Array) -> Evidence:
-    """Evidence that forecasts are not, or no longer, calibrated; an alarm goes off at its ``threshold``.
+    """Evidence that forecasts are not, or no longer, calibrated; an alarm begins at its ``threshold``.
 
     The hypothesis is that, given the past, each price is between two neighbouring quantiles with the probability that
     the forecast states. The bets are densities of a PIT under intervals that are too narrow or too wide, and under
     shifted prices (Arnold, Henzi & Ziegel 2023, "Sequentially valid tests for forecast calibration"), integrated over
-    the bins between quantiles, so the e-values are exact whatever the distribution within a bin. This is no test of
-    forecasts with many equal quantiles that prices often hit, because their PIT is not uniform.
+    the bins between quantiles, so the e-values are exact whatever the distribution within a bin. The test does
+    not apply to forecasts with many equal quantiles that prices often hit, because their PIT is not uniform.
 
     Args:
         sessions: session of each row, shape (n,), never falling.
@@ -188,7 +189,7 @@ _KINKS: Array = (
 
 
 def difference_bound(quantiles: Array, others: Array) -> Array:
-    """Most by which forecasts can be better in CRPS than other forecasts of the same rows, whatever the price.
+    """Largest advantage in CRPS that forecasts can have over other forecasts of the same rows, whatever the price.
 
     It is the maximum over all prices y of CRPS(others, y) - CRPS(quantiles, y), rounded up. As a weighted sum of
     quantile losses, the CRPS is linear in y between quantiles and its slope rises at each of them, so the difference is
@@ -219,7 +220,7 @@ def difference_bound(quantiles: Array, others: Array) -> Array:
 
 
 def skill_alarm(sessions: Integers, differences: Array, bounds: Array) -> Evidence:
-    """Evidence that a model is, or has become, worse than a baseline; an alarm goes off at its ``threshold``.
+    """Evidence that a model is, or has become, worse than a baseline; an alarm begins at its ``threshold``.
 
     The hypothesis is that, given the past, the model's expected CRPS is at most the baseline's on every row. The bets
     are 1 + stake * difference / bound, which is never negative (Henzi & Ziegel 2022, "Valid sequential inference on
@@ -228,8 +229,8 @@ def skill_alarm(sessions: Integers, differences: Array, bounds: Array) -> Eviden
     Args:
         sessions: session of each row, shape (n,), never falling.
         differences: CRPS of the model minus that of the baseline, shape (n,).
-        bounds: most by which the model could have been better, ``difference_bound(model's, baseline's)``, shape (n,); a
-            larger one is valid too.
+        bounds: largest possible advantage of the model, ``difference_bound(model's, baseline's)``, shape (n,); a larger
+            bound is valid too.
 
     Raises:
         ValueError: when the shapes differ, sessions fall, a number is not finite, or a difference is beyond its bound.
@@ -239,7 +240,7 @@ def skill_alarm(sessions: Integers, differences: Array, bounds: Array) -> Eviden
 
 
 def challenger_evidence(sessions: Integers, differences: Array, bounds: Array) -> Evidence:
-    """Evidence that a challenger is better than the champion; it proves so at ``proof``.
+    """Evidence that a challenger is better than the champion; at ``proof``, it is a proof.
 
     The bets are those of ``skill_alarm``, with the champion in the place of the model. Their product begins once, with
     the record's first row, so there is nothing to correct for the number of looks or sessions.
@@ -247,8 +248,8 @@ def challenger_evidence(sessions: Integers, differences: Array, bounds: Array) -
     Args:
         sessions: session of each row, shape (n,), never falling.
         differences: CRPS of the champion minus that of the challenger, shape (n,).
-        bounds: most by which the champion could have been better, ``difference_bound(champion's, challenger's)``, shape
-            (n,); a larger one is valid too.
+        bounds: largest possible advantage of the champion, ``difference_bound(champion's, challenger's)``, shape (n,);
+            a larger bound is valid too.
 
     Raises:
         ValueError: when the shapes differ, sessions fall, a number is not finite, or a difference is beyond its bound.
@@ -258,16 +259,16 @@ def challenger_evidence(sessions: Integers, differences: Array, bounds: Array) -
 
 
 def coverage_bounds(hits: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
-    """Bounds of the probability that intervals hold the price, which hold at all sessions together.
+    """Bounds of the probability that intervals contain the price, valid at all sessions together.
 
-    They are a confidence sequence: if the probability is the same in each session given the past, it is within the
-    bounds after every session of a record in at least a share ``level`` of records. Between the bounds are the
+    The bounds are a confidence sequence: if the probability is the same in each session given the past, it is within
+    the bounds after every session of a record in at least a share ``level`` of records. Between the bounds are the
     probabilities whose likelihood is not exceeded 1 / (1 - level) times by that of a mixture over Jeffreys' beta
     distribution (Robbins 1970, "Statistical methods related to the law of the iterated logarithm").
 
     Args:
         hits: number of sessions whose price was in its interval. With several symbols, the sum over sessions of the
-            share of symbols for which it was: symbols depend on each other, so a session is one observation.
+            share of symbols with the price inside: symbols depend on each other, so a session is one observation.
         count: number of sessions, in the shape of ``hits``.
         level: confidence, above 0 and below 1.
 
@@ -286,8 +287,8 @@ def coverage_bounds(hits: ArrayLike, count: ArrayLike, level: float = 0.95) -> t
     mixture = betaln(held + 0.5, missed + 0.5) - betaln(0.5, 0.5)
     least = mixture + np.log1p(-level)
 
-    # The ratio of the likelihoods is convex in a session's hit, so a share between 0 and 1 gains no more in expectation
-    # than hits and misses would.
+    # The ratio of the likelihoods is convex in a session's hit, so a share between 0 and 1 gains at most as much in
+    # expectation as hits and misses.
     def inside(probability: Array) -> NDArray[np.bool_]:
         likely: NDArray[np.bool_] = xlogy(held, probability) + xlog1py(missed, -probability) >= least
         return likely
@@ -353,7 +354,7 @@ def _alarm(numbers: Integers, gains: Array, shares: Array) -> Evidence:
 
 
 def _mixture(numbers: Integers, logs: Array, shares: Array) -> Evidence:
-    """Evidence of all bets from the logarithm of each one's, (bets, m), and their shares of the stake, (bets,)."""
+    """Evidence of all bets, from the logarithm of each bet's, (bets, m), and their shares of the stake, (bets,)."""
     mixed = np.logaddexp.reduce(logs + np.log(shares)[:, np.newaxis], axis=0)
     return Evidence(numbers, np.exp(np.minimum(mixed, np.log(LARGEST))))
 
