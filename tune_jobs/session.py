@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from forecast.errors import DataError, ForecastError, StoreError
+from forecast.errors import DataError, StoreError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
 from forecast.live.alarms import OLD, Alarm, alarms_on, old, record_alarms, silent
 from forecast.live.evidence import Role
@@ -125,14 +125,14 @@ class Session:
             ],
             outcome.session,
         )
-        failed: ForecastError | OSError | None = None
+        failed: Exception | None = None
         if why := self._renewal_due(prices, current):
             try:
                 outcome.added = self._renew(prices, outcome.session, why).version
-            except (ForecastError, OSError) as error:
+            except Exception as error:
                 if current is None:
                     raise
-                failed = error  # The current model still forecasts.
+                failed = error  # Whatever it is, the current model still forecasts.
         outcome.decision = self._decide(prices, current, outcome.session)
         self._forecast(prices, outcome)
         outcome.told = self._tell()
