@@ -101,7 +101,7 @@ class Publisher:
         )
         self._ratio = metrics.Gauge(
             "forecast_live_crps_ratio",
-            "CRPS of the published forecasts of the next session over that of a baseline, since the last promotion.",
+            "CRPS of the published forecasts of the next session, divided by that of a baseline, since the promotion.",
             tag_keys=("name", "baseline"),  # type: ignore[arg-type]
         )
         self._coverage = metrics.Gauge(
@@ -126,11 +126,11 @@ class Publisher:
             tag_keys=("name", "alarm"),  # type: ignore[arg-type]
         )
         self._ledger_refused = metrics.Gauge(
-            "forecast_ledger_refused", "1 while there is a ledger that cannot be read."
+            "forecast_ledger_refused", "1 while the ledger exists but cannot be read."
         )
         self._recorded = metrics.Counter(
             "forecast_recorded_requests_total",
-            "Requests of the sample by outcome: recorded in the ledger, or dropped.",
+            "Sampled requests by outcome: recorded in the ledger, or dropped.",
             tag_keys=("outcome",),
         )
         self._shown: set[tuple[str, str]] = set()

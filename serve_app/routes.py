@@ -179,7 +179,7 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
     @web.get(
         "/scores",
         responses=_errors(401, 404, 422, 503),
-        summary="Show how the published forecasts have done",
+        summary="Get the scores of the published forecasts",
     )
     async def scores(
         symbol: Annotated[

@@ -388,7 +388,7 @@ class PublishedStep(BaseModel):
 
 
 class SettledStep(PublishedStep):
-    """The published forecast of a bar whose price has come, in the price units of its day."""
+    """The published forecast of a bar whose price has arrived, in the price units of its day."""
 
     realized: float = Field(description="the price")
     crps: float = Field(description="the forecast's CRPS, in price units")
@@ -402,19 +402,19 @@ class PublishedForecast(BaseModel):
     sha256: str = Field(description="hash of the model's file")
     origin: str = Field(description="date or time of the last known bar, ISO 8601")
     last_price: float = Field(description="the price of that bar")
-    issued_at: str = Field(description="when the forecast was published; UTC, ISO 8601")
+    issued_at: str = Field(description="time of publication; UTC, ISO 8601")
     age_sessions: int | None = Field(
         description="the last of its numbers of steps whose bar has ended, 0 before the first has; null for bars of "
         "weeks and months"
     )
     steps: list[PublishedStep] = Field(description="the forecasts, nearest bar first")
     settled: list[SettledStep] = Field(
-        description="earlier published forecasts of one step, oldest first; as many as were asked for"
+        description="earlier published forecasts of one step, oldest first; at most as many as requested"
     )
 
 
 class PublishedAnswer(BaseModel):
-    """The published forecasts, one page of them."""
+    """One page of the published forecasts."""
 
     forecasts: list[PublishedForecast]
     total: int = Field(description="number of forecasts on all pages")
@@ -422,7 +422,7 @@ class PublishedAnswer(BaseModel):
 
 
 class LiveSkill(BaseModel):
-    """The published forecasts beside those of a baseline, on the sessions that both forecast."""
+    """The published forecasts against those of a baseline, on the sessions with both."""
 
     baseline: str
     horizon: int = Field(description="number of steps")
@@ -433,57 +433,57 @@ class LiveSkill(BaseModel):
 
 
 class LiveCoverage(BaseModel):
-    """How many prices were inside the published intervals of the next session."""
+    """The coverage of the published intervals of the next session."""
 
     level: float
     coverage: float = Field(
         description="mean over the sessions of the share of symbols whose price was inside its interval"
     )
     lower: float = Field(
-        description="lower bound of the probability that an interval holds its price; the bounds hold at all sessions "
-        "together, with a probability of 0.95"
+        description="lower bound of the probability that a price is inside its interval; the bounds are valid at all "
+        "sessions together, with a probability of 0.95"
     )
-    upper: float = Field(description="upper bound")
+    upper: float = Field(description="upper bound of this probability")
     inside: int = Field(description="number of prices inside")
     prices: int = Field(description="number of prices")
 
 
 class LiveEvent(BaseModel):
-    """What happened to the models of a name."""
+    """An event of the models of a name."""
 
     at: str = Field(description="UTC, ISO 8601")
     kind: str = Field(description="added, promoted, kept, shadow, rolled_back or alarm")
     version: str | None
-    session: str | None = Field(description="the last known session then")
+    session: str | None = Field(description="the last known session at that time")
     details: dict[str, Any] = Field(description="reasons and figures")
 
 
 class LiveRecord(BaseModel):
-    """How the published forecasts of a name have done."""
+    """The live record of a name: the scores of its published forecasts."""
 
     name: str = Field(description="name in the model store")
     symbols: int = Field(description="number of symbols with a published forecast")
-    version: str | None = Field(description="the version that publishes; null before the first promotion")
-    since: str | None = Field(description="when it was promoted; UTC, ISO 8601")
+    version: str | None = Field(description="the current version; null before the first promotion")
+    since: str | None = Field(description="time of its promotion; UTC, ISO 8601")
     latest: PublishedForecast = Field(
-        description="its last published forecast, of one of the symbols, without intervals"
+        description="the last published forecast, of one of the symbols, without intervals"
     )
     sessions: int = Field(
-        description="number of sessions of the record: since the promotion, or those asked for; at most the last "
+        description="number of sessions in the record: since the promotion, or as requested; at most the last "
         f"{MOST_SESSIONS}"
     )
-    first: str | None = Field(description="the first of them")
-    last: str | None = Field(description="the last of them")
+    first: str | None = Field(description="the first of these sessions")
+    last: str | None = Field(description="the last of these sessions")
     skill: list[LiveSkill] = Field(description="for each number of steps and baseline")
     coverage: list[LiveCoverage] = Field(description="for each level")
     alarms: list[LiveEvent] = Field(description="the alarms that are on; details has alarm and text")
     history: list[LiveEvent] = Field(
-        description=f"what happened to the versions, the latest first; at most {MOST_CHANGES}"
+        description=f"the events of the versions, latest first; at most {MOST_CHANGES}"
     )
 
 
 class ScoresAnswer(BaseModel):
-    """The live records, one page of them."""
+    """One page of the live records."""
 
     records: list[LiveRecord]
     total: int = Field(description="number of records on all pages")

@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "make a version the current version, which is served",
         (NAME, ("version", "the version; `show` lists them")),
     ),
-    "rollback": ("make the previous current version current again", (NAME,)),
+    "rollback": ("return to the previous current version", (NAME,)),
     "export": (
         "write the ledger's tables as Parquet files",
         (("output", "directory for one file per table"),),

@@ -56,7 +56,8 @@ class UpdateOptions(SearchOptions):
         None, pattern=r"^https?://\S+$", description="address to which each new alarm is posted as JSON"
     )
     reload: bool = Field(
-        False, description="reload the server on this machine's Ray cluster after a promotion"
+        False,
+        description="reload the server on this machine's Ray cluster when the current version has changed",
     )
     app: str = Field("default", min_length=1, description="name of the server's application")
 
@@ -70,7 +71,7 @@ class UpdateOptions(SearchOptions):
     @model_validator(mode="after")
     def _all_rows(self) -> UpdateOptions:
         if self.end is not None:
-            raise ValueError(f"`end` {self.end}: an update uses all rows; omit this option")
+            raise ValueError(f"`end` {self.end}: an update uses every row; omit this option")
         return self
 
     @property
