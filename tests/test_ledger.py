@@ -157,6 +157,18 @@ def test_more_bars_of_an_absence_than_a_query_may_have_parameters(ledger):
     assert ledger.settle("A", {"A": (times, np.ones(len(times)))}).prices == len(times) - 10
 
 
+def test_a_split_that_the_source_adjusts_a_day_late_corrects_the_price_of_that_day(ledger):
+    prices = 100 + np.sin(np.arange(len(DAYS)))
+    ledger.settle("A", known(10, A=prices))
+    ledger.issue("A", session())
+    unadjusted = prices.copy()
+    unadjusted[11] /= 4
+    ledger.settle("A", known(11, A=unadjusted))
+    settled = ledger.settle("A", known(11, A=prices / 4))
+    assert settled.corrected == [("A", DAYS[11])]
+    assert ledger.settled("A", "A", 1)[0]["realized"] == pytest.approx(prices[11])
+
+
 def test_one_corrected_price_is_no_split(ledger):
     prices = 100 + np.sin(np.arange(len(DAYS)))
     ledger.settle("A", known(11, A=prices))

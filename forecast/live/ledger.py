@@ -53,6 +53,8 @@ SAME_PRICE = 1e-6
 """Largest relative difference between prices that count as the same."""
 LEAST_OVERLAP = 5
 """Fewest known prices that can show a change of the unit."""
+MOST = 0.8
+"""Share of the known prices that a change of the unit changes at least."""
 SAME_FACTOR = 0.1
 """Largest spread of the factors of single prices, which are rounded, as a share of the change by one factor."""
 REFERENCE = "persistence"
@@ -377,15 +379,16 @@ def _observe(
             connection.execute(
                 sa.insert(RESCALINGS).values(name=name, symbol=symbol, factor=factor, observed_at=now)
             )
+        rounding = max(SAME_PRICE, SAME_FACTOR * abs(factor - 1))
         for date, price in recent.items():
             before = known[symbol].get(date)
-            if before is not None and abs(price - before) <= SAME_PRICE * abs(before):
+            same = before is not None and abs(price - factor * before) <= rounding * abs(before)
+            if same and factor == 1:
                 continue
             facts.append({"name": name, "symbol": symbol, "date": date, "price": price, "observed_at": now})
-            if before is None:
+            if not same:
                 dates.add(date)
-            elif factor == 1:
-                dates.add(date)
+            if not same and before is not None:
                 corrected.append((symbol, date))
     if facts:
         connection.execute(sa.insert(PRICES), facts)
@@ -393,13 +396,17 @@ def _observe(
 
 
 def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
-    """The factor by which all prices changed; 1.0 if they did not change, or not by one factor."""
+    """The factor by which most prices changed; 1.0 if most did not change, or not by one factor.
+
+    A source that adjusts a split a day late leaves one price of the new unit among those of the old one.
+    """
     ratios = np.array([recent[date] / known[date] for date in known.keys() & recent.keys() if known[date]])
     if len(ratios) < LEAST_OVERLAP:
         return 1.0
     factor = float(np.median(ratios))
     change = abs(factor - 1)
-    return factor if change > SAME_PRICE and np.ptp(ratios) <= SAME_FACTOR * change else 1.0
+    by_factor = np.abs(ratios - factor) <= SAME_FACTOR * change
+    return factor if change > SAME_PRICE and by_factor.mean() > MOST else 1.0
 
 
 def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[Scored]:
