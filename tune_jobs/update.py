@@ -62,7 +62,7 @@ def described(outcome: Outcome) -> list[str]:
         corrected = f", {outcome.corrected} corrected" if outcome.corrected else ""
         lines.append(f"  {outcome.new_prices} new prices{corrected}; {outcome.scored} forecasts scored")
     if outcome.added:
-        lines.append(f"  added version {outcome.added}")
+        lines.append(f"  a job added {outcome.added}")
     if outcome.decision:
         lines.append(f"  {outcome.decision}")
     if outcome.published:
