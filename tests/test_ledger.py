@@ -53,7 +53,7 @@ def known(until, **prices):
 
 @pytest.fixture
 def ledger(tmp_path):
-    opened = Ledger(tmp_path / "models" / "ledger.db")
+    opened = Ledger(tmp_path / "models %5E" / "ledger.db")
     yield opened
     opened.close()
 

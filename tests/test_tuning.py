@@ -994,3 +994,13 @@ def test_objectives_over_two_folds_are_the_means_of_two_trainers_trained_alone(t
         assert trainers.last.best_state().keys() == alone[1].best_state().keys()
         for name, weights in trainers.last.best_state().items():
             assert weights.equal(alone[1].best_state()[name])
+
+
+def test_a_study_lies_in_a_directory_with_a_percent_sign(tmp_path):
+    from tune_jobs import study as studies
+
+    path = tmp_path / "%5EGSPC" / studies.STUDY_FILE
+    path.parent.mkdir()
+    storage = studies.open_storage(path)
+    studies.close_storage(storage, path)
+    assert path.is_file()

@@ -273,6 +273,17 @@ def test_a_broken_symbol_of_a_universe_costs_only_itself(tmp_path, capsys):
     assert origins == {"AAA": str(DATES[300]), "BBB": str(DATES[299]), "CCC": str(DATES[300])}
     values["BBB"][250:] = np.nan
     assert loop.run(302) == 0
+    values["BBB"][:] = np.nan
+    capsys.readouterr()
+    assert loop.run(303) == 0
+    assert "left out: BBB: the source has no prices of it any more" in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_file_name_is_a_name_of_the_store(tmp_path, capsys):
+    loop = Loop(tmp_path, {"^WALK": walk()})
+    assert loop.run(300) == 0
+    assert [row["symbol"] for row in loop.store.ledger.published("^WALK")] == ["^WALK"] * 3
+    assert f"    {DATES[300]}: " in capsys.readouterr().out
 
 
 def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(loop, monkeypatch):

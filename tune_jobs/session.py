@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -29,6 +29,7 @@ from forecast.prices.panel import panel_from_config
 from forecast.prices.series import Dates, Series
 from forecast.prices.source import series_from_config
 from forecast.prices.timeline import Timeline
+from forecast.scores.distribution import MAIN_LEVEL, PROBABILITIES, interval_probabilities
 from tune_jobs.console import say
 from tune_jobs.update_options import UpdateOptions
 from tune_jobs.verdicts import Verdict, verdict_of, verdict_of_shadow
@@ -36,6 +37,8 @@ from tune_jobs.verdicts import Verdict, verdict_of, verdict_of_shadow
 if TYPE_CHECKING:
     from forecast.live.issue import Issued
 
+ROUNDING = 1e-9
+"""More than the rounding of a probability, and less than the distance of two."""
 JOBS = ".jobs"
 """Directory of the running job, next to those of the versions."""
 DECISIONS: tuple[Event, ...] = ("promoted", "kept", "shadow", "rolled_back")
@@ -60,6 +63,8 @@ class Outcome:
         added: the version that a job added.
         decision: the decision on a challenger and its reason, in one line.
         published: number of symbols with new published forecasts.
+        forecasts: of a single symbol, the published forecasts: ``target``, ``prediction``, and ``lower`` and ``upper``
+            bound of the interval of 90 %.
         left_out: the reason, by symbol, for each missing forecast of the model or of a baseline.
         alarms: the alarms that are on.
         told: whether a running server was reloaded with a new current version.
@@ -73,6 +78,7 @@ class Outcome:
     added: str | None = None
     decision: str | None = None
     published: int = 0
+    forecasts: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     told: bool = False
@@ -150,7 +156,9 @@ class Session:
             series = series_from_config(self.options, notify=notice)
             return {series.symbol: series}, {}
         panel = panel_from_config(self.options.symbols, self.options, notify=notice)
-        return panel.series, dict(panel.left_out)
+        missing = set(self.ledger.published_symbols(self.name)) - panel.series.keys()
+        gone = dict.fromkeys(sorted(missing), "the source has no prices of it any more")
+        return panel.series, gone | dict(panel.left_out)
 
     def _score(self, prices: Mapping[str, Series]) -> Settled:
         """Record the prices since the last run, and score the forecasts whose prices have arrived."""
@@ -375,7 +383,10 @@ class Session:
             if role == "champion":
                 outcome.left_out |= {symbol: why for symbol, why in problems.items() if symbol in due}
         self.ledger.issue(self.name, roles)
-        outcome.published = len({each.symbol for each in roles["champion"]})
+        symbols = {each.symbol for each in roles["champion"]}
+        outcome.published = len(symbols)
+        if len(symbols) == 1:
+            outcome.forecasts = [_described(each) for each in roles["champion"]]
 
     def _shadow(self) -> Version | None:
         """The version that runs as a shadow."""
@@ -410,6 +421,19 @@ class Session:
 def _sessions_of(prices: Mapping[str, Series]) -> Dates:
     """The dates or times for which at least one symbol has a row."""
     return np.unique(np.concatenate([series.dates for series in prices.values()]))
+
+
+def _described(issued: Issued) -> dict[str, Any]:
+    """A forecast with its interval of ``MAIN_LEVEL``."""
+    lower, upper = issued.quantiles[
+        np.searchsorted(PROBABILITIES, interval_probabilities([MAIN_LEVEL]) - ROUNDING)
+    ]
+    return {
+        "target": issued.target,
+        "prediction": issued.prediction,
+        "lower": float(lower),
+        "upper": float(upper),
+    }
 
 
 def _sessions_after(prices: Mapping[str, Series], date: str) -> int:

@@ -75,6 +75,11 @@ def study_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def database_url(path: Path) -> sqlalchemy.URL:
+    """Address of a database in a file; one that is put together as text would be decoded."""
+    return sqlalchemy.URL.create("sqlite", database=str(path.absolute()))
+
+
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """Open or create the database at ``path``.
 
@@ -95,7 +100,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     with study_errors(path):
         _require_unlocked(path)
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": OPEN_WAIT}}
+            database_url(path).render_as_string(), engine_kwargs={"connect_args": {"timeout": OPEN_WAIT}}
         )
         sqlalchemy.event.listen(storage.engine, "connect", set_pragmas)
         # Connections opened before the listener was added lack the settings: start a new pool.
@@ -110,7 +115,7 @@ def _require_unlocked(path: Path) -> None:
         sqlalchemy.exc.SQLAlchemyError: when another process keeps it for ``OPEN_WAIT``, or the file is no database.
     """
     engine = sqlalchemy.create_engine(
-        f"sqlite:///{path.absolute()}", connect_args={"timeout": OPEN_WAIT}, poolclass=sqlalchemy.NullPool
+        database_url(path), connect_args={"timeout": OPEN_WAIT}, poolclass=sqlalchemy.NullPool
     )
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")

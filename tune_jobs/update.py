@@ -57,10 +57,14 @@ def described(outcome: Outcome) -> list[str]:
     """Describe what a run did, in lines for a person."""
     if outcome.nothing_new:
         return [f"{outcome.name}: nothing new since {outcome.session}", *_left_out(outcome)]
+    from forecast.scores.metrics import value_text
+
     lines = [f"{outcome.name}: {outcome.session}"]
     if outcome.scored or outcome.new_prices:
         corrected = f", {outcome.corrected} corrected" if outcome.corrected else ""
-        lines.append(f"  {outcome.new_prices} new prices{corrected}; {outcome.scored} forecasts scored")
+        lines.append(
+            f"  prices: {outcome.new_prices} new{corrected}; forecasts and baselines scored: {outcome.scored}"
+        )
     if outcome.added:
         lines.append(f"  a job added {outcome.added}")
     if outcome.decision:
@@ -68,6 +72,9 @@ def described(outcome: Outcome) -> list[str]:
     if outcome.published:
         symbols = "symbol" if outcome.published == 1 else "symbols"
         lines.append(f"  published forecasts of {outcome.published} {symbols}")
+    for each in outcome.forecasts:
+        prediction, lower, upper = (value_text(each[name]) for name in ("prediction", "lower", "upper"))
+        lines.append(f"    {each['target']}: {prediction} (90 %: {lower} to {upper})")
     if outcome.told:
         lines.append("  reloaded the server")
     return [*lines, *_left_out(outcome)]

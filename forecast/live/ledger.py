@@ -67,7 +67,7 @@ class Settled:
     """The new prices and scores of a session.
 
     Attributes:
-        prices: number of new facts.
+        prices: number of prices of new bars.
         corrected: symbol and date of each corrected price.
         scored: number of forecasts that were scored, for the first time or again.
         sessions: the dates with new scores.
@@ -89,7 +89,9 @@ class Ledger:
             LedgerError: when the file cannot be opened, is no ledger, or was written by a later version.
         """
         self.path = path
-        self._engine = sa.create_engine(f"sqlite:///{path.absolute()}", connect_args={"timeout": LOCK_WAIT})
+        # An address in text would be decoded, and a name in the store may have a % in its path.
+        address = sa.URL.create("sqlite", database=str(path.absolute()))
+        self._engine = sa.create_engine(address, connect_args={"timeout": LOCK_WAIT})
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin)
         with self._errors():
@@ -150,6 +152,11 @@ class Ledger:
             if latest:
                 connection.execute(sa.insert(PUBLISHED).prefix_with("OR REPLACE"), list(latest.values()))
         return int(after or 0) - int(before or 0)
+
+    def published_symbols(self, name: str) -> list[str]:
+        """The symbols of a name that have published forecasts."""
+        query = sa.select(PUBLISHED.c.symbol).where(PUBLISHED.c.name == name).order_by(PUBLISHED.c.symbol)
+        return [row["symbol"] for row in self._rows(query)]
 
     def origins(self, name: str, model: str) -> dict[str, str]:
         """By symbol, the last known session of the published forecasts that this model made."""
@@ -309,7 +316,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class _Seen:
-    """New facts: their number, the dates of new and corrected prices, and symbol and date of each corrected one."""
+    """New facts: the number of new bars, the dates of new and corrected prices, and each corrected symbol and date."""
 
     count: int
     dates: list[str]
@@ -371,6 +378,7 @@ def _observe(
     facts: list[dict[str, Any]] = []
     dates: set[str] = set()
     corrected: list[tuple[str, str]] = []
+    new = 0
     for symbol, first in starts.items():
         stamps, values = prices[symbol]
         recent = dict(zip(stamps[first:], np.asarray(values)[first:].tolist(), strict=True))
@@ -386,13 +394,14 @@ def _observe(
             if same and factor == 1:
                 continue
             facts.append({"name": name, "symbol": symbol, "date": date, "price": price, "observed_at": now})
+            new += before is None
             if not same:
                 dates.add(date)
             if not same and before is not None:
                 corrected.append((symbol, date))
     if facts:
         connection.execute(sa.insert(PRICES), facts)
-    return _Seen(len(facts), sorted(dates), corrected)
+    return _Seen(new, sorted(dates), corrected)
 
 
 def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
