@@ -189,25 +189,33 @@ def test_a_renewal_is_judged_on_the_sessions_that_neither_model_was_trained_on(l
     assert loop.store.damage(first) is None
 
 
+def through_a_renewal(directory, *fault):
+    """The facts after updates at four sessions, the third with a renewal, at which a fault may come first."""
+    loop = Loop(directory, {"WALK": walk()})
+    argv = loop.argv("--retune-every", "30")
+    code = 0
+    for rows in (300, 315, 330, 331):
+        loop.write(rows)
+        now = dt.datetime.combine(FIRST, dt.time(1), dt.UTC) + dt.timedelta(days=rows)
+        if fault and rows == 330:
+            code = updates.updated(argv, now, use_quick_jobs, *fault).code
+        run = updates.updated(argv, now, use_quick_jobs)
+        assert run.code == 0, run.output
+    assert len(loop.store.versions("WALK")) == 2
+    return loop.facts(), code
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    """The facts of updates that nobody kills."""
+    return through_a_renewal(tmp_path_factory.mktemp("whole"))[0]
+
+
 @pytest.mark.parametrize("fault", [*updates.KILLS, *updates.RENEWAL_KILLS])
-def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_path, fault):
-    sabotage = {**updates.KILLS, **updates.RENEWAL_KILLS}[fault]
-    outcomes = []
-    for killed in (False, True):
-        loop = Loop(tmp_path / str(killed), {"WALK": walk()})
-        loop.directory.mkdir()
-        argv = loop.argv("--retune-every", "30")
-        for rows in (300, 315, 330, 331):
-            loop.write(rows)
-            now = dt.datetime.combine(FIRST, dt.time(1), dt.UTC) + dt.timedelta(days=rows)
-            if killed and rows == 330:
-                code = updates.updated(argv, now, use_quick_jobs, sabotage).code
-                assert code == -signal.SIGKILL or fault == "killed in renewal"
-            run = updates.updated(argv, now, use_quick_jobs)
-            assert run.code == 0, run.output
-        outcomes.append(loop.facts())
-        assert len(loop.store.versions("WALK")) == 2
-    assert outcomes[0] == outcomes[1]
+def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_path, fault, never_killed):
+    facts, code = through_a_renewal(tmp_path, {**updates.KILLS, **updates.RENEWAL_KILLS}[fault])
+    assert code == -signal.SIGKILL or fault == "killed in renewal"
+    assert facts == never_killed
 
 
 def test_a_second_update_at_the_same_time_says_who_has_the_lock(loop, capsys):
