@@ -144,7 +144,7 @@ class Ledger:
             for row in rows
             if row["role"] == "champion"
         }
-        with self._writing() as connection:
+        with self.writing() as connection:
             before = connection.scalar(sa.text("SELECT total_changes()"))
             if rows:
                 connection.execute(sa.insert(FORECASTS).prefix_with("OR IGNORE"), rows)
@@ -156,12 +156,12 @@ class Ledger:
     def published_symbols(self, name: str) -> list[str]:
         """The symbols of a name that have published forecasts."""
         query = sa.select(PUBLISHED.c.symbol).where(PUBLISHED.c.name == name).order_by(PUBLISHED.c.symbol)
-        return [row["symbol"] for row in self._rows(query)]
+        return [row["symbol"] for row in self.rows(query)]
 
     def origins(self, name: str, model: str) -> dict[str, str]:
         """By symbol, the last known session of the published forecasts that this model made."""
         query = sa.select(PUBLISHED).where(PUBLISHED.c.name == name, PUBLISHED.c.model == model)
-        return {row["symbol"]: row["origin"] for row in self._rows(query)}
+        return {row["symbol"]: row["origin"] for row in self.rows(query)}
 
     def settle(self, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]) -> Settled:
         """Record the prices that arrived, and score the forecasts of these bars, in one transaction.
@@ -170,7 +170,7 @@ class Ledger:
             name: name in the model store.
             prices: by symbol, the dates or times of its bars, ISO 8601, oldest first, and the prices, shape (n,).
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             seen = _observe(connection, name, prices)
             scored = _score(connection, name, seen.dates)
             _summarize(connection, name, scored)
@@ -194,7 +194,7 @@ class Ledger:
             session: the last known session.
             details: reasons and figures, plain values.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(
                 sa.insert(EVENTS).values(
                     name=name,
@@ -209,11 +209,11 @@ class Ledger:
     def events(self, name: str, *kinds: Event, limit: int | None = None) -> list[dict[str, Any]]:
         """The events of a name, of these kinds or of all, latest first."""
         query = sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.id.desc()).limit(limit)
-        return self._rows(query.where(EVENTS.c.kind.in_(kinds)) if kinds else query)
+        return self.rows(query.where(EVENTS.c.kind.in_(kinds)) if kinds else query)
 
     def names(self) -> list[str]:
         """The names that have published forecasts."""
-        return [row["name"] for row in self._rows(sa.select(PUBLISHED.c.name).distinct())]
+        return [row["name"] for row in self.rows(sa.select(PUBLISHED.c.name).distinct())]
 
     def published(self, *symbols: str) -> list[dict[str, Any]]:
         """The last published forecasts of these symbols, or of all, with quantiles (199,), nearest bar first."""
@@ -232,7 +232,7 @@ class Ledger:
         )
         if symbols:
             query = query.where(PUBLISHED.c.symbol.in_(symbols))
-        rows = [row for row in self._rows(query) if row["id"] is not None]
+        rows = [row for row in self.rows(query) if row["id"] is not None]
         return [row | {"quantiles": _quantiles(row["quantiles"])} for row in rows]
 
     def settled(self, name: str, symbol: str, count: int) -> list[dict[str, Any]]:
@@ -254,7 +254,7 @@ class Ledger:
             .order_by(FORECASTS.c.target.desc())
             .limit(count)
         )
-        rows = self._rows(query)
+        rows = self.rows(query)
         return [row | {"quantiles": _quantiles(row["quantiles"])} for row in reversed(rows)]
 
     def sessions(self, name: str, since: str = "", horizon: int | None = None) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ class Ledger:
         query = sa.select(SESSIONS).where(SESSIONS.c.name == name, SESSIONS.c.target > since)
         if horizon is not None:
             query = query.where(SESSIONS.c.horizon == horizon)
-        return self._rows(query.order_by(SESSIONS.c.target))
+        return self.rows(query.order_by(SESSIONS.c.target))
 
     def last_prices(self, name: str, symbols: Sequence[str]) -> dict[str, str]:
         """By symbol, the date or time of its last recorded price, without symbols that have none."""
@@ -278,12 +278,17 @@ class Ledger:
     def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The name and the rows of each table, for an export; quantiles are lists."""
         for table in METADATA.sorted_tables:
-            rows = self._rows(sa.select(table))
+            rows = self.rows(sa.select(table))
             if table is FORECASTS:
                 rows = [row | {"quantiles": _quantiles(row["quantiles"]).tolist()} for row in rows]
             yield table.name, rows
 
-    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    def rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """The rows that a query selects, as dictionaries.
+
+        Raises:
+            LedgerError: when the ledger cannot be read.
+        """
         with self._reading() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
@@ -293,7 +298,12 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that writes, as a whole or not at all.
+
+        Raises:
+            LedgerError: when the ledger cannot be written.
+        """
         with self._errors(), self._engine.connect() as connection:
             connection = connection.execution_options(**{IMMEDIATE: True})
             with connection.begin():

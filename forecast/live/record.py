@@ -217,7 +217,7 @@ class Record(Ledger):
         """
         require_kept(levels)
         names = defaultdict(list)
-        for row in self._rows(sa.select(PUBLISHED).order_by(PUBLISHED.c.symbol, PUBLISHED.c.name)):
+        for row in self.rows(sa.select(PUBLISHED).order_by(PUBLISHED.c.symbol, PUBLISHED.c.name)):
             names[row["symbol"]].append(row["name"])
         found = [(name, symbol) for symbol in matching(text, names) for name in names[symbol]]
         return self._published(found[offset : offset + limit], levels), len(found)
@@ -235,7 +235,7 @@ class Record(Ledger):
             LedgerError: when the ledger cannot be used.
         """
         require_kept(levels)
-        names = self._rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol))
+        names = self.rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol))
         found = self._published([(row["name"], symbol) for row in names], levels)
         if not found:
             return None
@@ -252,7 +252,7 @@ class Record(Ledger):
     def symbols(self) -> list[str]:
         """The symbols with a published forecast, sorted."""
         query = sa.select(PUBLISHED.c.symbol).distinct().order_by(PUBLISHED.c.symbol)
-        return [row["symbol"] for row in self._rows(query)]
+        return [row["symbol"] for row in self.rows(query)]
 
     def add_requests(self, requests: Sequence[Mapping[str, Any]]) -> None:
         """Add answered requests to the server's sample.
@@ -263,18 +263,18 @@ class Record(Ledger):
         Raises:
             LedgerError: when the ledger cannot be written; no request is added then.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.insert(REQUESTS), requests)
 
     def publishes(self, symbol: str) -> bool:
         """Whether there is a published forecast of a symbol."""
-        return bool(self._rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol).limit(1)))
+        return bool(self.rows(sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol).limit(1)))
 
     def stamp(self) -> dict[str, Any]:
         """Values, at least one of which changes whenever the answer of ``live`` may change."""
         values = [sa.func.max(table.c.id).label(table.name) for table in (FORECASTS, SCORES, EVENTS)]
         values.append(sa.func.group_concat(PUBLISHED.c.model.distinct()).label(PUBLISHED.name))
-        (row,) = self._rows(
+        (row,) = self.rows(
             sa.select(*(sa.select(value).scalar_subquery().label(value.name) for value in values))
         )
         return row
@@ -313,7 +313,7 @@ class Record(Ledger):
         if symbol is not None:
             of_symbol = sa.select(PUBLISHED.c.name).where(PUBLISHED.c.symbol == symbol)
             query = query.where(PUBLISHED.c.name.in_(of_symbol))
-        every = self._rows(query.order_by(PUBLISHED.c.name))
+        every = self.rows(query.order_by(PUBLISHED.c.name))
         latest = every[offset : None if limit is None else offset + limit]
         if not latest:
             return [], len(every)
@@ -391,7 +391,7 @@ class Record(Ledger):
         query = sa.select(_START.c.name, sa.func.coalesce(target, _START.c.target).label("target"))
         return {
             row["name"]: _Start(row["target"], starts[row["name"]].model)
-            for row in self._rows(query.add_cte(_starting(starts)))
+            for row in self.rows(query.add_cte(_starting(starts)))
         }
 
     def _skill(self, starts: Mapping[str, _Start]) -> Mapping[str, list[Skill]]:
@@ -413,7 +413,7 @@ class Record(Ledger):
             .group_by(SESSIONS.c.name, SESSIONS.c.horizon, other.c.model)
         )
         found = defaultdict(list)
-        for row in self._rows(query):
+        for row in self.rows(query):
             found[row.pop("name")].append(Skill(**row))
         return found
 
@@ -440,7 +440,7 @@ class Record(Ledger):
             .where(SESSIONS.c.horizon == 1)
             .group_by(SESSIONS.c.name)
         )
-        return {row["name"]: row for row in self._rows(query)}
+        return {row["name"]: row for row in self.rows(query)}
 
     def _promotions(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By name, the event that made its current version current."""
@@ -460,7 +460,7 @@ class Record(Ledger):
             .where(EVENTS.c.name.in_(names), EVENTS.c.kind.in_(kinds))
             .group_by(*groups)
         )
-        return self._rows(sa.select(EVENTS).where(EVENTS.c.id.in_(last)).order_by(*groups))
+        return self.rows(sa.select(EVENTS).where(EVENTS.c.id.in_(last)).order_by(*groups))
 
     def _history(self, names: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
         """By name, the last events of its versions, latest first."""
@@ -472,7 +472,7 @@ class Record(Ledger):
         )
         latest = sa.select(ranked.c.id).where(ranked.c.place <= MOST_CHANGES)
         return _by_name(
-            self._rows(sa.select(EVENTS).where(EVENTS.c.id.in_(latest)).order_by(EVENTS.c.id.desc()))
+            self.rows(sa.select(EVENTS).where(EVENTS.c.id.in_(latest)).order_by(EVENTS.c.id.desc()))
         )
 
 
