@@ -233,7 +233,6 @@ class Session:
             self.ledger.add_event(self.name, "alarm_over", session=session, details={"alarm": kind})
         for kind in now.keys() - on.keys():
             self.ledger.add_event(self.name, "alarm", session=session, details=asdict(now[kind]))
-        for kind in now.keys() - on.keys():
             say(self.errors, f"alarm: {now[kind].text}", "red")
         self._post()
         return sorted(now)
@@ -311,19 +310,17 @@ class Session:
         if current is None:
             self.store.promote(self.name, newest.version, details={"why": "there is no other version"})
             return f"{newest.version} is promoted: there is no other version"
-        done = self.ledger.events(self.name, *DECISIONS, limit=1)
-        shadow = done[0]["version"] if done and done[0]["kind"] == "shadow" else None
-        if shadow is not None:
-            if damage := self.store.damage(self.store.version(self.name, shadow)):
-                return self._conclude(shadow, current, Verdict("kept", damage, {}), session)
-            rows = self.ledger.sessions(self.name, since=done[0]["session"] or "", horizon=1)
-            running, champion = self.store.version(self.name, shadow).sha256, current.sha256
+        if (shadow := self._shadow()) is not None:
+            if damage := self.store.damage(shadow):
+                return self._conclude(shadow.version, current, Verdict("kept", damage, {}), session)
+            (began,) = self.ledger.events(self.name, "shadow", limit=1)
+            rows = self.ledger.sessions(self.name, since=began["session"] or "", horizon=1)
             verdict_now = verdict_of_shadow(
-                [row for row in rows if row["model"] == running],
-                [row for row in rows if row["model"] == champion],
+                [row for row in rows if row["model"] == shadow.sha256],
+                [row for row in rows if row["model"] == current.sha256],
                 self.options.shadow_sessions,
             )
-            return self._conclude(shadow, current, verdict_now, session) if verdict_now else None
+            return self._conclude(shadow.version, current, verdict_now, session) if verdict_now else None
         judged = {event["version"] for event in self.ledger.events(self.name, *DECISIONS)}
         if newest.version == current.version or newest.version in judged or SCORED_FILE not in newest.files:
             return None
