@@ -6,35 +6,23 @@ import sqlite3
 import threading
 import time
 
+import live_ledger
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_ledger import DAYS, SPREAD
 
 from forecast.errors import LedgerError
 from forecast.live import ledger as ledgers
-from forecast.live.issue import Issued
 from forecast.live.ledger import Ledger
 from forecast.live.tables import METADATA
-from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import METRICS, Forecasts
-
-DAYS = [str(day) for day in np.arange("2024-01-01", "2024-06-01", dtype="datetime64[D]")]
-SPREAD = np.log(PROBABILITIES / (1 - PROBABILITIES))
 
 
 def issued(symbol="A", origin=10, horizon=1, model="model", price=100.0, width=1.0):
-    return Issued(
-        symbol=symbol,
-        origin=DAYS[origin],
-        last_price=price,
-        target=DAYS[origin + horizon],
-        horizon=horizon,
-        model=model,
-        prediction=price,
-        quantiles=price + width * SPREAD,
-    )
+    return live_ledger.issued(symbol, price, origin, horizon, model, width)
 
 
 def session(symbols=("A",), origin=10, models=("model",), prices=None, horizons=(1,)):
