@@ -14,6 +14,7 @@
     ├── AgeError                  the model is older than the user allows              exit code 1, HTTP 503
     ├── LedgerError               the ledger cannot be opened, used or written         exit code 1
     ├── StoreError                the model store lacks something, or cannot be used   exit code 1
+    ├── TrackingError             MLflow does not answer, or refuses what is logged    exit code 1
     └── StudyError                a tuning study cannot be opened, used or written     exit code 1
 
 The command line turns them into exit codes (``forecast.cli.command``) and the server into HTTP statuses
@@ -100,6 +101,10 @@ class StudyError(ForecastError):
 
 class LedgerError(ForecastError):
     """The ledger of issued forecasts cannot be opened, used or written."""
+
+
+class TrackingError(ForecastError):
+    """MLflow does not answer, or refuses what is logged."""
 
 
 class StoreError(ForecastError):
