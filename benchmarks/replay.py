@@ -154,7 +154,7 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     first = len(series) - count - 1
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
             "--num-samples", str(samples), "--no-log-prices" if (series.values <= 0).any() else "--log-prices",
-            "--calendar", series.timeline.calendar_name, "--retune-every", str(RETUNE), "--reload"]  # fmt: skip
+            "--calendar", series.timeline.calendar_name, "--retune-every", str(RETUNE)]  # fmt: skip
     choice = random.Random(seed)
     days = [day for day in range(3, count) if day % 20 > 2]
     kinds = [*KILLS, *OTHERS] * 2
@@ -458,18 +458,17 @@ def rollback(series: Series, directory: Path) -> dict[str, bool]:
     load.start()
     time.sleep(2)
     started = time.perf_counter()
-    for command in (
-        ["tune_jobs.models", "rollback", series.symbol, "--models", str(models)],
-        ["serve_app", "reload"],
-    ):
-        subprocess.run([sys.executable, "-m", *command], check=True)
-        print(f"{' '.join(command[:2])}: after {time.perf_counter() - started:.1f} s", flush=True)
-    seconds = time.perf_counter() - started
-    served = server.get(f"/model?symbol={series.symbol}")["sha256"]
+    command = ["tune_jobs.models", "rollback", series.symbol, "--models", str(models)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    print(f"the command ended after {time.perf_counter() - started:.1f} s", flush=True)
+    back = store.current(series.symbol)
+    served, seconds = "", 0.0
+    while back is not None and served != back.sha256 and seconds < 10 * ROLLBACK_BAR:
+        served = server.get(f"/model?symbol={series.symbol}")["sha256"]
+        seconds = time.perf_counter() - started
     time.sleep(2)
     load.stop()
     server.stop()
-    back = store.current(series.symbol)
     recorded = store.ledger.events(series.symbol, "rolled_back", limit=1)
     print(f"{dict(load.answers)}; {seconds:.1f} s")
     return {

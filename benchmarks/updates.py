@@ -153,6 +153,5 @@ RENEWAL_KILLS: dict[str, Callable[[], None]] = {
     "killed after renewal": partial(killed_after, sessions.Session, "_renew"),
     "killed in judging": partial(killed_before, sessions.Session, "_conclude"),
     "killed in promotion": partial(killed_before, Store, "_point_to"),
-    "killed before telling": partial(killed_before, sessions.Session, "_tell"),
 }
 """What kills an update in a session with a renewal."""

@@ -6,7 +6,6 @@ A catalog is made from the headers of the files; it loads no model.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from forecast.errors import CheckpointError, ForecastError
-from forecast.job_files import PICK_FILE
-from forecast.live.store import CURRENT, MANIFEST_FILE, Store
+from forecast.live.store import MANIFEST_FILE, Store
 from forecast.model.header import Header, read_header
 from forecast.names import did_you_mean, listed, matching
 
@@ -119,12 +117,8 @@ def read_files(place: Path) -> Iterator[ModelFile | RefusedModel]:
     """
     paths = [(path.stem, path) for path in ([place] if not place.is_dir() else sorted(place.glob("*.pt")))]
     if place.is_dir():
-        store = Store(place)
-        links = {name: store.directory(name) / CURRENT for name in store.names()}
         # A link without a target is a damaged version, and must not look like one that was taken away.
-        paths += [
-            (name, (link / PICK_FILE).resolve()) for name, link in links.items() if os.path.lexists(link)
-        ]
+        paths += [(name, path.resolve()) for name, path in Store(place).links().items()]
     if not paths:
         raise CheckpointError(
             f"{place} has no .pt file, and no promoted version of a model; put one checkpoint per symbol there, or run "

@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from forecast.config import parse_settings
+from forecast.config import from_environment, parse_settings, variable_of
 from forecast.errors import ForecastError, UsageError, spell_parameters
 from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
@@ -40,6 +40,8 @@ SERVE_LIMIT = 10_000
 and still answers health checks."""
 DRAIN_MARGIN_S = 10.0
 """Seconds a leaving replica has beyond a request's time limit: Serve sends it new requests for the first five."""
+FOLLOWING_S = 1.0
+"""Seconds between two looks at the current versions of a model store."""
 LOCAL = "local"
 """Ray's name for a cluster that starts and ends with the process."""
 
@@ -88,11 +90,19 @@ class Forecaster:
                     self._publisher.publish_forever(self._measurements, self._models, self._recorder)
                 ),
                 asyncio.create_task(self._publisher.read_forever(self._ledger)),
+                asyncio.create_task(self._follow_forever()),
             ]
         elif before != self._asked_for:
             # Serve also calls this when it renumbers replicas: a file changed in the meantime waits for `reload`.
             self._count(await self._models.replace(self._asked_for))
         write_log()
+
+    async def _follow_forever(self) -> None:
+        """Serve the versions that become current in a model store."""
+        while True:
+            await asyncio.sleep(FOLLOWING_S)
+            if (outcome := await self._models.follow()) is not None:
+                self._count(outcome)
 
     async def reload(self) -> ReloadOutcome:
         """Load the served checkpoint again because its file has changed, for ``python -m serve_app reload``."""
@@ -117,21 +127,28 @@ def app(args: dict[str, Any]) -> Application:
     Args:
         args: the ``name=value`` arguments of ``serve run``, or ``args`` of a Serve config file: the fields of
             ``ServeOptions``. They are validated here and not by Ray Serve, so that a mistake is reported in one line.
+            An option that is not among them comes from its environment variable.
 
     Raises:
         click.ClickException: when the checkpoint cannot be used or the cluster lacks the resources; the message is one
             line, which the Serve command prints before it exits with 1. Likewise when ``serve run`` would start a
             cluster whose port is taken.
     """
+    given = from_environment(ServeOptions) | args
+
+    def spell(name: str, value: str | None) -> str:
+        from_variable = value is None and name in given and name not in args
+        return variable_of(name) if from_variable else _as_argument(name, value)
+
     try:
-        application = build(parse_settings(ServeOptions, args))
+        application = build(parse_settings(ServeOptions, given))
         if starts_cluster():
             http = HTTPOptions()
             require_free_port(http.host or "", http.port)
             set_internal_ports(http.port)
         return application
     except ForecastError as error:
-        raise click.ClickException(spell_parameters(str(error), _as_argument)) from None
+        raise click.ClickException(spell_parameters(str(error), spell)) from None
 
 
 def _as_argument(name: str, value: str | None) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forecast.errors import ForecastError
+from forecast.live.store import Store
 from forecast.names import MOST_NAMES, listed
 from serve_app.cache import LoadedFile, ModelCache
 from serve_app.catalog import Catalog, ModelFile, RefusedModel
@@ -63,6 +64,7 @@ class Models:
         self._loading = ThreadPoolExecutor(1, "loading")
         self.catalog, self._cache = Catalog(), self._empty_cache()
         self.refusal: Refusal | None = None
+        self._links: dict[str, Path] = {}
 
     def _empty_cache(self) -> ModelCache:
         return ModelCache(self._engines, self._cache_mb, self._loading)
@@ -82,6 +84,8 @@ class Models:
         """
         async with self._one_at_a_time:
             place, loop = checkpoint or self.checkpoint, asyncio.get_running_loop()
+            # Read before the files: a link that changes in the meantime is then found to have changed.
+            self._links = await loop.run_in_executor(self._loading, Store(Path(place)).links)
             catalog = await loop.run_in_executor(self._loading, Catalog.read, Path(place))
             cache = self._empty_cache()
             await self._load_those_in_use(catalog, cache)
@@ -145,6 +149,12 @@ class Models:
         logger.info("serving %s instead of %s", _described(after), _described(before))
         unusable = tuple(str(refused.error()) for refused in self.catalog.refused.values())
         return ReloadOutcome(after, len(self.catalog.by_symbol), unusable)
+
+    async def follow(self) -> ReloadOutcome | None:
+        """Call ``replace`` if other versions have become current in a model store since the last attempt to load."""
+        loop = asyncio.get_running_loop()
+        links = await loop.run_in_executor(self._loading, Store(Path(self.checkpoint)).links)
+        return None if links == self._links else await self.replace()
 
     @property
     def loaded(self) -> Iterator[ServedModel]:

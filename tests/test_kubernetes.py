@@ -1,7 +1,6 @@
 """The manifests: the parts that Kubernetes' schemas, Ray and this project can check, and the settings that they must
 keep."""
 
-import re
 from importlib.metadata import version
 
 import kubernetes_validate
@@ -14,7 +13,6 @@ from ray.serve.schema import ServeDeploySchema
 
 from forecast.config import parse_settings
 from forecast.version import installed_version
-from serve_app.__main__ import build_parser as build_serve_parser
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from tune_jobs.options import TuneOptions
@@ -31,6 +29,8 @@ UPDATE = {
     document["kind"]: document for document in yaml.safe_load_all((MANIFESTS / "cronjob.yaml").read_text())
 }
 """What the update needs, by kind."""
+KUBERNETES = "1.34"
+"""The version whose schemas check the manifests."""
 POD = UPDATE["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
 CLUSTERS = [
     SERVICE["spec"]["rayClusterConfig"],
@@ -82,9 +82,7 @@ def mounted(container, pod):
     ids=lambda manifest: manifest["kind"],
 )
 def test_kubernetes_schemas_accept_everything_outside_of_kuberay(manifest):
-    (client,) = POD["spec"]["containers"]
-    cluster_version = re.search(r":v(\d+\.\d+)\.", client["image"])[1]
-    kubernetes_validate.validate({"metadata": {"name": "pod"}, **manifest}, cluster_version, strict=True)
+    kubernetes_validate.validate({"metadata": {"name": "pod"}, **manifest}, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("service", [SERVICE, MODELS], ids=["service", "models"])
@@ -134,7 +132,7 @@ def test_the_jobs_command_is_one_that_there_is():
 
 
 def test_the_update_is_a_command_that_there_is_and_its_models_are_those_of_the_server():
-    (update,) = POD["spec"]["initContainers"]
+    (update,) = POD["spec"]["containers"]
     assert update["args"][:3] == ["python", "-m", "tune_jobs.update"]
     options = parse_settings(UpdateOptions, vars(build_update_parser().parse_args(update["args"][3:])))
     # Another source falls back on prices that are years old.
@@ -162,32 +160,11 @@ def test_the_users_of_the_ledger_are_on_one_node_and_one_update_runs_at_a_time()
         assert near["topologyKey"] == "kubernetes.io/hostname"
 
 
-def test_the_update_tells_the_server_and_only_the_step_that_does_may():
-    (update,), (client,) = POD["spec"]["initContainers"], POD["spec"]["containers"]
-    assert client["args"][:2] == ["exec", f"service/{MODELS['metadata']['name']}-head-svc"]
-    given = client["args"][client["args"].index("--") + 1 :]
-    assert given[:3] == ["python", "-m", "serve_app"]
-    asked = vars(build_serve_parser().parse_args(given[3:]))
-    (application,) = yaml.safe_load(MODELS["spec"]["serveConfigV2"])["applications"]
-    assert (asked["command"], asked["app"]) == ("reload", application["name"])
-    assert f"--container={containers(CLUSTERS[2])[0]['name']}" in client["args"]
-    (allowed,) = [rule for rule in UPDATE["Role"]["rules"] if "services" in rule["resources"]]
-    assert allowed["resourceNames"] == [client["args"][1].partition("/")[2]]
-    assert not POD["spec"]["automountServiceAccountToken"]
-    token = {
-        "name": "account",
-        "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
-        "readOnly": True,
-    }
-    assert client["volumeMounts"] == [token]
-    assert token["mountPath"] not in [mount["mountPath"] for mount in update["volumeMounts"]]
-
-
 def test_the_update_is_confined_and_runs_the_image_of_this_version():
     assert POD["spec"]["securityContext"] == groups(CLUSTERS[2])[0]["template"]["spec"]["securityContext"]
-    (update,), (client,) = POD["spec"]["initContainers"], POD["spec"]["containers"]
-    for container in (update, client):
-        assert container["securityContext"] == CONFINED
+    (update,) = POD["spec"]["containers"]
+    assert update["securityContext"] == CONFINED
+    assert not POD["spec"]["automountServiceAccountToken"]
     assert update["image"] == f"pareto-price-forecaster:{installed_version()}"
     assert {"name": "shm", "mountPath": "/dev/shm"} in update["volumeMounts"]
 

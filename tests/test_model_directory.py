@@ -59,7 +59,7 @@ def loaded(client):
 
 def test_a_header_read_without_the_weights_is_that_of_the_loaded_checkpoint(tiny_checkpoint, monkeypatch):
     whole = Header.of(Predictor(tiny_checkpoint, "cpu").whole)
-    monkeypatch.delattr("forecast.model.header.load_checkpoint")  # which reads the weights
+    monkeypatch.delattr("forecast.model.header.load_card")  # which reads the weights
     assert read_header(tiny_checkpoint) == whole
     assert whole == Header(("BTC-USD",), False, ("Close",), 20, 251)
 
@@ -316,7 +316,7 @@ def store(tiny_result, tmp_path):
     return store
 
 
-def test_a_model_store_serves_the_current_versions_and_a_reload_those_promoted_since(store):
+def test_a_model_store_serves_the_current_versions_and_follows_their_changes(store):
     with serving(store.root) as client:
         models, versions = client.service.models, {name: store.versions(name) for name in store.names()}
         listed = client.get("/models").json()["models"]
@@ -328,16 +328,15 @@ def test_a_model_store_serves_the_current_versions_and_a_reload_those_promoted_s
             assert about["checkpoint_path"] == str(store.checkpoint(name, first.version))
             before[name] = ask(client, name).json()["prediction"]
         kept = asyncio.run(models.choose("EUR/USD"))
+        assert asyncio.run(models.follow()) is None
         store.promote("^GSPC", versions["^GSPC"][1].version)
-        # Until the reload, whether the model is loaded or not.
-        assert ask(client, "^GSPC").json()["prediction"] == before["^GSPC"]
-        outcome = asyncio.run(models.replace())
+        outcome = asyncio.run(models.follow())
         assert outcome.refused is None
         assert outcome.versions["^GSPC"] == versions["^GSPC"][1].sha256
         assert asyncio.run(models.choose("EUR/USD")) is kept
         assert ask(client, "^GSPC").json()["prediction"] != before["^GSPC"]
         store.rollback("^GSPC")
-        asyncio.run(models.replace())
+        asyncio.run(models.follow())
         assert ask(client, "^GSPC").json()["prediction"] == before["^GSPC"]
         lines = {line["symbol"]: line for line in client.get("/models").json()["models"]}
         assert lines["^GSPC"]["version"] == versions["^GSPC"][0].version
@@ -348,8 +347,9 @@ def test_a_damaged_version_is_refused_by_its_models_name_and_leaves_the_others_a
         assert [ask(client, name).status_code for name in store.names()] == [200, 200]
         (store.directory("EUR/USD") / CURRENT).unlink()
         (store.directory("EUR/USD") / CURRENT).symlink_to("gone")
-        assert "EUR/USD cannot be used" in asyncio.run(client.service.models.replace()).refused
+        assert "EUR/USD cannot be used" in asyncio.run(client.service.models.follow()).refused
         assert ask(client, "EUR/USD").status_code == 200
+        assert asyncio.run(client.service.models.follow()) is None, "a refused version is tried once"
     with serving(store.root) as client:
         assert [line["symbol"] for line in client.get("/models").json()["unusable"]] == ["EUR/USD"]
         assert [ask(client, name).status_code for name in store.names()] == [503, 200]

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from live_ledger import DAYS, live
+from live_ledger import DAYS, issued, live
 
 from forecast.errors import LevelError
-from forecast.live.record import MOST_CHANGES, Published, Record, Step
+from forecast.live.record import MOST_CHANGES, Published, Record
+from forecast.prices.calendars import BarGrid
+from forecast.prices.timeline import Timeline
 from forecast.scores.sequential import coverage_bounds
 
 
@@ -165,7 +167,7 @@ def test_a_record_has_its_versions_and_the_alarms_that_are_on(record):
         record.add_event("A", "added", version=f"v{number}")
     record.add_event("A", "promoted", version="v1", session=DAYS[3], details={"why": "better"})
     record.add_event("A", "kept", version="v2", details={"why": "worse"})
-    record.add_event("A", "told", version="v1")
+    record.add_event("A", "notified", details={"event": 1})
     record.add_event("B", "promoted", version="w")
     for kind, alarm in (
         ("alarm", "calibration"),
@@ -189,19 +191,29 @@ def test_a_record_has_its_versions_and_the_alarms_that_are_on(record):
     assert found.known_alarms == ["calibration", "model_old", "worse_than_GARCH"]
 
 
+HOURS = Timeline("1h", "XNYS", BarGrid(3600))
+
+
 @pytest.mark.parametrize(
-    ("origin", "targets", "now", "age"),
+    ("timeline", "origin", "now", "age"),
     [
-        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-01-08T23:59", 0),
-        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-01-09T00:00", 1),
-        ("2024-01-05", ("2024-01-08", "2024-01-09", "2024-01-12"), "2024-03-01T00:00", 3),
-        ("2024-01-05", ("2024-01-12", "2024-01-19"), "2024-03-01T00:00", None),
-        ("2024-01-05T10:00:00-05:00", ("2024-01-05T11:00:00-05:00",), "2024-01-05T16:59", 0),
-        ("2024-01-05T10:00:00-05:00", ("2024-01-05T11:00:00-05:00",), "2024-01-05T17:00", 1),
+        # A Friday; the exchange closes at 21:00 UTC, and is closed on the 15th, a holiday.
+        (Timeline("1d", "XNYS"), "2024-01-05", "2024-01-08T20:59", 0),
+        (Timeline("1d", "XNYS"), "2024-01-05", "2024-01-08T21:00", 1),
+        (Timeline("1d", "XNYS"), "2024-01-05", "2024-01-16T22:00", 6),
+        (Timeline("1d", "24/7"), "2024-01-05", "2024-01-06T23:59", 0),
+        (Timeline("1d", "24/7"), "2024-01-05", "2024-03-05T00:00", 59),
+        (Timeline("1wk", "XNYS"), "2024-01-01", "2024-01-12T20:59", 0),
+        (Timeline("1wk", "XNYS"), "2024-01-01", "2024-01-19T22:00", 2),
+        (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-05T17:29", 0),
+        (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-05T17:30", 1),
+        (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-08T16:00", 6),
+        (Timeline("1d", "XNYS"), "1700-01-05", "2024-01-08T21:00", None),
+        (None, "2024-01-05", "2024-01-08T21:00", None),
     ],
 )
-def test_the_age_of_a_forecast_is_the_number_of_its_bars_that_have_ended(
-    monkeypatch, origin, targets, now, age
+def test_the_age_of_a_forecast_is_the_number_of_bars_that_have_ended_since_its_origin(
+    monkeypatch, timeline, origin, now, age
 ):
     class Clock(dt.datetime):
         @classmethod
@@ -209,10 +221,27 @@ def test_the_age_of_a_forecast_is_the_number_of_its_bars_that_have_ended(
             return cls.fromisoformat(now).replace(tzinfo=zone)
 
     monkeypatch.setattr("forecast.live.record.dt.datetime", Clock)
-    steps = [Step(target, horizon + 1, 1.0, []) for horizon, target in enumerate(targets)]
-    forecast = Published("A", "A", "a", origin, 1.0, "2024-01-05T18:00:00+00:00", steps)
+    forecast = Published("A", "A", "a", origin, 1.0, "2024-01-05T18:00:00+00:00", [], timeline=timeline)
     assert forecast.age_sessions == age
     assert forecast.age_seconds == (Clock.now(dt.UTC) - Clock(2024, 1, 5, 18, tzinfo=dt.UTC)).total_seconds()
+
+
+def test_of_two_models_that_published_a_session_the_later_one_counts_once(record):
+    prices = live(record, "A", ["A"], [("a", 6)])["A"]
+    # A version that is promoted by hand forecasts the last sessions again.
+    for origin in (24, 25):
+        record.issue("A", {"champion": [issued("A", float(prices[origin]), origin, 1, "b", 0.5)]})
+        record.settle("A", {"A": (DAYS[: origin + 2], prices[: origin + 2])})
+    ((every,), _) = record.live(sessions=400)
+    assert (every.sessions, every.last, every.coverage[0].prices) == (6, DAYS[26], 6)
+    ((last,), _) = record.live(sessions=3)
+    assert (last.sessions, last.first) == (3, DAYS[24])
+    own, _ = rows_of(record, "A", 1, "b")
+    assert last.coverage[0].inside == own[0]["inside_50"] + own[1]["inside_50"] + next(
+        row["inside_50"] for row in rows_of(record, "A", 1, "a")[0] if row["target"] == DAYS[24]
+    )
+    assert [step.target for step in record.forecast("A", [0.9], settled=10).settled] == DAYS[21:27]
+    assert [row["model"] for row in record.settled("A", "A", 3)] == ["a", "b", "b"]
 
 
 def test_reading_a_ledger_needs_no_torch():

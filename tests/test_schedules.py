@@ -10,7 +10,6 @@ import pytest
 from image import ROOT
 
 from forecast.config import parse_settings
-from serve_app.__main__ import build_parser as build_serve_parser
 from tune_jobs.update import build_parser
 from tune_jobs.update_options import UpdateOptions
 
@@ -35,10 +34,9 @@ def test_the_crontab_runs_updates_that_there_are():
         assert command.startswith(f"cd {HOME} && .venv/bin/python -m tune_jobs.update ")
         options = options_of(command)
         # Another source falls back on prices that are years old.
-        assert (options.source, options.reload, options.quiet) == ("yahoo", True, True)
+        assert (options.source, options.quiet) == ("yahoo", True)
     assert [options_of(command).store_name for _, _, command in (active, stocks)] == ["BTC-USD", "stocks"]
-    told = re.search(r"-m serve_app (\w+)$", compose[2])[1]
-    assert build_serve_parser().parse_args([told]).command == "reload"
+    assert compose[2].endswith("docker compose run --rm -T update")
     # Cron passes over a file with a dot in its name, a last line without an end, and what follows a percent sign.
     assert "." not in CRON.name
     assert CRON.read_text().endswith("\n")
@@ -62,7 +60,7 @@ def test_cron_accepts_the_crontab(tmp_path):
 def test_the_unit_runs_an_update_that_there_is_where_it_may_write():
     text = UNITS[0].read_text()
     options = options_of(re.search(r"^ExecStart=(.*)$", text, re.M)[1])
-    assert (options.source, options.reload, options.quiet) == ("yahoo", True, True)
+    assert (options.source, options.quiet) == ("yahoo", True)
     state = re.search(r"^StateDirectory=(.*)$", text, re.M)[1]
     assert str(options.models).startswith(f"/var/lib/{state}/")
     assert "ProtectSystem=strict" in text

@@ -1,4 +1,4 @@
-"""The work of one session for the models of one name: fetch, score, renew, judge, promote, forecast, reload.
+"""The work of one session for the models of one name: fetch, score, renew, judge, promote, forecast.
 
 Each step records its result in one transaction or by one rename. The next run repeats a step that was interrupted.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -67,7 +65,6 @@ class Outcome:
             bound of the interval of 90 %.
         left_out: the reason, by symbol, for each missing forecast of the model or of a baseline.
         alarms: the alarms that are on.
-        told: whether a running server was reloaded with a new current version.
     """
 
     name: str
@@ -81,14 +78,11 @@ class Outcome:
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
-    told: bool = False
 
     @property
     def nothing_new(self) -> bool:
         """Whether the run changed nothing."""
-        return not (
-            self.new_prices or self.scored or self.added or self.decision or self.published or self.told
-        )
+        return not (self.new_prices or self.scored or self.added or self.decision or self.published)
 
 
 class Session:
@@ -141,7 +135,6 @@ class Session:
                 failed = error  # Whatever it is, the current model still forecasts.
         outcome.decision = self._decide(prices, current, outcome.session)
         self._forecast(prices, outcome)
-        outcome.told = self._tell()
         if failed is not None:
             raise failed
         return outcome
@@ -393,26 +386,6 @@ class Session:
             if last and last[0]["kind"] == "shadow"
             else None
         )
-
-    def _tell(self) -> bool:
-        """Reload a running server once for each new current version; return whether this was done."""
-        current = self.store.current(self.name)
-        told = self.ledger.events(self.name, "told", limit=1)
-        if not self.options.reload or current is None or (told and told[0]["version"] == current.version):
-            return False
-        done = subprocess.run(
-            [sys.executable, "-m", "serve_app", "reload", "--app", self.options.app],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-            line = f"warning: the server was not reloaded with {current.version} ({reason}); the next run tries again"
-            say(self.errors, line, "yellow")
-            return False
-        self.ledger.add_event(self.name, "told", version=current.version)
-        return True
 
 
 def _sessions_of(prices: Mapping[str, Series]) -> Dates:

@@ -28,10 +28,10 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m tune_jobs.update",
         description="Update the forecasts after a session: fetch the prices, score the published forecasts whose "
-        "prices have arrived, train a challenger when one is due, promote it or keep the current version, publish the "
-        "next forecasts, and reload a running server. Run this command after each session, for example from cron. It "
-        "may also run twice, late or after a week: it does the work that is due, and completes an interrupted run. "
-        "The first run tunes the first model.",
+        "prices have arrived, train a challenger when one is due, promote it or keep the current version, and publish "
+        "the next forecasts. A running server follows. Run this command after each session, for example from cron. "
+        "It may also run twice, late or after a week: it does the work that is due, and completes an interrupted "
+        "run. The first run tunes the first model.",
         epilog=EXAMPLES,
     )
     add_options(parser, UpdateOptions)
@@ -75,8 +75,6 @@ def described(outcome: Outcome) -> list[str]:
     for each in outcome.forecasts:
         prediction, lower, upper = (value_text(each[name]) for name in ("prediction", "lower", "upper"))
         lines.append(f"    {each['target']}: {prediction} (90 %: {lower} to {upper})")
-    if outcome.told:
-        lines.append("  reloaded the server")
     return [*lines, *_left_out(outcome)]
 
 

@@ -53,13 +53,10 @@ class UpdateOptions(SearchOptions):
         2, ge=0, description="number of sessions whose prices the source may lack; above it, an alarm is on"
     )
     notify: str | None = Field(
-        None, pattern=r"^https?://\S+$", description="address to which each new alarm is posted as JSON"
+        None,
+        pattern=r"^https?://\S+$",
+        description="address (https:// or http://) to which each new alarm is posted as JSON",
     )
-    reload: bool = Field(
-        False,
-        description="reload the server on this machine's Ray cluster when the current version has changed",
-    )
-    app: str = Field("default", min_length=1, description="name of the server's application")
 
     @field_validator("horizons")
     @classmethod

@@ -156,6 +156,17 @@ class Store:
             return None
         return self.version(name, version)
 
+    def links(self) -> dict[str, Path]:
+        """The checkpoint that the link ``current`` of each name leads to, by name, whether it is there or not."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.root) as entries:
+            for entry in entries:
+                # Names without versions are few, and a server reads all links every second.
+                with contextlib.suppress(OSError):
+                    version = Path(entry.path, CURRENT).readlink()
+                    found[unquote(entry.name)] = Path(entry.path, version, PICK_FILE)
+        return dict(sorted(found.items()))
+
     def checkpoint(self, name: str, version: str) -> Path:
         """The served checkpoint of a version; errors as ``path``."""
         return self.path(name, version) / PICK_FILE
