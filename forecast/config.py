@@ -8,10 +8,13 @@ from them.
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
+import types
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,9 +25,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from forecast.errors import AgeError, UsageError
-from forecast.names import plain_name, split_names
+from forecast.names import did_you_mean, plain_name, split_names
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Target = Literal["residual", "level"]
@@ -281,28 +285,100 @@ class AgeOptions(Config):
         return complaint
 
 
-def parse_settings(settings: type[Settings], given: dict[str, Any]) -> Settings:
+def options_of(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of ``settings`` by the names that users write: ``json`` for ``json_output``."""
+    return {field.alias or name: field for name, field in settings.model_fields.items()}
+
+
+def kind_of(field: FieldInfo) -> Any:
+    """The type of a field's values, without None."""
+    if get_origin(field.annotation) in (Union, types.UnionType):
+        return next(kind for kind in get_args(field.annotation) if kind is not type(None))
+    return field.annotation
+
+
+def from_text(field: FieldInfo, text: str) -> Any:
+    """The value of an option that stands in one text: names or numbers of a list are separated by commas."""
+    return split_names(text) if get_origin(kind_of(field)) in (list, tuple) else text
+
+
+def variable_of(option: str) -> str:
+    """The environment variable of an option, by the one rule that there is: ``FORECAST_`` and its name."""
+    return f"FORECAST_{option.upper()}"
+
+
+def from_environment(settings: type[BaseModel]) -> dict[str, Any]:
+    """The options of ``settings`` that environment variables give (``variable_of``); an empty variable gives none."""
+    given = {name: os.environ.get(variable_of(name)) for name in options_of(settings)}
+    return {name: from_text(options_of(settings)[name], text) for name, text in given.items() if text}
+
+
+def parse_settings(settings: type[Settings], given: Mapping[str, Any]) -> Settings:
     """Validate ``given`` (field name to value, as text or as an object) as ``settings``.
 
     Raises:
-        UsageError: for the first invalid field; names the parameter, the value and the reason.
+        UsageError: for the first invalid field; names the parameter, the value and the remedy.
     """
     try:
         return settings.model_validate(given)
     except ValidationError as error:
-        raise UsageError(_first_problem(error)) from None
+        raise UsageError(_first_problem(error, options_of(settings))) from None
 
 
-def _first_problem(error: ValidationError) -> str:
+REMEDIES = {
+    "int": "give a whole number",
+    "float": "give a number",
+    "finite": "give a finite number",
+    "bool": "give true or false",
+    "date": "give a date such as 2024-01-31",
+    "string": "give one text",
+    "path": "give one path",
+    "tuple": "give a list",
+    "list": "give a list",
+}
+"""What to give instead of a value of the wrong type, by the first word of pydantic's name for the error."""
+LIMITS = {
+    "greater_than": "give a number greater than {gt}",
+    "greater_than_equal": "give at least {ge}",
+    "less_than": "give a number less than {lt}",
+    "less_than_equal": "give at most {le}",
+    "too_short": "give at least {min_length}",
+    "string_too_short": "give a text that is not empty",
+}
+"""What to give instead of a value beyond a limit, by pydantic's name for the error."""
+
+
+def _first_problem(error: ValidationError, options: Mapping[str, FieldInfo]) -> str:
     first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
-        return message
-    parameter = f"`{first['loc'][0]}`"
+        return first["msg"].removeprefix("Value error, ")
+    name = str(first["loc"][0])
+    parameter = f"`{name}`"
     if first["type"] == "extra_forbidden":
-        return f"{parameter}: no such option"
+        hint = did_you_mean(name, options, most=1)
+        return f"{parameter}: no such option" + (f"; {hint}" if hint else "")
     if len(first["loc"]) > 1:
         parameter += f" (number {int(first['loc'][1]) + 1})"
     if first["type"] == "missing":
-        return f"{parameter}: too few values"
-    return f"{parameter} {first['input']}: {message[0].lower()}{message[1:]}"
+        return f"{parameter}: give a value"
+    value = first["input"]
+    shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"{parameter}{shown and ' '}{shown}: {_remedy(dict(first), options[name])}"
+
+
+def _remedy(problem: dict[str, Any], field: FieldInfo) -> str:
+    kind = problem["type"]
+    context = {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in problem.get("ctx", {}).items()
+    }
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        hint = did_you_mean(str(problem["input"]), choices, most=1)
+        return f"choose from {', '.join(choices)}" + (f"; {hint}" if hint else "")
+    if kind == "string_pattern_mismatch":
+        return f"expected: {field.description}"
+    if kind in LIMITS:
+        return LIMITS[kind].format_map(context)
+    message = problem["msg"].removeprefix("Value error, ")
+    return REMEDIES.get(kind.partition("_")[0], f"{message[0].lower()}{message[1:]}")

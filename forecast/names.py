@@ -42,8 +42,12 @@ def matching(text: str, names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if wanted in name.casefold()), key=rank)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Ask whether one of the known names that are most like a name, in any case, was meant; None where none is."""
+def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str | None:
+    """Ask whether one of the known names that are most like a name, in any case, was meant; None where none is.
+
+    Args:
+        most: largest number of names to ask about.
+    """
     written = {each.upper(): each for each in known}
-    close = difflib.get_close_matches(name.upper(), written, n=3)
+    close = difflib.get_close_matches(name.upper(), written, n=most)
     return f"did you mean {' or '.join(written[each] for each in close)}?" if close else None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, run
+from forecast.cli.command import Parser, add_options, run
+from forecast.cli.interrupts import EXIT_INTERRUPTED
 from forecast.config import parse_settings
 from forecast.names import MOST_NAMES
 from serve_app.flags import current_flags
@@ -38,6 +39,7 @@ RUN_EXAMPLES = """\
 examples:
   python -m serve_app run --checkpoint model.pt
   python -m serve_app run --host 0.0.0.0 --port 9010 --replicas 2 --require-api-key
+other commands: python -m serve_app reload, python -m serve_app flags
 """
 
 
@@ -61,6 +63,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,reload,flags}")
     command = commands.add_parser(
         "run",
+        prog="python -m serve_app run",
         help="serve in the foreground, on any port, until SIGINT or SIGTERM",
         description="Serve in the foreground, like `serve run serve_app:app`, but on any host and port. SIGTERM ends "
         "it like Ctrl-C: replicas first get time to finish their requests.",

@@ -1,8 +1,10 @@
-"""The options of the serving application: ``name=value`` of ``serve run``, or ``args`` in a Serve config."""
+"""The options of the serving application: ``name=value`` of ``serve run``, or ``args`` in a Serve config.
+
+An option that these leave out comes from its environment variable (``forecast.config.from_environment``).
+"""
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -11,7 +13,6 @@ from forecast.config import AgeOptions
 from forecast.names import split_names
 
 DEFAULT_CHECKPOINT = "artifacts/best_pareto_lstm.pt"
-CHECKPOINT_VARIABLE = "FORECAST_CHECKPOINT"
 DEFAULT_APP = "default"
 """Serve's name for an application when ``serve run`` is not given one."""
 API_KEY_VARIABLE = "FORECAST_API_KEY"
@@ -29,10 +30,9 @@ class ServeOptions(AgeOptions):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str = Field(
-        default_factory=lambda: os.environ.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT),
+        DEFAULT_CHECKPOINT,
         min_length=1,
-        description="checkpoint to serve, a directory of checkpoints of different symbols, or a model store (unless "
-        f"given, {CHECKPOINT_VARIABLE} or {DEFAULT_CHECKPOINT})",
+        description="checkpoint to serve, a directory of checkpoints of different symbols, or a model store",
     )
     ledger: str | None = Field(
         None,

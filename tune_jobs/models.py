@@ -13,6 +13,7 @@ from pydantic import Field
 
 from forecast.atomic import write_atomically
 from forecast.cli.command import Parser, add_options, leave, run
+from forecast.cli.forms import as_typed
 from forecast.config import Config, parse_settings
 from forecast.errors import StoreError
 from forecast.job_files import PICK_FILE
@@ -39,22 +40,22 @@ class StoreOptions(Config):
     json_output: bool = Field(False, alias="json", description="print JSON instead of tables")
 
 
-NAME = ("name", "name of the model in the store")
-COMMANDS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+NAME = ("name", "name of the model in the store", str)
+COMMANDS: dict[str, tuple[str, tuple[tuple[str, str, type], ...]]] = {
     "list": ("list the models with their current versions, last sessions and alarms", ()),
     "show": ("show the events of a model: versions, promotions, alarms", (NAME,)),
     "add": (
         "add a finished job as a version",
-        (NAME, ("job", "output directory of the job; its files are copied")),
+        (NAME, ("job", "output directory of the job; its files are copied", Path)),
     ),
     "promote": (
         "make a version the current version, which is served",
-        (NAME, ("version", "the version; `show` lists them")),
+        (NAME, ("version", "the version; `show` lists them", str)),
     ),
     "rollback": ("return to the previous current version", (NAME,)),
     "export": (
         "write the ledger's tables as Parquet files",
-        (("output", "directory for one file per table"),),
+        (("output", "directory for one file per table", Path),),
     ),
 }
 """The description of each command, and its arguments."""
@@ -64,15 +65,15 @@ def build_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="python -m tune_jobs.models",
-        description="Inspect the model store and its ledger, and change the current version of a model. After a "
-        "change, run `python -m serve_app reload` for a running server.",
+        description="Inspect the model store and its ledger, and change the current version of a model, "
+        "which a running server then serves within seconds.",
         epilog=EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     for name, (text, arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        for argument, meaning in arguments:
-            command.add_argument(argument, help=meaning)
+        for argument, meaning, kind in arguments:
+            command.add_argument(argument, help=meaning, type=kind)
         add_options(command, StoreOptions)
     return parser
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command, and return the exit code."""
     given = vars(build_parser().parse_args(argv))
     command = given.pop("command")
-    arguments = [given.pop(name) for name, _ in COMMANDS[command][1]]
+    arguments = [given.pop(name) for name, _, _ in COMMANDS[command][1]]
     options = parse_settings(StoreOptions, given)
     # Imported here so that --help does not wait for SQLAlchemy.
     from forecast.live.store import Store
@@ -101,23 +102,23 @@ def main(argv: Sequence[str]) -> int:
             store.complete(name)
             print(f"{name}: {store.rollback(name, {'why': 'by hand'})} is the current version again")
     elif command == "export":
-        _export(store, Path(arguments[0]))
+        _export(store, *arguments)
     else:
         rows = _overview(store) if command == "list" else _history(store, *arguments)
         print(json.dumps(rows, indent=2) if options.json_output else _table(rows))
     return 0
 
 
-def _add(store: Store, name: str, job: str) -> None:
+def _add(store: Store, name: str, job: Path) -> None:
     """Add a job's files as a version."""
     from forecast.live.judge import seen_until
     from forecast.model.checkpoint import load_checkpoint
 
-    last = seen_until(load_checkpoint(Path(job) / PICK_FILE))
+    last = seen_until(load_checkpoint(job / PICK_FILE))
     if last is None:
         raise StoreError(f"the checkpoint in {job} does not name its last training row; tune the model again")
     with store.lock(name):
-        added = store.add(name, Path(job), last)
+        added = store.add(name, job, last)
     print(f"{name}: added {added.version}; `promote` makes it the current version")
 
 
@@ -178,7 +179,7 @@ def _history(store: Store, name: str) -> list[dict[str, Any]]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a plain table, as wide as its cells."""
     if not rows:
-        return "no models yet; `python -m tune_jobs.update` creates the first one"
+        return as_typed("no models yet; `python -m tune_jobs.update` creates the first one")
     names = list(rows[0])
     cells = [names, *([str(row[name] if row[name] is not None else "") for name in names] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]

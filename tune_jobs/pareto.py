@@ -1,28 +1,16 @@
 """The tuning command: ``python -m tune_jobs.pareto``."""
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
-from typing import NoReturn
 
-
-def _end_at_once(*_: object) -> NoReturn:
-    os.write(2, b"interrupted\n")
-    os._exit(130)
-
+from forecast.cli.interrupts import EXIT_INTERRUPTED, end_at_once
 
 if __name__ == "__main__":
     # The other imports take long enough to be interrupted; ``run`` takes over after them.
-    on_sigint = signal.getsignal(signal.SIGINT)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _end_at_once)
+    end_at_once()
 
-from forecast.cli.command import EXIT_INTERRUPTED, Parser, add_options, leave, run
+from forecast.cli.command import Parser, add_options, leave, run
 from forecast.config import parse_settings
 from tune_jobs.options import TuneOptions
 from tune_jobs.startup import cluster_beside, only_imports
@@ -62,5 +50,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, on_sigint)
     leave(run(main))

@@ -13,15 +13,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from forecast.cli.forms import PROGRAM, is_short_form
 from forecast.job_files import PICK_FILE, REPORT_FILE, SCORED_FILE
 from forecast.pages.describe import WIDTH_DIGITS
 from forecast.scores.distribution import MAIN_LEVEL
 from forecast.scores.metrics import label, value_text
+from tune_jobs.databases import database_of
 from tune_jobs.final import FinalModels
 from tune_jobs.luck import Luck
 from tune_jobs.options import TuneOptions
 from tune_jobs.selection import ScoredPoint
-from tune_jobs.study import STUDY_FILE
 
 SHORT = {"validation": "val.", "test": "test"}
 UNLIMITED = 1000
@@ -199,16 +200,21 @@ def strategy_line(options: TuneOptions) -> str:
 
 def next_commands(options: TuneOptions) -> dict[str, str]:
     """Return commands for a job's files by purpose; those after ``activate`` need the environment to be active."""
+    pick = shlex.quote(str(options.output_dir / PICK_FILE))
+    look = {"look": database_of(options).dashboard}
+    if is_short_form():
+        return {
+            "forecast": f"{PROGRAM} infer --checkpoint {pick}",
+            "serve": f"{PROGRAM} serve --checkpoint {pick}",
+        } | look
     scripts = Path(sys.prefix, "bin")
     activated = sys.prefix == sys.base_prefix or str(scripts) in os.environ.get("PATH", "").split(os.pathsep)
     activate = {} if activated else {"activate": f"source {shlex.quote(_short(scripts / 'activate'))}"}
-    pick = shlex.quote(str(options.output_dir / PICK_FILE))
-    study = shlex.quote(f"sqlite:///{options.output_dir / STUDY_FILE}")
-    return activate | {
+    own = {
         "forecast": f"python -m forecast infer --checkpoint {pick}",
         "serve": f"serve run serve_app:app checkpoint={pick}",
-        "look": f"optuna-dashboard {study}",
     }
+    return activate | own | look
 
 
 def _short(path: Path) -> str:

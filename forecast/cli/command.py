@@ -1,7 +1,8 @@
 """Command lines built from settings classes, and the place where errors become exit codes.
 
 An option is defined once, as a field of a ``Config``; here it becomes ``--kebab-case``, with the field's description,
-choices and default in ``--help``. All commands of the project share this module.
+choices and default in ``--help``. Its value comes from the command line, else from the file of ``--config``, else from
+its environment variable. All commands of the project share this module.
 """
 
 from __future__ import annotations
@@ -13,21 +14,31 @@ import signal
 import sys
 import textwrap
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from forecast.cli.forms import as_typed
+from forecast.cli.interrupts import EXIT_INTERRUPTED, hand_over
+from forecast.config import from_environment, kind_of, options_of, parse_settings, variable_of
 from forecast.errors import ForecastError, UsageError, spell_parameters
+from forecast.names import did_you_mean
 from forecast.version import DISTRIBUTION, installed_version
 
-EXIT_INTERRUPTED = 130
 DEBUG = "--debug"
+FLAG: dict[str, Any] = {"action": "store_true"}
+ELSEWHERE = (
+    "Each option may also stand in a file (--config) or in an environment variable: {variable} for {option}, in every "
+    "command that has the option. The command line wins over the file, the file over the environment. Commas separate "
+    "the values of a list; an empty variable counts as not set."
+)
+_elsewhere: dict[str, str] = {}
+"""The options that the command line did not give, with the place that did: an error names this place."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -49,18 +60,77 @@ class ShowVersion(argparse.Action):
         raise SystemExit(0)
 
 
+SETTINGS = "settings of the command"
+"""The key under which a parser's defaults hold it with its settings; it is no name of an option."""
+TOLD = ("prog", "description", "epilog")
+"""The texts of a parser that may name commands."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like every other error of the project."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+        told = {name: as_typed(settings[name]) for name in TOLD if settings.get(name)}
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings | told)
         self.add_argument(
             "--version", action=ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show the version"
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the command line, and add the options that its command finds in the file and in the environment."""
+        found, rest = self.parse_known_args(args, namespace)
+        parser, settings = vars(found).pop(SETTINGS, (self, None))
+        if rest:
+            parser.refuse(rest)
+        if settings is not None:
+            _add_from_elsewhere(vars(found), settings)
+            if vars(found).pop("print_config", False):
+                print(_config_text(parser.prog, settings, vars(found)), end="")
+                raise SystemExit(0)
+        return found
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Raise for the arguments that nothing takes, which are all wrong if the first is a mistyped option."""
+        name, given = rest[0].partition("=")[0], rest[0]
+        if not name.startswith("-"):
+            self.error(f"unexpected argument {name}")
+        if given == name and len(rest) > 1 and not rest[1].startswith("-"):
+            given += f" {rest[1]}"
+        hint = did_you_mean(name, self._option_string_actions, most=1)
+        self.error(f"unrecognized option {given}" + (f"; {hint}" if hint else ""))
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
-        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        message = message.removeprefix("argument ")
+        raise UsageError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Check a subcommand's name alone: choices of options are checked with the settings, wherever they stand."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            hint = did_you_mean(value, action.choices, most=1) or f"choose from {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"unknown command {value}; {hint}")
+
+
+def _add_from_elsewhere(given: dict[str, Any], settings: type[BaseModel]) -> None:
+    """Add to ``given`` the options of the file that it names, and of the environment."""
+    found = {name: (value, variable_of(name)) for name, value in from_environment(settings).items()}
+    if path := given.pop("config", None):
+        # Imported here so that a command without a file does not wait for PyYAML.
+        from forecast.cli.config_file import read_config
+
+        found |= read_config(Path(path), settings)
+    _elsewhere.clear()
+    for name, (value, place) in found.items():
+        if name not in given:
+            given[name], _elsewhere[name] = value, place
+
+
+def _config_text(prog: str, settings: type[BaseModel], given: dict[str, Any]) -> str:
+    """Write the options of a command for ``--config``."""
+    from forecast.cli.config_file import config_text
+
+    own = {name: value for name, value in given.items() if name in options_of(settings)}
+    return config_text(prog, parse_settings(settings, own), own.keys())
 
 
 def _terminal_width() -> int:
@@ -77,36 +147,41 @@ def option_name(field: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser, settings: type[BaseModel]) -> None:
     """Add one option per field of ``settings`` to ``parser``; values stay text until validation."""
-    parser.add_argument(
-        DEBUG, action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-    )
+    for name, text, form in (
+        (DEBUG, "show the traceback of an error", FLAG),
+        ("--config", "YAML file with options of this command", {"metavar": "PATH"}),
+        ("--print-config", "print the options in force as a file for --config, and exit", FLAG),
+    ):
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **form)
+    parser.set_defaults(**{SETTINGS: (parser, settings)})
+    for title, options in groups_of(settings):
+        group = parser.add_argument_group(title)
+        for name, field in options.items():
+            _add_option(group.add_argument, name, field)
+    own = next(iter(options))
+    rule = ELSEWHERE.format(variable=variable_of(own), option=option_name(own))
+    parser.epilog = "\n".join(filter(None, [parser.epilog, textwrap.fill(rule, 100, break_on_hyphens=False)]))
+
+
+def groups_of(settings: type[BaseModel]) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
+    """Yield the options of each class that ``settings`` inherits from, then its own, with a title."""
     for cls in reversed(settings.__mro__):
-        own = [name for name in getattr(cls, "__annotations__", {}) if name in settings.model_fields]
-        if not own:
-            continue
-        group = parser.add_argument_group(*_group_title(cls))
-        for name in own:
-            _add_option(group.add_argument, name, settings.model_fields[name])
-
-
-def _group_title(cls: type) -> tuple[str]:
-    doc = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
-    return (spell_options(doc.rstrip(".")),)
+        fields = {name: settings.model_fields.get(name) for name in getattr(cls, "__annotations__", {})}
+        own = {field.alias or name: field for name, field in fields.items() if field is not None}
+        if own:
+            doc = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+            yield spell_options(doc.rstrip(".")), own
 
 
 def _add_option(add: Callable[..., object], name: str, field: FieldInfo) -> None:
-    kind = _without_none(field.annotation)
-    required = field.is_required()
-    default = "" if required else _shown_default(field)
-    text = spell_options((field.description or "") + default).replace("%", "%%")
-    name = field.alias or name
+    kind = kind_of(field)
+    text = spell_options((field.description or "") + _shown_default(field)).replace("%", "%%")
     common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if kind is bool:
         plain_flag = field.default is False
         action: Any = "store_true" if plain_flag else argparse.BooleanOptionalAction
         add(option_name(name), action=action, **common)
         return
-    common["required"] = required
     if get_origin(kind) is Literal:
         common["choices"] = [str(choice) for choice in get_args(kind)]
     elif get_origin(kind) in (list, tuple):
@@ -117,18 +192,13 @@ def _add_option(add: Callable[..., object], name: str, field: FieldInfo) -> None
     add(option_name(name), **common)
 
 
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        inner = [a for a in get_args(annotation) if a is not type(None)]
-        return inner[0]
-    return annotation
-
-
 def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", Path: "PATH", dt.date: "DATE"}.get(kind, "TEXT")
 
 
 def _shown_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (required)"
     value = field.get_default(call_default_factory=False)
     if value is None or value is False or value is PydanticUndefined:
         return ""
@@ -142,13 +212,18 @@ def spell_options(message: str) -> str:
 
     See ``forecast.errors`` for how messages name parameters.
     """
+    return spell_parameters(message, _as_option)
 
-    def spell(name: str, value: str | None) -> str:
-        if value is None or value == "True":
-            return option_name(name)
-        return option_name(f"no_{name}") if value == "False" else f"{option_name(name)} {value}"
 
-    return spell_parameters(message, spell)
+def _as_option(name: str, value: str | None) -> str:
+    if value is None or value == "True":
+        return option_name(name)
+    return option_name(f"no_{name}") if value == "False" else f"{option_name(name)} {value}"
+
+
+def _as_given(name: str, value: str | None) -> str:
+    """Spell a parameter as the user gave it: as an option, or as the place that gave its value."""
+    return _elsewhere[name] if value is None and name in _elsewhere else _as_option(name, value)
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -159,7 +234,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments
+    _elsewhere.clear()
     if threading.current_thread() is threading.main_thread():
+        hand_over()
         # Spot instances and Kubernetes send SIGTERM; it ends a command as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -168,7 +245,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     except ForecastError as error:
         if debug:
             raise
-        print(f"error: {spell_options(str(error))}", file=sys.stderr)
+        print(f"error: {as_typed(spell_parameters(str(error), _as_given))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
