@@ -3,6 +3,7 @@
 import numpy as np
 
 from forecast.live.issue import Issued
+from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import PROBABILITIES
 
 DAYS = [str(day) for day in np.arange("2024-01-01", "2024-06-01", dtype="datetime64[D]")]
@@ -27,6 +28,7 @@ def issued(symbol, price, origin, horizon, model, width=1.0):
         model=model,
         prediction=price,
         quantiles=price + width * np.sqrt(horizon) * SPREAD,
+        timeline=Timeline("1d", "24/7"),
     )
 
 

@@ -58,6 +58,113 @@ def test_a_forecast_is_recorded_once_however_often_it_is_issued(ledger):
     assert [row["horizon"] for row in ledger.published("A")] == [1, 5]
 
 
+def test_a_forecast_from_a_corrected_price_supersedes_the_earlier_one_which_stays_and_is_scored(ledger):
+    prices = np.full(len(DAYS), 100.0)
+    ledger.settle("A", known(10, A=prices))
+    ledger.issue("A", session(horizons=(1, 5)))
+    assert ledger.outdated("A") == set()
+    prices[10] = 104.0
+    ledger.settle("A", known(10, A=prices))
+    assert ledger.outdated("A") == {"A"}
+    again = session(horizons=(1, 5), prices={"A": 104.0})
+    assert (ledger.issue("A", again), ledger.issue("A", again)) == (4, 0)
+    assert ledger.outdated("A") == set()
+    assert [(row["prediction"], row["revision"]) for row in ledger.published("A")] == [(104.0, 1)] * 2
+    assert ledger.settle("A", known(15, A=prices)).scored == 8
+    assert count(ledger, "scores") == 8
+    assert [row["prediction"] for row in ledger.settled("A", "A", 5)] == [104.0]
+    for row in ledger.sessions("A", horizon=1):
+        assert (row["symbols"], row["absolute_error"] > 0) == (1, True)
+        assert row["absolute_error"] == pytest.approx(4 / (2 * np.log(3)), rel=1e-6)
+    evidence = next(row["evidence"] for row in ledger.sessions("A", horizon=1) if row["model"] == "model")
+    assert len(evidence["places"]) == 1
+
+
+def test_a_price_that_arrives_late_and_one_in_another_unit_make_a_forecast_outdated(ledger):
+    prices = 100 + np.sin(np.arange(len(DAYS)))
+    gap = np.delete(np.arange(len(DAYS)), 7)
+    ledger.settle("A", {"A": ([DAYS[i] for i in gap[:10]], prices[gap[:10]])})
+    ledger.issue("A", session())
+    ledger.settle("A", known(10, A=prices))
+    assert ledger.outdated("A") == {"A"}
+    ledger.issue("A", session(prices={"A": 101.0}))
+    ledger.settle("A", known(10, A=prices / 2))
+    assert ledger.outdated("A") == {"A"}
+    # Later bars are no reason.
+    ledger.issue("A", session(prices={"A": 50.0}))
+    ledger.settle("A", known(11, A=prices / 2))
+    assert ledger.outdated("A") == set()
+
+
+def test_of_two_champions_of_a_bar_the_one_published_last_is_the_published_one(ledger):
+    for models, number in ((("a",), 2), (("b",), 1), (("a",), 1), (("a",), 0)):
+        assert ledger.issue("A", session(models=models)) == number
+    assert [(row["model"], row["revision"]) for row in ledger.published("A")] == [("a", 1)]
+    ledger.settle("A", known(11, A=np.full(len(DAYS), 100.0)))
+    assert [(row["model"], row["revision"]) for row in ledger.settled("A", "A", 5)] == [("a", 1)]
+
+
+@pytest.mark.parametrize("other", ["currency", "column"])
+def test_prices_of_another_series_are_not_recorded(ledger, other):
+    generator = np.random.default_rng(3)
+    prices = 100 * np.exp(np.cumsum(generator.normal(0, 0.01, len(DAYS))))
+    rate = 0.9 * np.exp(np.cumsum(generator.normal(0, 0.005, len(DAYS))))
+    ledger.settle("all", known(50, A=prices, B=prices))
+    wrong = prices * rate if other == "currency" else prices + generator.normal(0, 0.5, len(DAYS))
+    settled = ledger.settle("all", known(51, A=wrong, B=prices))
+    assert list(settled.others) == ["A"]
+    assert "differ from the recorded ones" in settled.others["A"]
+    assert (settled.prices, settled.corrected, count(ledger, "rescalings")) == (1, [], 0)
+    assert ledger.settle("all", known(51, A=prices)).prices == 1
+
+
+def test_rounded_prices_and_another_exchange_are_the_same_series(ledger):
+    generator = np.random.default_rng(4)
+    prices = 2 * np.exp(np.cumsum(generator.normal(0, 0.03, len(DAYS))))
+    ledger.settle("A", known(50, A=prices))
+    assert ledger.settle("A", known(51, A=prices.round(2))).others == {}
+    assert ledger.settle("A", known(52, A=(prices / 4).round(2))).others == {}
+    elsewhere = prices * np.exp(generator.normal(0, 2e-4, len(DAYS)))
+    assert ledger.settle("A", known(53, A=elsewhere)).others == {}
+
+
+def test_a_ledger_of_the_first_version_keeps_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.db"
+    monkeypatch.setattr(ledgers, "LATEST", "0001")
+    Ledger(path).close()
+    packed = (100 + SPREAD).astype("<f4").tobytes()
+    with sqlite3.connect(path) as connection:
+        for number, (target, model, role) in enumerate(
+            [("2024-01-02", "persistence", "baseline"), ("2024-01-02", "a", "champion"),
+             ("2024-01-03", "a", "champion"), ("2024-01-02", "b", "champion")]
+        ):  # fmt: skip
+            connection.execute(
+                "INSERT INTO forecasts VALUES (?, 'A', 'A', ?, 1, ?, ?, '2024-01-01', 100, 100, ?, 1, '2024')",
+                (number + 1, target, model, role, packed),
+            )
+        connection.execute("INSERT INTO prices VALUES (1, 'A', 'A', '2024-01-02', 101, '2024')")
+        connection.execute("INSERT INTO published VALUES ('A', 'A', '2024-01-01', 'b')")
+        for number, model in ((2, "a"), (4, "b")):
+            connection.execute("INSERT INTO scores VALUES (?, ?, 1, 101, 0.5, 0.7)", (number, number))
+            connection.execute(
+                "INSERT INTO sessions VALUES ('A', '2024-01-02', 1, ?, 'champion', 1, 1, 1, 1, 1, NULL)",
+                (model,),
+            )
+    connection.close()
+    monkeypatch.undo()
+    ledger = Ledger(path)
+    assert (count(ledger, "forecasts"), count(ledger, "scores")) == (4, 2)
+    assert [row["model"] for row in ledger.settled("A", "A", 5)] == ["b"]
+    assert [row["model"] for row in ledger.published("A")] == ["b"]
+    assert ledger.outdated("A") == set()
+    assert {row["model"]: row["last_forecast_id"] for row in ledger.sessions("A")} == {"a": 2, "b": 4}
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    with pytest.raises(LedgerError, match="FOREIGN KEY"), ledger.writing() as connection:
+        connection.exec_driver_sql("INSERT INTO scores VALUES (9, 99, 1, 1, 1, 1)")
+    ledger.close()
+
+
 def test_a_forecast_is_scored_on_its_price_as_a_backtest_scores_it(ledger):
     prices = np.full(len(DAYS), 100.0)
     prices[11] = 103.0

@@ -208,7 +208,7 @@ HOURS = Timeline("1h", "XNYS", BarGrid(3600))
         (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-05T17:29", 0),
         (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-05T17:30", 1),
         (HOURS, "2024-01-05T10:30:00-05:00", "2024-01-08T16:00", 6),
-        (Timeline("1d", "XNYS"), "1700-01-05", "2024-01-08T21:00", None),
+        (Timeline("1d", "XSHG"), "1960-01-05", "2024-01-08T21:00", None),
         (None, "2024-01-05", "2024-01-08T21:00", None),
     ],
 )
@@ -217,7 +217,7 @@ def test_the_age_of_a_forecast_is_the_number_of_bars_that_have_ended_since_its_o
 ):
     class Clock(dt.datetime):
         @classmethod
-        def now(cls, zone):
+        def now(cls, zone=None):
             return cls.fromisoformat(now).replace(tzinfo=zone)
 
     monkeypatch.setattr("forecast.live.record.dt.datetime", Clock)
@@ -227,19 +227,17 @@ def test_the_age_of_a_forecast_is_the_number_of_bars_that_have_ended_since_its_o
 
 
 def test_of_two_models_that_published_a_session_the_later_one_counts_once(record):
-    prices = live(record, "A", ["A"], [("a", 6)])["A"]
-    # A version that is promoted by hand forecasts the last sessions again.
-    for origin in (24, 25):
-        record.issue("A", {"champion": [issued("A", float(prices[origin]), origin, 1, "b", 0.5)]})
-        record.settle("A", {"A": (DAYS[: origin + 2], prices[: origin + 2])})
+    prices = live(record, "A", ["A"], [("a", 5)])["A"]
+    # A version that is promoted by hand forecasts the next session again.
+    record.issue("A", {"champion": [issued("A", float(prices[24]), 24, 1, "b", 0.5)]})
+    live(record, "A", ["A"], [("b", 2)], first=25)
     ((every,), _) = record.live(sessions=400)
     assert (every.sessions, every.last, every.coverage[0].prices) == (6, DAYS[26], 6)
     ((last,), _) = record.live(sessions=3)
-    assert (last.sessions, last.first) == (3, DAYS[24])
-    own, _ = rows_of(record, "A", 1, "b")
-    assert last.coverage[0].inside == own[0]["inside_50"] + own[1]["inside_50"] + next(
-        row["inside_50"] for row in rows_of(record, "A", 1, "a")[0] if row["target"] == DAYS[24]
-    )
+    assert (last.sessions, last.first, last.last) == (3, DAYS[24], DAYS[26])
+    rows = {(row["target"], row["model"]): row for row in rows_of(record, "A", 1)[0]}
+    counted = [rows[DAYS[24], "a"], rows[DAYS[25], "b"], rows[DAYS[26], "b"]]
+    assert last.coverage[1].inside == sum(row["inside_90"] for row in counted)
     assert [step.target for step in record.forecast("A", [0.9], settled=10).settled] == DAYS[21:27]
     assert [row["model"] for row in record.settled("A", "A", 3)] == ["a", "b", "b"]
 

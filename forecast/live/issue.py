@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from forecast.backtest.baselines import BASELINES
 from forecast.config import DataConfig, parse_settings
-from forecast.errors import BadWindow, DataError, ForecastError, UsageError, WindowError
+from forecast.errors import BadWindow, DataError, ForecastError, UsageError
 from forecast.inference.dating import with_the_same_sessions
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import (
@@ -25,11 +25,12 @@ from forecast.inference.predictor import (
     market_of,
     predict_steps_together,
 )
+from forecast.inference.together import Known
 from forecast.model.normalization import bar_part
 from forecast.model.split import MIN_TARGETS, Split
-from forecast.model.windows import PreparedSeries, plain_window, prepare
+from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.series import Series
-from forecast.prices.timeline import RECENT_DATES
+from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import PROBABILITIES
 
 Array = NDArray[np.float64]
@@ -54,6 +55,7 @@ class Issued:
         model: the checkpoint's SHA-256, or a baseline's name.
         prediction: point forecast, in price units.
         quantiles: quantiles at ``PROBABILITIES``, shape (199,), in price units.
+        timeline: the bars of the symbol; None if they are not known.
     """
 
     symbol: str
@@ -64,6 +66,7 @@ class Issued:
     model: str
     prediction: float
     quantiles: Array
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -133,18 +136,8 @@ def _due(predictor: Predictor, symbol: str, series: Series, horizons: Sequence[i
         ForecastError: when the symbol cannot be forecast.
     """
     targets = _targets(series, horizons)
-    bars, own_bars = predictor.dating.timeline, series.timeline
-    if bars is not None and bars.interval != own_bars.interval:
-        raise WindowError(
-            f"its bars are of {own_bars.interval}, those of the model of {bars.interval}; give bars of {bars.interval}"
-        )
-    window = plain_window(series.matrix[-predictor.rows_used :])
-    if symbol in predictor.whole.symbols or not predictor.whole.symbols:
-        own = predictor.of_symbol(symbol)
-        own.check([window])
-    else:
-        own = predictor.of_window(window, symbol, own_bars)
-    return _Due(series, own, window, targets)
+    known = Known.of(symbol, series, predictor)
+    return _Due(series, known.predictor, known.values, targets)
 
 
 def _one_step(predictors: Sequence[Predictor], windows: Sequence[Any]) -> list[Prediction]:
@@ -283,14 +276,7 @@ def _targets(series: Series, horizons: Sequence[int]) -> list[str]:
     Raises:
         DataError: when the calendar does not reach these dates.
     """
-    dates = series.timeline.next_dates(series.dates[-RECENT_DATES:], horizons[-1])
-    if dates is None:
-        (last,) = series.timeline.text(series.dates[-1:])
-        raise DataError(
-            f"the calendar {series.timeline.calendar_name} does not know the next {horizons[-1]} dates after {last}; "
-            "set another `calendar`, or update the package exchange_calendars"
-        )
-    return series.timeline.text(dates[np.array(horizons) - 1])
+    return series.timeline.text(series.next_dates(horizons[-1])[np.array(horizons) - 1])
 
 
 def _issued(
@@ -304,6 +290,6 @@ def _issued(
     (origin,) = series.timeline.text(series.dates[-1:])
     last_price = float(series.values[-1])
     return [
-        Issued(symbol, origin, last_price, target, horizon, model, prediction, quantiles)
+        Issued(symbol, origin, last_price, target, horizon, model, prediction, quantiles, series.timeline)
         for target, (horizon, (prediction, quantiles)) in zip(targets, found.items(), strict=True)
     ]

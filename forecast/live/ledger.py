@@ -1,8 +1,10 @@
 """The ledger: every issued forecast, the prices that arrived, and the scores, in one SQLite database.
 
 A forecast is recorded once for each name in the model store, symbol, bar, number of steps and model. Prices are facts:
-a corrected price is a new fact, and the forecasts of its bar get new scores in addition to the old ones. After a change
-of the unit of all prices, such as a split, prices are converted back to the unit of a forecast.
+a corrected price is a new fact, and the forecasts of its bar get new scores in addition to the old ones. Forecasts that
+were made before a correction are superseded by new ones; they stay and are scored, but the record of a session counts
+the last ones. After a change of the unit of all prices, such as a split, prices are converted back to the unit of a
+forecast.
 
 Scores of several symbols are in units of the persistence forecast that was issued with them: half the distance between
 its quartiles. Their mean therefore never adds dollars to yen.
@@ -27,7 +29,17 @@ from sqlalchemy.dialects import sqlite
 
 from forecast.errors import LedgerError
 from forecast.live.evidence import Role, Scored, evidence_of
-from forecast.live.tables import EVENTS, FORECASTS, METADATA, PRICES, PUBLISHED, RESCALINGS, SCORES, SESSIONS
+from forecast.live.tables import (
+    EVENTS,
+    FORECASTS,
+    METADATA,
+    PRICES,
+    PUBLISHED,
+    RESCALINGS,
+    SCORES,
+    SESSIONS,
+    SUBJECTS,
+)
 from forecast.scores.distribution import PROBABILITIES
 from forecast.scores.metrics import METRICS, Forecasts
 from forecast.scores.sequential import pit
@@ -37,11 +49,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Event = Literal[
-    "added", "promoted", "kept", "shadow", "rolled_back", "told", "alarm", "alarm_over", "notified"
+    "added", "promoted", "kept", "waits", "shadow", "rolled_back", "alarm", "alarm_over", "notified"
 ]
 
 LEDGER_FILE = "ledger.db"
-LATEST = "0001"
+LATEST = "0002"
 """The latest migration."""
 IMMEDIATE = "immediate"
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -57,6 +69,16 @@ MOST = 0.8
 """Share of the known prices that a change of the unit changes at least."""
 SAME_FACTOR = 0.1
 """Largest spread of the factors of single prices, which are rounded, as a share of the change by one factor."""
+SAME_CHANGE = 1e-3
+"""Largest difference, beyond rounding, between the relative changes of prices that count as those of one series."""
+MOST_OTHER = 0.5
+"""Largest share of changes that may differ in prices of one series."""
+LEAST_CHANGES = 20
+"""Fewest known changes that can show another series."""
+DECIMALS = 8
+"""Most decimal places at which rounding is looked for."""
+EXPORTED_AT_ONCE = 5_000
+"""Rows of a table that an export holds in memory."""
 REFERENCE = "persistence"
 """The baseline whose issued forecasts give the units of scores."""
 QUARTILES = np.searchsorted(PROBABILITIES, [0.25, 0.75])
@@ -71,12 +93,14 @@ class Settled:
         corrected: symbol and date of each corrected price.
         scored: number of forecasts that were scored, for the first time or again.
         sessions: the dates with new scores.
+        others: the reason, by symbol, why its prices are not those of the recorded series; nothing of them is recorded.
     """
 
     prices: int
     corrected: list[tuple[str, str]]
     scored: int
     sessions: list[str]
+    others: dict[str, str]
 
 
 class Ledger:
@@ -104,6 +128,9 @@ class Ledger:
 
     def issue(self, name: str, forecasts: Mapping[Role, Sequence[Issued]]) -> int:
         """Record all forecasts that are not recorded yet, or none, and return their number.
+
+        The forecasts of a model from one origin that differ from its recorded ones supersede these, and so do those of
+        a champion after another champion's.
 
         Args:
             name: name in the model store.
@@ -134,24 +161,43 @@ class Ledger:
             for role, some in forecasts.items()
             for each in some
         ]
-        latest = {
-            row["symbol"]: {
-                "name": name,
-                "symbol": row["symbol"],
-                "origin": row["origin"],
-                "model": row["model"],
-            }
-            for row in rows
-            if row["role"] == "champion"
-        }
+        timelines = {each.symbol: each.timeline for each in forecasts.get("champion", ()) if each.timeline}
+        sets: dict[_Set, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            sets[row["symbol"], row["origin"], row["model"]].append(row)
+        new, published = [], []
         with self.writing() as connection:
-            before = connection.scalar(sa.text("SELECT total_changes()"))
-            if rows:
-                connection.execute(sa.insert(FORECASTS).prefix_with("OR IGNORE"), rows)
-            after = connection.scalar(sa.text("SELECT total_changes()"))
-            if latest:
-                connection.execute(sa.insert(PUBLISHED).prefix_with("OR REPLACE"), list(latest.values()))
-        return int(after or 0) - int(before or 0)
+            recorded = _recorded_sets(connection, name, rows)
+            before = _published_revisions(connection, name)
+            last_price = connection.scalar(sa.select(sa.func.max(PRICES.c.id))) or 0
+            for key, own in sets.items():
+                symbol, origin, model = key
+                revision, known = recorded.get(key, (-1, set()))
+                same = {_content(row) for row in own} <= known
+                champion = own[0]["role"] == "champion"
+                if champion and symbol in before and before[symbol][0] == origin:
+                    same &= before[symbol] == (origin, model, revision)
+                if not same:
+                    revision += 1
+                    new += [row | {"revision": revision} for row in own]
+                if champion:
+                    bars = timelines.get(symbol)
+                    published.append(
+                        {
+                            "name": name,
+                            "symbol": symbol,
+                            "origin": origin,
+                            "model": model,
+                            "revision": revision,
+                            "last_price_id": last_price,
+                            "timeline": bars and bars.described(),
+                        }
+                    )
+            if new:
+                connection.execute(sa.insert(FORECASTS), new)
+            if published:
+                connection.execute(sa.insert(PUBLISHED).prefix_with("OR REPLACE"), published)
+        return len(new)
 
     def published_symbols(self, name: str) -> list[str]:
         """The symbols of a name that have published forecasts."""
@@ -163,8 +209,51 @@ class Ledger:
         query = sa.select(PUBLISHED).where(PUBLISHED.c.name == name, PUBLISHED.c.model == model)
         return {row["symbol"]: row["origin"] for row in self.rows(query)}
 
+    def outdated(self, name: str) -> set[str]:
+        """The symbols for which a price up to the origin of the published forecasts was recorded after these."""
+        published = sa.select(PUBLISHED.c.symbol).where(PUBLISHED.c.name == name)
+        with self._reading() as connection:
+            earliest = connection.scalar(
+                sa.select(sa.func.min(PUBLISHED.c.last_price_id)).where(PUBLISHED.c.name == name)
+            )
+            # With an expression for the name, SQLite reads the last prices alone; otherwise it would read all.
+            later = sa.and_(
+                PRICES.c.id > earliest,
+                PRICES.c.id > PUBLISHED.c.last_price_id,
+                PRICES.c.name.concat("") == name,
+                PRICES.c.symbol.concat("") == PUBLISHED.c.symbol,
+                PRICES.c.date <= PUBLISHED.c.origin,
+            )
+            return set(connection.scalars(published.join(PRICES, later).distinct()))
+
+    def last_timeline(self, name: str) -> dict[str, Any] | None:
+        """The bars and the calendar of the last published forecasts, as ``Timeline.described``; None if unknown."""
+        query = (
+            sa.select(PUBLISHED.c.timeline)
+            .where(PUBLISHED.c.name == name, PUBLISHED.c.timeline.is_not(sa.null()))
+            .order_by(PUBLISHED.c.origin.desc())
+            .limit(1)
+        )
+        rows = self.rows(query)
+        return rows[0]["timeline"] if rows else None
+
+    def subject(self, name: str) -> dict[str, Any] | None:
+        """What the models of a name forecast; None if this was not recorded."""
+        rows = self.rows(sa.select(SUBJECTS).where(SUBJECTS.c.name == name))
+        return rows[0]["details"] if rows else None
+
+    def add_subject(self, name: str, details: Mapping[str, Any]) -> None:
+        """Record what the models of a name forecast, once."""
+        with self.writing() as connection:
+            connection.execute(
+                sa.insert(SUBJECTS).prefix_with("OR IGNORE").values(name=name, details=dict(details))
+            )
+
     def settle(self, name: str, prices: Mapping[str, tuple[Sequence[str], Array]]) -> Settled:
         """Record the prices that arrived, and score the forecasts of these bars, in one transaction.
+
+        Prices whose changes differ from those of the recorded prices are another series, for example in another
+        currency; nothing of them is recorded.
 
         Args:
             name: name in the model store.
@@ -172,9 +261,11 @@ class Ledger:
         """
         with self.writing() as connection:
             seen = _observe(connection, name, prices)
-            scored = _score(connection, name, seen.dates)
+            count, scored = _score(connection, name, seen.dates)
             _summarize(connection, name, scored)
-        return Settled(seen.count, seen.corrected, len(scored), sorted({each.target for each in scored}))
+        return Settled(
+            seen.count, seen.corrected, count, sorted({each.target for each in scored}), seen.others
+        )
 
     def add_event(
         self,
@@ -216,17 +307,21 @@ class Ledger:
         return [row["name"] for row in self.rows(sa.select(PUBLISHED.c.name).distinct())]
 
     def published(self, *symbols: str) -> list[dict[str, Any]]:
-        """The last published forecasts of these symbols, or of all, with quantiles (199,), nearest bar first."""
+        """The last published forecasts of these symbols, or of all, with quantiles (199,), nearest bar first.
+
+        They have the columns of the table ``forecasts``, and ``timeline``.
+        """
         of = sa.and_(
             FORECASTS.c.name == PUBLISHED.c.name,
             FORECASTS.c.symbol == PUBLISHED.c.symbol,
             FORECASTS.c.origin == PUBLISHED.c.origin,
             FORECASTS.c.model == PUBLISHED.c.model,
+            FORECASTS.c.revision == PUBLISHED.c.revision,
             FORECASTS.c.target > PUBLISHED.c.origin,
         )
         # SQLite must begin with the short table; an outer join forces this.
         query = (
-            sa.select(FORECASTS)
+            sa.select(FORECASTS, PUBLISHED.c.timeline)
             .select_from(PUBLISHED.outerjoin(FORECASTS, of))
             .order_by(FORECASTS.c.symbol, FORECASTS.c.target)
         )
@@ -236,7 +331,7 @@ class Ledger:
         return [row | {"quantiles": _quantiles(row["quantiles"])} for row in rows]
 
     def settled(self, name: str, symbol: str, count: int) -> list[dict[str, Any]]:
-        """The last published and scored forecasts of one step, oldest first.
+        """The last published and scored forecasts of one step, oldest first: of each bar, the one published last.
 
         They have the columns of the table ``forecasts``, and ``realized``, ``crps`` and ``pit``.
         """
@@ -246,11 +341,14 @@ class Ledger:
             .correlate(FORECASTS)
             .scalar_subquery()
         )
+        later = FORECASTS.alias()
+        same = [later.c[key] == FORECASTS.c[key] for key in ("name", "target", "symbol", "horizon", "role")]
         query = (
             sa.select(FORECASTS, SCORES.c.realized, SCORES.c.crps, SCORES.c.pit)
             .join(SCORES, SCORES.c.id == latest)
             .where(FORECASTS.c.symbol == symbol, FORECASTS.c.name == name)
             .where(FORECASTS.c.role == "champion", FORECASTS.c.horizon == 1)
+            .where(~sa.exists().where(*same, later.c.id > FORECASTS.c.id))
             .order_by(FORECASTS.c.target.desc())
             .limit(count)
         )
@@ -275,13 +373,20 @@ class Ledger:
             found = connection.scalar(sa.select(sa.func.max(PRICES.c.date)).where(PRICES.c.name == name))
         return None if found is None else str(found)
 
-    def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """The name and the rows of each table, for an export; quantiles are lists."""
-        for table in METADATA.sorted_tables:
-            rows = self.rows(sa.select(table))
-            if table is FORECASTS:
-                rows = [row | {"quantiles": _quantiles(row["quantiles"]).tolist()} for row in rows]
-            yield table.name, rows
+    def tables(self) -> Iterator[tuple[sa.Table, Iterator[list[dict[str, Any]]]]]:
+        """Each table and its rows in parts, all as of one moment, for an export; quantiles are arrays (199,)."""
+
+        def parts(connection: sa.Connection, table: sa.Table) -> Iterator[list[dict[str, Any]]]:
+            found = connection.execution_options(yield_per=EXPORTED_AT_ONCE).execute(sa.select(table))
+            for part in found.mappings().partitions():
+                rows = [dict(row) for row in part]
+                if table is FORECASTS:
+                    rows = [row | {"quantiles": _quantiles(row["quantiles"])} for row in rows]
+                yield rows
+
+        with self._reading() as connection:
+            for table in METADATA.sorted_tables:
+                yield table, parts(connection, table)
 
     def rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         """The rows that a query selects, as dictionaries.
@@ -326,11 +431,50 @@ class Ledger:
 
 @dataclass(frozen=True)
 class _Seen:
-    """New facts: the number of new bars, the dates of new and corrected prices, and each corrected symbol and date."""
+    """New facts: the number of new bars, the dates of new and corrected prices, and each corrected symbol and date; and
+    the symbols with prices of another series."""
 
     count: int
     dates: list[str]
     corrected: list[tuple[str, str]]
+    others: dict[str, str]
+
+
+_Set = tuple[str, str, str]
+"""The symbol, the origin and the model of a set of forecasts."""
+
+
+def _content(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values in which forecasts of a model from one origin can differ."""
+    return tuple(row[key] for key in ("role", "target", "horizon", "last_price", "prediction", "quantiles"))
+
+
+def _recorded_sets(
+    connection: sa.Connection, name: str, rows: Sequence[Mapping[str, Any]]
+) -> dict[_Set, tuple[int, set[tuple[Any, ...]]]]:
+    """The latest revision, and the contents of its forecasts, of each set that has forecasts of the same bars."""
+    origins, targets = ({row[key] for row in rows} for key in ("origin", "target"))
+    query = (
+        sa.select(FORECASTS)
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(sa.select(_each_of(sorted(targets)).c.value)))
+        .where(FORECASTS.c.origin.in_(sa.select(_each_of(sorted(origins)).c.value)))
+        .order_by(FORECASTS.c.revision)
+    )
+    found: dict[_Set, tuple[int, set[tuple[Any, ...]]]] = {}
+    for row in connection.execute(query).mappings():
+        key = row["symbol"], row["origin"], row["model"]
+        revision, contents = found.get(key, (-1, set()))
+        found[key] = row["revision"], (contents if row["revision"] == revision else set()) | {_content(row)}
+    return found
+
+
+def _published_revisions(connection: sa.Connection, name: str) -> dict[str, tuple[str, str, int]]:
+    """By symbol, the origin, the model and the revision of the published forecasts."""
+    query = sa.select(PUBLISHED).where(PUBLISHED.c.name == name)
+    return {
+        row["symbol"]: (row["origin"], row["model"], row["revision"])
+        for row in connection.execute(query).mappings()
+    }
 
 
 def _last_prices(connection: sa.Connection, name: str, symbols: Iterable[str]) -> dict[str, str]:
@@ -372,7 +516,7 @@ def _observe(
     """Record new prices, and prices of the last ``WATCHED`` sessions that have changed.
 
     The sessions of each symbol are counted from the symbol's last price. So a symbol whose prices arrive late has no
-    gap, and a change of its unit in the meantime is noticed.
+    gap, and a change of its unit in the meantime is noticed. Prices of another series are left out.
     """
     now = _now()
     last = _last_prices(connection, name, prices)
@@ -388,10 +532,14 @@ def _observe(
     facts: list[dict[str, Any]] = []
     dates: set[str] = set()
     corrected: list[tuple[str, str]] = []
+    others: dict[str, str] = {}
     new = 0
     for symbol, first in starts.items():
         stamps, values = prices[symbol]
         recent = dict(zip(stamps[first:], np.asarray(values)[first:].tolist(), strict=True))
+        if (why := _other_series(known[symbol], recent)) is not None:
+            others[symbol] = why
+            continue
         factor = _factor(known[symbol], recent)
         if factor != 1:
             connection.execute(
@@ -411,7 +559,36 @@ def _observe(
                 corrected.append((symbol, date))
     if facts:
         connection.execute(sa.insert(PRICES), facts)
-    return _Seen(new, sorted(dates), corrected)
+    return _Seen(new, sorted(dates), corrected, others)
+
+
+def _other_series(known: Mapping[str, float], recent: Mapping[str, float]) -> str | None:
+    """Why the recent prices are of another series than the known ones, in one line; None if they are of the same.
+
+    Corrections change single prices and a split changes the unit of all, but most changes from bar to bar stay. In
+    another currency, or of another column, most changes differ.
+    """
+    dates = sorted(known.keys() & recent.keys())
+    before, now = (np.array([prices[date] for date in dates]) for prices in (known, recent))
+    if len(dates) <= LEAST_CHANGES or min(before.min(), now.min()) <= 0:
+        return None
+    rounding = _rounding(before) / before + _rounding(now) / now
+    tolerance = SAME_CHANGE + rounding[1:] + rounding[:-1]
+    differ = np.abs(np.diff(np.log(now)) - np.diff(np.log(before))) > tolerance
+    if differ.mean() <= MOST_OTHER:
+        return None
+    return (
+        f"{differ.sum()} of the last {len(differ)} changes of its prices differ from the recorded ones, as in another "
+        "currency or column"
+    )
+
+
+def _rounding(prices: Array) -> float:
+    """Half the last decimal place of the prices, at most that of whole numbers."""
+    exact = (
+        digits for digits in range(DECIMALS) if np.allclose(prices, prices.round(digits), rtol=1e-9, atol=0)
+    )
+    return 0.5 * float(10.0 ** -next(exact, DECIMALS))
 
 
 def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
@@ -428,10 +605,21 @@ def _factor(known: Mapping[str, float], recent: Mapping[str, float]) -> float:
     return factor if change > SAME_PRICE and by_factor.mean() > MOST else 1.0
 
 
-def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[Scored]:
-    """Score the forecasts of these dates on the latest recorded prices, and record the scores."""
+def _superseded() -> sa.ColumnElement[bool]:
+    """Whether a later revision of a forecast was issued."""
+    later = FORECASTS.alias()
+    same = [later.c[key] == FORECASTS.c[key] for key in ("name", "target", "symbol", "horizon", "model")]
+    return sa.exists().where(*same, later.c.revision > FORECASTS.c.revision)
+
+
+def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> tuple[int, list[Scored]]:
+    """Score the forecasts of these dates on the latest recorded prices, and record the scores.
+
+    Returns:
+        Their number, and those of them that are not superseded, in the order in which they were issued.
+    """
     if not dates:
-        return []
+        return 0, []
     listed = sa.select(_each_of(dates).c.value)
     latest = (
         sa.select(sa.func.max(PRICES.c.id))
@@ -439,15 +627,16 @@ def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[S
         .group_by(PRICES.c.date, PRICES.c.symbol)
     )
     query = (
-        sa.select(FORECASTS, PRICES.c.id.label("price_id"), PRICES.c.price)
+        sa.select(FORECASTS, PRICES.c.id.label("price_id"), PRICES.c.price, _superseded().label("superseded"))
         .join(PRICES, sa.and_(PRICES.c.symbol == FORECASTS.c.symbol, PRICES.c.date == FORECASTS.c.target))
         .outerjoin(SCORES, sa.and_(SCORES.c.forecast_id == FORECASTS.c.id, SCORES.c.price_id == PRICES.c.id))
         .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(listed), PRICES.c.id.in_(latest))
         .where(SCORES.c.id.is_(None))
+        .order_by(FORECASTS.c.id)
     )
     rows = connection.execute(query).mappings().all()
     if not rows:
-        return []
+        return 0, []
     rescalings = connection.execute(
         sa.select(RESCALINGS).where(RESCALINGS.c.name == name).order_by(RESCALINGS.c.id)
     ).all()
@@ -472,7 +661,7 @@ def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[S
             for i, row in enumerate(rows)
         ],
     )
-    return [
+    return len(rows), [
         Scored(
             symbol=row["symbol"],
             target=row["target"],
@@ -484,6 +673,7 @@ def _score(connection: sa.Connection, name: str, dates: Sequence[str]) -> list[S
             pit=float(pits[i]),
         )
         for i, row in enumerate(rows)
+        if not row["superseded"]
     ]
 
 
@@ -513,9 +703,11 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
             sa.func.avg(sa.func.abs(FORECASTS.c.prediction - SCORES.c.realized) / FORECASTS.c.unit),
             inside(0.5),
             inside(0.9),
+            sa.func.max(FORECASTS.c.id),
         )
         .join(SCORES, SCORES.c.forecast_id == FORECASTS.c.id)
         .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(listed), SCORES.c.id.in_(last))
+        .where(~_superseded())
         .group_by(*key)
     )
     names = [column.name for column in SESSIONS.c if column.name != "evidence"]
@@ -587,9 +779,19 @@ def _migrate(engine: sa.Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.connect().execution_options(**{IMMEDIATE: True}) as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.upgrade(config, LATEST)
+    with engine.connect().execution_options(**{IMMEDIATE: True}) as connection:
+        # A migration that copies a table drops the old one, to whose rows others refer; only outside a transaction does
+        # SQLite take this setting.
+        _set_foreign_keys(connection, "OFF")
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, LATEST)
+        _set_foreign_keys(connection, "ON")
+
+
+def _set_foreign_keys(connection: sa.Connection, state: Literal["ON", "OFF"]) -> None:
+    assert connection.connection.dbapi_connection is not None
+    connection.connection.dbapi_connection.cursor().execute(f"PRAGMA foreign_keys={state}")
 
 
 def current(engine: sa.Engine) -> str | None:

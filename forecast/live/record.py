@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from forecast.live.ledger import Ledger
 from forecast.live.store import CHANGES
 from forecast.live.tables import EVENTS, FORECASTS, PUBLISHED, REQUESTS, SCORES, SESSIONS
 from forecast.names import matching
+from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import PROBABILITIES, interval_probabilities
 from forecast.scores.metrics import interval_bounds
 from forecast.scores.sequential import coverage_bounds
@@ -25,10 +26,7 @@ MOST_SESSIONS = 500
 """Largest number of sessions, the latest ones, in a live record."""
 MOST_CHANGES = 50
 """Largest number of events, the latest ones, in the history of a name's versions."""
-DAY = dt.timedelta(days=1)
-LONGEST_GAP = 4 * DAY
-"""Longest time between two daily bars: a weekend and a holiday."""
-HISTORY = ("added", "kept", "shadow", *CHANGES)
+HISTORY = ("added", "kept", "waits", "shadow", *CHANGES)
 """The events of a name's versions."""
 ALARM_EVENTS = ("alarm", "alarm_over")
 COVERED = {0.5: SESSIONS.c.inside_50, 0.9: SESSIONS.c.inside_90}
@@ -87,6 +85,7 @@ class Published:
         issued_at: time of publication, UTC, ISO 8601.
         steps: the forecasts, nearest bar first.
         settled: earlier forecasts of one step, oldest first.
+        timeline: the bars of the symbol; None if they were not recorded.
     """
 
     symbol: str
@@ -97,6 +96,7 @@ class Published:
     issued_at: str
     steps: list[Step]
     settled: list[SettledStep] = field(default_factory=list)
+    timeline: Timeline | None = None
 
     @property
     def age_seconds(self) -> float:
@@ -105,16 +105,11 @@ class Published:
 
     @property
     def age_sessions(self) -> int | None:
-        """The largest number of steps whose bar has ended, 0 before the first; None for weeks and months.
-
-        A bar is assumed to last a day, or until the next bar if that is sooner.
-        """
-        bars = [_moment(self.origin), *(_moment(step.target) for step in self.steps)]
-        length = min(later - bar for bar, later in itertools.pairwise(bars))
-        if length > LONGEST_GAP:
+        """The number of bars after the origin that have ended, by the symbol's calendar; None if that is not known."""
+        if self.timeline is None:
             return None
-        ended = dt.datetime.now(dt.UTC) - min(length, DAY)
-        return max((step.horizon for step in self.steps if _moment(step.target) <= ended), default=0)
+        now = dt.datetime.now(dt.UTC).replace(tzinfo=None, second=0, microsecond=0)
+        return _ended_since(self.timeline, self.origin, np.datetime64(now, "s"))
 
 
 @dataclass(frozen=True)
@@ -361,6 +356,7 @@ class Record(Ledger):
                 last_price=own[0]["last_price"],
                 issued_at=own[0]["issued_at"],
                 steps=_steps(own, levels),
+                timeline=Timeline.of(own[0]["timeline"]),
             )
             for name, symbol in keys
             if (own := rows[name, symbol])
@@ -381,7 +377,7 @@ class Record(Ledger):
         target = (
             sa.select(SESSIONS.c.target)
             .where(SESSIONS.c.name == _START.c.name, SESSIONS.c.target >= _START.c.target)
-            .where(SESSIONS.c.horizon == 1, SESSIONS.c.role == "champion", *conditions)
+            .where(SESSIONS.c.horizon == 1, SESSIONS.c.role == "champion", _last_published(), *conditions)
             .order_by(SESSIONS.c.target.desc())
             .limit(1)
             .offset(count - 1)
@@ -500,10 +496,30 @@ def _published_sessions(starts: Mapping[str, _Start]) -> sa.Select[Any]:
     return (
         sa.select(SESSIONS.c.name)
         .join(_START, sa.and_(_START.c.name == SESSIONS.c.name, SESSIONS.c.target >= _START.c.target))
-        .where(SESSIONS.c.role == "champion")
+        .where(SESSIONS.c.role == "champion", _last_published())
         .where(SESSIONS.c.model == sa.func.coalesce(_START.c.model, SESSIONS.c.model))
         .add_cte(_starting(starts))
     )
+
+
+def _last_published() -> sa.ColumnElement[bool]:
+    """Whether no other champion published forecasts of the same session later, as after a promotion by hand."""
+    later = SESSIONS.alias()
+    # With an expression here, SQLite looks up the session, as in ``Record._skill``.
+    same = [later.c.name == SESSIONS.c.name, later.c.target == SESSIONS.c.target.concat("")]
+    same += [later.c.horizon == SESSIONS.c.horizon, later.c.role == SESSIONS.c.role]
+    return ~sa.exists().where(*same, later.c.last_forecast_id > SESSIONS.c.last_forecast_id)
+
+
+@functools.lru_cache(maxsize=4096)
+def _ended_since(timeline: Timeline, origin: str, now: np.datetime64) -> int | None:
+    """The number of bars after the origin that have ended at ``now`` (UTC); None outside the calendar."""
+    last = timeline.parse(origin)
+    if timeline.next_dates(last, 1) is None:
+        return None
+    bars = timeline.expected(last, now.astype(last.dtype))
+    bars = bars[bars > last]
+    return int((timeline.calendar.closes(bars, timeline.interval, timeline.grid) <= now).sum())
 
 
 def _by_name(rows: Iterable[dict[str, Any]]) -> Mapping[str, list[dict[str, Any]]]:

@@ -1,8 +1,8 @@
 """The tables of the ledger; ``migrations`` creates and changes them.
 
-Rows of ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts: they are added and
-never changed. ``published`` and ``sessions`` are derived from these facts, so that the latest forecasts and a record of
-years can be read quickly.
+Rows of ``subjects``, ``forecasts``, ``prices``, ``rescalings``, ``scores``, ``events`` and ``requests`` are facts: they
+are added and never changed. ``published`` and ``sessions`` are derived from these facts, so that the latest forecasts
+and a record of years can be read quickly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 METADATA = sa.MetaData()
+
+SUBJECTS = sa.Table(
+    "subjects",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("details", sa.JSON, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What the models of a name forecast: see ``forecast.live.subject``."""
 
 FORECASTS = sa.Table(
     "forecasts",
@@ -27,10 +36,12 @@ FORECASTS = sa.Table(
     sa.Column("quantiles", sa.LargeBinary, nullable=False),
     sa.Column("unit", sa.Float, nullable=False),
     sa.Column("issued_at", sa.Text, nullable=False),
-    sa.UniqueConstraint("name", "target", "symbol", "horizon", "model"),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
+    sa.UniqueConstraint("name", "target", "symbol", "horizon", "model", "revision"),
     sa.Index("forecasts_by_symbol", "symbol", "target"),
 )
-"""Every issued forecast, once."""
+"""Every issued forecast, once. ``revision`` counts the sets of forecasts that a model issued from one origin: a later
+set, from corrected prices, supersedes the earlier ones, which stay."""
 
 PUBLISHED = sa.Table(
     "published",
@@ -39,9 +50,13 @@ PUBLISHED = sa.Table(
     sa.Column("symbol", sa.Text, primary_key=True),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("last_price_id", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("timeline", sa.JSON),
     sqlite_with_rowid=False,
 )
-"""For each name and symbol, the origin and the model of the last published forecasts."""
+"""For each name and symbol, the origin, the model and the revision of the last published forecasts; the last price that
+was recorded before they were made; and the symbol's bars and calendar (``Timeline.described``; null if unknown)."""
 
 PRICES = sa.Table(
     "prices",
@@ -94,9 +109,11 @@ SESSIONS = sa.Table(
     sa.Column("inside_50", sa.Integer, nullable=False),
     sa.Column("inside_90", sa.Integer, nullable=False),
     sa.Column("evidence", sa.JSON),
+    sa.Column("last_forecast_id", sa.Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-"""Scores of one model on one session: means over symbols, in each forecast's unit, and counts."""
+"""Scores of one model on one session: means over symbols, in each forecast's unit, and counts. Of several champions of
+one session, as after a promotion by hand, the one with the last forecast is the published one."""
 
 EVENTS = sa.Table(
     "events",
