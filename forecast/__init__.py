@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     __version__: str
     from forecast.config import DataConfig, TrainConfig
     from forecast.errors import ForecastError
+    from forecast.frames import Forecaster
     from forecast.inference.predictor import Predictor, predict_next_from_values
     from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from forecast.model.training import evaluate, train
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "DataConfig",
     "ForecastError",
+    "Forecaster",
     "Predictor",
     "Series",
     "TrainConfig",
@@ -44,6 +46,7 @@ _HOME = {
     "Checkpoint": "model.checkpoint",
     "DataConfig": "config",
     "ForecastError": "errors",
+    "Forecaster": "frames",
     "Predictor": "inference.predictor",
     "Series": "prices.series",
     "TrainConfig": "config",

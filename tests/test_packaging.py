@@ -62,6 +62,7 @@ def test_the_public_api_is_what_a_notebook_needs():
         "Checkpoint",
         "DataConfig",
         "ForecastError",
+        "Forecaster",
         "Predictor",
         "Series",
         "TrainConfig",

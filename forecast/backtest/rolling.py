@@ -75,8 +75,8 @@ def make_folds(rows: int, settings: BacktestSettings, config: TrainConfig) -> li
     return folds
 
 
-def _require_alone(config: TrainConfig) -> None:
-    """Refuse models that need more than a fold's rows.
+def require_no_start(config: TrainConfig) -> None:
+    """Refuse models that start from another.
 
     Raises:
         UsageError: naming the option.
@@ -86,6 +86,15 @@ def _require_alone(config: TrainConfig) -> None:
             f"`start_from` {config.start_from} cannot be used in a backtest: its model may have seen the days that a "
             "fold is scored on; omit it"
         )
+
+
+def _require_alone(config: TrainConfig) -> None:
+    """Refuse models that need more than a fold's rows.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    require_no_start(config)
     if config.market:
         raise UsageError("`market` cannot be used in a backtest, which has the prices of one symbol; omit it")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from forecast.inference.dating import Dating
     from forecast.inference.predictor import Predictor
+    from forecast.inference.together import Known
     from forecast.prices.series import Series
     from forecast.prices.timeline import Timeline
 
@@ -159,28 +160,23 @@ def _infer_all(options: InferOptions, predictor: Predictor) -> int:
     """Forecast every symbol of a model of many: a row of a table, or an item of JSON, for each."""
     from rich.console import Console
 
+    from forecast.inference.together import Known, say_doubts
     from forecast.pages.describe import left_out_lines
     from forecast.prices.source import each_once, say_on_stderr
 
     say = each_once(say_on_stderr)
     windows, left_out = _windows_of_all(options, predictor, say)
     predictors = {symbol: predictor.of_symbol(symbol) for symbol in windows}
+    known = {
+        symbol: Known(predictors[symbol], window.values, window.dates) for symbol, window in windows.items()
+    }
     levels = _levels(options, predictor)
-    forecasts = _forecasts_of_all(options, predictors, windows, levels, say)
+    forecasts = _forecasts_of_all(options, known, levels, say)
     dated = {
         symbol: _dated(options, predictors[symbol].dating, window.dates, say)
         for symbol, window in windows.items()
     }
-    for symbol, window in windows.items():
-        if complaint := predictors[symbol].short_history([window.values]):
-            say(f"warning: {symbol}: {complaint}")
-    # One line: after a year of rising prices, this holds for most symbols.
-    if outside := [
-        symbol
-        for symbol, window in windows.items()
-        if predictors[symbol].outside_training_range(window.values)
-    ]:
-        say(f"warning: {listed(outside)}: prices outside the training range; trust these forecasts less")
+    say_doubts(known, say)
     if options.json_output:
         answers = [
             _answer(options, predictors[symbol], windows[symbol], dated[symbol], steps, levels, bounds)
@@ -253,36 +249,22 @@ def _windows_of_all(
 
 def _forecasts_of_all(
     options: InferOptions,
-    predictors: dict[str, Predictor],
-    windows: dict[str, Window],
+    known: dict[str, Known],
     levels: Sequence[float],
     say: Callable[[str], None],
 ) -> dict[str, tuple[list[float], Bounds | None]]:
     """The forecast prices of each symbol and their intervals, as ``_answer`` takes them."""
-    from forecast.inference.predictor import forecast_together, market_of
+    from forecast.inference.prediction import bounds_of
+    from forecast.inference.together import forecast_each
+    from forecast.scores.distribution import interval_probabilities
 
-    found: dict[str, tuple[list[float], Bounds | None]] = {}
-    if options.horizon > 1:
-        if doubt := next(iter(predictors.values())).market_doubt((), options.horizon):
-            say(f"warning: {doubt}")
-        for symbol, window in windows.items():
-            steps = predictors[symbol].predict_steps([window.values], options.horizon)
-            bounds = (
-                predictors[symbol].predict_intervals([window.values], levels, options.horizon, steps)[0]
-                if levels
-                else None
-            )
-            found[symbol] = steps[0].tolist(), bounds
-        return found
-    for symbols in _with_the_same_sessions(windows):
-        own = [predictors[symbol] for symbol in symbols]
-        if doubt := own[0].market_doubt(symbols):
-            say(f"warning: {listed(symbols)}: {doubt}")
-        values = [windows[symbol].values for symbol in symbols]
-        predictions = forecast_together(own, values, market_of(own, values))
-        for symbol, prediction in zip(symbols, predictions, strict=True):
-            found[symbol] = prediction.prices.tolist(), prediction.intervals(levels) if levels else None
-    return {symbol: found[symbol] for symbol in windows}
+    if levels:
+        next(iter(known.values())).predictor.require_levels(levels, options.horizon)
+    found = forecast_each(known, options.horizon, interval_probabilities(levels), say)
+    return {
+        symbol: (steps.tolist(), None if quantiles is None else bounds_of(quantiles))
+        for symbol, (steps, quantiles) in found.items()
+    }
 
 
 def _with_the_same_sessions(windows: dict[str, Window]) -> list[list[str]]:
@@ -500,18 +482,14 @@ def _end_of(series: Series, predictor: Predictor, source: str) -> Window:
 
 def _reading(predictor: Predictor, options: InferOptions) -> DataConfig:
     """The model's series with the options of this command: all rows, in the bars that it was trained on."""
-    config, timeline = predictor.checkpoint.config, predictor.dating.timeline
-    given: dict[str, Any] = {name: getattr(config, name) for name in DataConfig.model_fields}
-    given |= {
+    from forecast.inference.together import reading_of
+
+    config = predictor.checkpoint.config
+    given: dict[str, Any] = {
         name: value for name in FileConfig.model_fields if (value := getattr(options, name)) is not None
     }
-    if timeline is not None:
-        given["interval"] = timeline.interval
-        # The symbols of a model have bars of one length, but their calendars can differ.
-        if options.symbol in predictor.symbols or not predictor.whole.symbols:
-            given["calendar"] = timeline.calendar_name
     asked = {"source": options.source or config.source, "symbol": options.symbol or config.symbol}
-    return DataConfig(**{**given, "start": None, "end": None, **asked})
+    return DataConfig(**{**reading_of(predictor, options.symbol), **given, **asked})
 
 
 def _content(path: Path) -> tuple[bytes, str]:

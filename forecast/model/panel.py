@@ -218,7 +218,7 @@ def _prepared(
     prepared, problems = {}, {}
     for symbol, series in kept.items():
         own = _split_at(borders, np.searchsorted(sessions, series.dates))
-        problem = _too_few(own, longest_window, tested=borders.validation_end < borders.rows)
+        problem = too_few(own, longest_window, tested=borders.validation_end < borders.rows)
         if problem is None:
             try:
                 prepared[symbol] = prepare(series, config, own)
@@ -235,7 +235,7 @@ def _split_at(borders: Split, sessions: NDArray[np.intp]) -> Split:
     return Split(int(train_end), int(validation_end), len(sessions))
 
 
-def _too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
+def too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
     """Why a symbol has too few rows, in one line; None when it has enough."""
     parts: dict[Part, str] = {"train": "training", "validation": "validation"}
     if tested:

@@ -31,7 +31,7 @@ from forecast.prices.dates import (
     weekday,
 )
 from forecast.prices.layout import MOST_HEADERS, read_layout, unpacked
-from forecast.prices.numbers import proved_signs
+from forecast.prices.numbers import Sign, proved_signs
 from forecast.prices.symbols import (
     columns_by_symbol,
     columns_of_symbol,
@@ -124,18 +124,8 @@ class Sheet:
     def _table(
         self, stamps: Stamps, columns: pd.DataFrame, reading: FileConfig, notes: tuple[str, ...] = ()
     ) -> Table:
-        whole = (stamps.local.astype("datetime64[D]") == stamps.local).all()
-        return Table(
-            dates=stamps.days if whole else stamps.local,
-            columns=columns.reset_index(drop=True),
-            as_of=dt.datetime.now(dt.UTC),
-            origin=self.name,
-            offsets=None if whole else stamps.offsets,
-            notes=notes,
-            retrieved=self.retrieved,
-            outside=self.outside,
-            decimal=reading.decimal,
-        )
+        table = table_of_rows(stamps, columns, self.name, decimal=reading.decimal)
+        return replace(table, notes=notes, retrieved=self.retrieved, outside=self.outside)
 
     def readers(self, config: DataConfig) -> dict[str, Callable[[], Table]]:
         """Functions that return the table of each symbol, with its prices as ``config.feature``, in the file's order.
@@ -245,6 +235,28 @@ class Sheet:
             f"{self.name} does not name the symbols of its prices; give one with `symbol`, or name the column of "
             "symbols with `symbol_column`"
         )
+
+
+def table_of_rows(
+    stamps: Stamps, columns: pd.DataFrame, origin: str, *, decimal: Sign | None = None
+) -> Table:
+    """The table of rows with these dates, which are days where all times are midnight.
+
+    Args:
+        stamps: the dates or times, shape (n,).
+        columns: n rows.
+        origin: name of the table's origin, for messages.
+        decimal: the decimal sign of numbers in text; None to find it.
+    """
+    whole = (stamps.days == stamps.local).all()
+    return Table(
+        dates=stamps.days if whole else stamps.local,
+        columns=columns.reset_index(drop=True),
+        as_of=dt.datetime.now(dt.UTC),
+        origin=origin,
+        offsets=None if whole else stamps.offsets,
+        decimal=decimal,
+    )
 
 
 def read_file(path: Path, symbol: str, reading: FileConfig | None = None) -> Table:

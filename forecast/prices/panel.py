@@ -116,18 +116,22 @@ def panel_from_config(
     if not names:
         raise UsageError("`symbols` gives no name; give names, all, or @ and the path of a file of names")
     say = each_once(notify)
-    return _panel_of(_readers(names, config, say), config, say)
+    return panel_of_readers(_readers(names, config, say), config, say)
 
 
 def panel_of_sheet(
     sheet: Sheet, symbols: Sequence[str], config: DataConfig, *, notify: Notify | None = say_on_stderr
 ) -> Panel:
     """The prices of symbols in a file that is open, as ``config`` describes them; errors as ``load_panel``."""
-    return _panel_of(_readers_of_sheet(sheet, symbols, config), config, each_once(notify))
+    return panel_of_readers(_readers_of_sheet(sheet, symbols, config), config, each_once(notify))
 
 
-def _panel_of(readers: dict[str, Callable[[], Table]], config: DataConfig, say: Notify) -> Panel:
-    """The panel of the tables that ``readers`` return; a reader raises why there is none. Empties ``readers``."""
+def panel_of_readers(readers: dict[str, Callable[[], Table]], config: DataConfig, say: Notify) -> Panel:
+    """The panel of the tables that ``readers`` return; a reader raises why there is none. Empties ``readers``.
+
+    Raises:
+        DataError: when no symbol has usable prices.
+    """
     series: dict[str, Series] = {}
     left_out: dict[str, str] = {}
     for symbol in list(readers):

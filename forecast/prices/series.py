@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forecast.errors import DataError
 from forecast.prices.integrity import IntegrityReport
-from forecast.prices.timeline import Timeline
+from forecast.prices.timeline import RECENT_DATES, Timeline
 
 Dates = NDArray[np.datetime64]
 Values = NDArray[np.float64]
@@ -79,6 +80,21 @@ class Series:
     def values(self) -> Values:
         """The feature, shape (n,), in price units."""
         return self.matrix[:, 0]
+
+    def next_dates(self, count: int) -> Dates:
+        """The dates of the ``count`` bars after the last row, shape (count,).
+
+        Raises:
+            DataError: when the calendar does not reach them.
+        """
+        dates = self.timeline.next_dates(self.dates[-RECENT_DATES:], count)
+        if dates is None:
+            (last,) = self.timeline.text(self.dates[-1:])
+            raise DataError(
+                f"the calendar {self.timeline.calendar_name} does not know the next {count} dates after {last}; set "
+                "another `calendar`, or update the package exchange_calendars"
+            )
+        return dates
 
     def part(self, rows: slice) -> Series:
         """The series of these rows alone; the provenance stays that of all rows."""
