@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from benchmarks.checks import report
 from benchmarks.updates import KILLS, RENEWAL_KILLS, Run, full_disk, updated
@@ -289,8 +290,17 @@ def _living(series: Series, store: Store, model: Checkpoint, first: int) -> None
           f"(ratio {ours.mean() / theirs.mean():.4f}, t {statistic:.2f})")  # fmt: skip
 
 
+def busy() -> float:
+    """Seconds that the machine's processors have worked: Ray's processes are no children of those that start them."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
 def fresh(series: Series, directory: Path, count: int, samples: int, every: int) -> dict[str, bool]:
-    """Compare renewals with whole jobs of 64 samples at the same sessions, by time and by CRPS until the next one."""
+    """Compare renewals with whole jobs of 64 samples at the same sessions, by work and by CRPS until the next one.
+
+    The work is the processor time of the whole machine, which must be quiet otherwise.
+    """
     path, models = directory / "prices.csv", directory / "models"
     first = len(series) - count - 1
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--num-samples", str(samples),
@@ -300,13 +310,15 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
     print(f"first job of {samples} samples: {run.wall:.0f} s, code {run.code}", flush=True)
     ratios, shares = [], []
     print(
-        "| session | renewal wall s | fresh job wall s | CRPS living / fresh until the next |\n|---|---|---|---|"
+        "| session | renewal: wall s, CPU s | fresh job: wall s, CPU s | CRPS living / fresh until the next |\n"
+        "|---|---|---|---|"
     )
     for day in range(every, count + 1 - every, every):
         row = first + day
         write(series, row + 1, path)
+        before = busy()
         renewal = updated(argv, _clock(series, row))
-        started = time.perf_counter()
+        started, middle = time.perf_counter(), busy()
         output = directory / f"fresh {day}"
         rows = pd.Timestamp(series.dates[row]).date() + dt.timedelta(days=1)
         subprocess.run(
@@ -314,7 +326,7 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
              str(rows), "--output-dir", str(output), "--num-samples", "64", "--no-report", "--quiet"],
             check=True,
         )  # fmt: skip
-        wall = time.perf_counter() - started
+        wall, work = time.perf_counter() - started, (middle - before, busy() - middle)
         store = Store(models)
         current = store.current(series.symbol)
         if current is None:
@@ -327,12 +339,15 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
             np.mean([each[series.symbol] for each in session_losses(model, until, after).values()])
             for model in (living, other)
         ]
-        shares.append(renewal.wall / wall)
+        shares.append(work[0] / work[1])
         ratios.append(float(means[0] / means[1]))
-        print(f"| {day} | {renewal.wall:.1f} | {wall:.1f} | {ratios[-1]:.4f} |", flush=True)
-    print(f"mean ratio of CRPS {np.mean(ratios):.4f}, median share of time {np.median(shares):.2f}")
+        print(
+            f"| {day} | {renewal.wall:.1f}, {work[0]:.1f} | {wall:.1f}, {work[1]:.1f} | {ratios[-1]:.4f} |",
+            flush=True,
+        )
+    print(f"mean ratio of CRPS {np.mean(ratios):.4f}, median share of the work {np.median(shares):.2f}")
     return {
-        f"a renewal takes at most {SHARE_BAR} of a fresh job": bool(np.median(shares) <= SHARE_BAR),
+        f"a renewal takes at most {SHARE_BAR} of a fresh job's work": bool(np.median(shares) <= SHARE_BAR),
         f"its CRPS is at most {CRPS_BAR} of the fresh job's": bool(np.mean(ratios) <= CRPS_BAR),
     }
 
