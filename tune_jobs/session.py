@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from forecast.errors import DataError, StoreError
+from forecast.errors import DataError, ForecastError, StoreError, WindowError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
-from forecast.live.alarms import OLD, Alarm, alarms_on, old, record_alarms, silent
+from forecast.live.alarms import OLD, SILENT, Alarm, alarms_on, old, record_alarms, silent
 from forecast.live.evidence import Role
 from forecast.live.ledger import WATCHED, Event, Settled
 from forecast.live.notify import post
 from forecast.live.store import CHANGES, Store, Version
+from forecast.live.subject import Subject, keep_subject, recorded_subject
 from forecast.model.split import MIN_TARGETS
 from forecast.prices.panel import panel_from_config
 from forecast.prices.series import Dates, Series
@@ -30,9 +31,10 @@ from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import MAIN_LEVEL, PROBABILITIES, interval_probabilities
 from tune_jobs.console import say
 from tune_jobs.update_options import UpdateOptions
-from tune_jobs.verdicts import Verdict, verdict_of, verdict_of_shadow
+from tune_jobs.verdicts import LEAST_PAIRED, Verdict, verdict_of, verdict_of_shadow
 
 if TYPE_CHECKING:
+    from forecast.inference.predictor import Predictor
     from forecast.live.issue import Issued
 
 ROUNDING = 1e-9
@@ -41,9 +43,12 @@ JOBS = ".jobs"
 """Directory of the running job, next to those of the versions."""
 DECISIONS: tuple[Event, ...] = ("promoted", "kept", "shadow", "rolled_back")
 """The events that decide on a version."""
-WORDS = {"promoted": "is promoted", "kept": "is not promoted", "shadow": "runs as a shadow"}
-LEAST_PAIRED = 5
-"""Fewest sessions from one job to the next that an alarm asks for: a challenger needs sessions to be judged on."""
+WORDS = {
+    "promoted": "is promoted",
+    "kept": "is not promoted",
+    "shadow": "runs as a shadow",
+    "waits": "is not promoted yet",
+}
 MOST_TESTED = 0.5
 """Largest share of a renewal's sessions that are test rows, even after years without a renewal."""
 
@@ -61,6 +66,8 @@ class Outcome:
         added: the version that a job added.
         decision: the decision on a challenger and its reason, in one line.
         published: number of symbols with new published forecasts.
+        superseded: number of these symbols whose earlier forecasts from the same session were made from prices that
+            were corrected later.
         forecasts: of a single symbol, the published forecasts: ``target``, ``prediction``, and ``lower`` and ``upper``
             bound of the interval of 90 %.
         left_out: the reason, by symbol, for each missing forecast of the model or of a baseline.
@@ -75,6 +82,7 @@ class Outcome:
     added: str | None = None
     decision: str | None = None
     published: int = 0
+    superseded: int = 0
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
@@ -96,6 +104,7 @@ class Session:
         self.ledger = self.store.ledger
         self.errors = Console(stderr=True)
         self.console = Console(quiet=options.quiet or options.json_output)
+        self.tracking = options.tracking
 
     def run(self) -> Outcome:
         """Do every step that is due.
@@ -108,12 +117,18 @@ class Session:
         try:
             prices, left_out = self._fetch()
         except DataError:
+            self._usable_current()
             # Without prices, the age of the model is unknown.
-            self._watch([*self._silence_by_model(), *self._record_alarms()], None, kept={OLD})
+            silence = self._silence_without_prices()
+            kept = {OLD} if silence is not None else {OLD, SILENT}
+            self._watch([*(silence or []), *self._record_alarms()], None, kept=kept)
             raise
-        newest = max(prices.values(), key=lambda series: series.dates[-1])
-        outcome = Outcome(self.name, newest.timeline.text(newest.dates[-1:])[0], left_out=left_out)
         settled = self._score(prices)
+        prices = self._without(prices, settled.others)
+        newest = max(prices.values(), key=lambda series: series.dates[-1])
+        outcome = Outcome(
+            self.name, newest.timeline.text(newest.dates[-1:])[0], left_out=left_out | settled.others
+        )
         outcome.new_prices, outcome.corrected = settled.prices, len(settled.corrected)
         outcome.scored = settled.scored
         current = self._usable_current()
@@ -135,23 +150,59 @@ class Session:
                 failed = error  # Whatever it is, the current model still forecasts.
         outcome.decision = self._decide(prices, current, outcome.session)
         self._forecast(prices, outcome)
+        if self.tracking:
+            self.tracking.follow_or_warn(self.store, self.name, self._shadow())
         if failed is not None:
             raise failed
         return outcome
 
     def _fetch(self) -> tuple[Mapping[str, Series], dict[str, str]]:
-        """The prices of the symbols, and the reason for each symbol without prices."""
+        """The prices of the symbols, and the reason for each symbol without prices.
+
+        Raises:
+            UsageError: when the name's models forecast something else.
+            DataError: when there are no prices.
+        """
 
         def notice(line: str) -> None:
             say(self.errors, line, "yellow")
 
+        recorded = recorded_subject(self.ledger, self.name)
+        if recorded is not None and self.options.calendar is None:
+            # A calendar that was found once is not sought again: later rows may fit another one.
+            self._use_calendar(recorded.calendar)
         if not self.options.symbols:
             series = series_from_config(self.options, notify=notice)
-            return {series.symbol: series}, {}
+            found = {series.symbol: series}
+            keep_subject(self.ledger, self.name, Subject.of_prices(found, pooled=False, calendar=None))
+            self._use_calendar(series.timeline.calendar_name)
+            return found, {}
         panel = panel_from_config(self.options.symbols, self.options, notify=notice)
+        subject = Subject.of_prices(panel.series, pooled=True, calendar=self.options.calendar)
+        keep_subject(self.ledger, self.name, subject)
         missing = set(self.ledger.published_symbols(self.name)) - panel.series.keys()
         gone = dict.fromkeys(sorted(missing), "the source has no prices of it any more")
         return panel.series, gone | dict(panel.left_out)
+
+    def _use_calendar(self, calendar: str | None) -> None:
+        """Let the prices, and a job, have this calendar; None for each symbol's own."""
+        if calendar is not None:
+            self.options = self.options.model_copy(update={"calendar": calendar})
+
+    def _without(self, prices: Mapping[str, Series], others: Mapping[str, str]) -> Mapping[str, Series]:
+        """The prices of the symbols that are not left out.
+
+        Raises:
+            DataError: when none is left.
+        """
+        left = {symbol: series for symbol, series in prices.items() if symbol not in others}
+        if not left:
+            symbol, why = next(iter(others.items()))
+            raise DataError(
+                f"{symbol} of {self.name}: {why}; use the `source` of the recorded prices, or another `name` or "
+                "`models`"
+            )
+        return left
 
     def _score(self, prices: Mapping[str, Series]) -> Settled:
         """Record the prices since the last run, and score the forecasts whose prices have arrived."""
@@ -170,11 +221,13 @@ class Session:
         current = self.store.current(self.name)
         if current is None or (damage := self.store.damage(current)) is None:
             return current
-        say(self.errors, f"warning: {damage}; an earlier version takes its place, if there is one", "yellow")
         try:
-            self.store.rollback(self.name, {"why": damage})
+            earlier = self.store.rollback(self.name, {"why": damage})
         except StoreError:
+            line = f"{damage}, and no earlier version can take its place; restore the file from a copy"
+            say(self.errors, f"warning: {line}, or let a job train another version", "yellow")
             return None
+        say(self.errors, f"warning: {damage}; the earlier version {earlier} takes its place", "yellow")
         return self.store.current(self.name)
 
     def _silence(self, timeline: Timeline, last: np.datetime64) -> list[Alarm]:
@@ -184,18 +237,13 @@ class Session:
         missing = None if session is None else timeline.sessions_between(last, session)
         return silent(missing, self.options.max_silence)
 
-    def _silence_by_model(self) -> list[Alarm]:
-        """The same alarm when the source does not answer; the model has the calendar."""
-        from forecast.inference.dating import Dating
-        from forecast.model.checkpoint import load_checkpoint
-
-        current, last = self._usable_current(), self.ledger.last_session(self.name)
-        if current is None or last is None:
-            return []
-        model = load_checkpoint(self.store.checkpoint(self.name, current.version))
-        symbol = next(iter(model.symbols), model.config.symbol)
-        timeline = Dating(model.of_symbol(symbol)).timeline
-        return self._silence(timeline, timeline.parse(last)) if timeline else []
+    def _silence_without_prices(self) -> list[Alarm] | None:
+        """The same alarm when the source does not answer; None if the ledger has no calendar yet."""
+        timeline, last = (
+            Timeline.of(self.ledger.last_timeline(self.name)),
+            self.ledger.last_session(self.name),
+        )
+        return self._silence(timeline, timeline.parse(last)) if timeline and last else None
 
     def _age(self, prices: Mapping[str, Series], current: Version | None) -> list[Alarm]:
         """The alarm of a model that is too old, if it is on."""
@@ -222,20 +270,35 @@ class Session:
         """
         now = {alarm.alarm: alarm for alarm in found}
         on = alarms_on(self.ledger, self.name)
-        for kind in on.keys() - now.keys() - set(kept):
-            self.ledger.add_event(self.name, "alarm_over", session=session, details={"alarm": kind})
-        for kind in now.keys() - on.keys():
+        for kind in sorted(on.keys() - now.keys() - set(kept)):
+            began = {key: on[kind][key] for key in ("id", "at", "session")}
+            details = {"alarm": kind, "began": began | {"text": on[kind]["details"].get("text")}}
+            self.ledger.add_event(self.name, "alarm_over", session=session, details=details)
+            since = began["session"] or began["at"][:10]
+            say(self.errors, f"alarm over: {kind}, which was on since {since}", "green")
+        for kind in sorted(now.keys() - on.keys()):
             self.ledger.add_event(self.name, "alarm", session=session, details=asdict(now[kind]))
             say(self.errors, f"alarm: {now[kind].text}", "red")
         self._post()
         return sorted(now)
 
     def _post(self) -> None:
-        """Post every alarm that was not posted yet, even if it is over."""
+        """Post every alarm that was not posted yet, even if it is over by now.
+
+        At the first use of the option, alarms that are over are passed over.
+        """
         if not self.options.notify:
             return
-        posted = {event["details"]["event"] for event in self.ledger.events(self.name, "notified")}
-        for event in reversed(self.ledger.events(self.name, "alarm")):
+        notified = self.ledger.events(self.name, "notified")
+        alarms = self.ledger.events(self.name, "alarm")
+        if not notified:
+            on = {event["id"] for event in alarms_on(self.ledger, self.name).values()}
+            over = [event["id"] for event in alarms if event["id"] not in on]
+            self.ledger.add_event(self.name, "notified", details={"passed_over": over})
+            notified = self.ledger.events(self.name, "notified")
+        posted = {id_ for event in notified for id_ in event["details"].get("passed_over", ())}
+        posted |= {event["details"].get("event") for event in notified}
+        for event in reversed(alarms):
             if event["id"] in posted:
                 continue
             problem = post(self.options.notify, event)
@@ -249,8 +312,10 @@ class Session:
         if current is None:
             # After a job that was killed before its version was promoted, there is one.
             newest = self.store.newest(self.name)
-            usable = newest is not None and self.store.damage(newest) is None
-            return None if usable else "there is no model yet"
+            if newest is None:
+                return "there is no model yet"
+            damage = self.store.damage(newest)
+            return damage and f"no version can be used: {damage}"
         since = _sessions_after(prices, self.store.versions(self.name)[-1].trained_until)
         if since >= self.options.retune_every:
             return f"the newest version is {since} sessions old"
@@ -292,17 +357,21 @@ class Session:
         outcome = run_job(self.options.job(output, share, earlier))
         if outcome.interrupted:
             raise KeyboardInterrupt
+        logged = self.tracking is None or self.tracking.log_or_warn(self.name, output, self.console)
         served = load_checkpoint(output / PICK_FILE)
         version = self.store.add(self.name, output, seen_until(served) or session)
-        shutil.rmtree(jobs)
+        if logged:
+            shutil.rmtree(jobs)
         return version
 
     def _decide(self, prices: Mapping[str, Series], current: Version | None, session: str) -> str | None:
         """Decide on the newest version, or on the running shadow; return the decision and its reason in one line."""
         newest = self.store.versions(self.name)[-1]
         if current is None:
-            self.store.promote(self.name, newest.version, details={"why": "there is no other version"})
-            return f"{newest.version} is promoted: there is no other version"
+            alone = len(self.store.versions(self.name)) == 1
+            why = "there is no other version" if alone else "no other version can be used"
+            self.store.promote(self.name, newest.version, details={"why": why})
+            return f"{newest.version} is promoted: {why}"
         if (shadow := self._shadow()) is not None:
             if damage := self.store.damage(shadow):
                 return self._conclude(shadow.version, current, Verdict("kept", damage, {}), session)
@@ -315,6 +384,9 @@ class Session:
             )
             return self._conclude(shadow.version, current, verdict_now, session) if verdict_now else None
         judged = {event["version"] for event in self.ledger.events(self.name, *DECISIONS)}
+        waited = self.ledger.events(self.name, "waits", limit=1)
+        if waited and (waited[0]["version"], waited[0]["session"]) == (newest.version, session):
+            return None
         if newest.version == current.version or newest.version in judged or SCORED_FILE not in newest.files:
             return None
         if damage := self.store.damage(newest):
@@ -344,14 +416,27 @@ class Session:
         return f"{version} {WORDS[verdict.decision]}: {verdict.why}"
 
     def _forecast(self, prices: Mapping[str, Series], outcome: Outcome) -> None:
-        """Publish the next forecasts, and record those of a shadow and of the baselines with them."""
+        """Publish the next forecasts, and record those of a shadow and of the baselines with them.
+
+        Forecasts are also due where prices up to their origin were corrected after they were published.
+
+        Raises:
+            ForecastError: when the current version makes no forecasts; those of the others are recorded.
+        """
         current = self.store.current(self.name)
         assert current is not None
-        known = self.ledger.origins(self.name, current.sha256)
+        known, outdated = (
+            self.ledger.origins(self.name, current.sha256),
+            self.ledger.outdated(self.name),
+        )
+        ends = {symbol: series.timeline.text(series.dates[-1:])[0] for symbol, series in prices.items()}
+        again = {symbol for symbol in outdated & ends.keys() if ends[symbol] == known.get(symbol)}
         due = {
             symbol: series
             for symbol, series in prices.items()
-            if symbol not in known or series.dates[-1] > series.timeline.parse(known[symbol])
+            if symbol in again
+            or symbol not in known
+            or series.dates[-1] > series.timeline.parse(known[symbol])
         }
         if not due:
             return
@@ -363,20 +448,47 @@ class Session:
         outcome.left_out |= problems
         roles: dict[Role, list[Issued]] = {"baseline": baselines}
         running: dict[Role, Version | None] = {"champion": current, "shadow": self._shadow()}
+        failed: ForecastError | None = None
         for role, version in running.items():
             if version is None:
                 continue
-            predictor = Predictor(self.store.checkpoint(self.name, version.version), device="cpu")
-            # A model that sees the market needs all symbols, not only those whose forecast is due.
-            issued, problems = issue_model(predictor, prices, horizons, version.sha256)
+            try:
+                predictor = Predictor(self.store.checkpoint(self.name, version.version), device="cpu")
+                possible = self._possible(predictor, version)
+                # A model that sees the market needs all symbols, not only those whose forecast is due.
+                issued, problems = issue_model(predictor, prices, possible, version.sha256)
+            except ForecastError as error:
+                if role == "champion":
+                    failed = error
+                else:
+                    line = f"warning: the shadow {version.version} makes no forecasts: {error}"
+                    say(self.errors, line, "yellow")
+                continue
             roles[role] = [each for each in issued if each.symbol in due]
             if role == "champion":
                 outcome.left_out |= {symbol: why for symbol, why in problems.items() if symbol in due}
         self.ledger.issue(self.name, roles)
+        if failed is not None:
+            raise failed
         symbols = {each.symbol for each in roles["champion"]}
-        outcome.published = len(symbols)
+        outcome.published, outcome.superseded = len(symbols), len(symbols & again)
         if len(symbols) == 1:
             outcome.forecasts = [_described(each) for each in roles["champion"]]
+
+    def _possible(self, predictor: Predictor, version: Version) -> list[int]:
+        """The numbers of steps that a version can forecast; a line names the others."""
+        possible, refused = [], {}
+        for horizon in self.options.horizons:
+            try:
+                predictor.require_horizon(horizon)
+                possible.append(horizon)
+            except WindowError as error:
+                refused[horizon] = str(error)
+        if refused:
+            steps = ", ".join(map(str, refused))
+            line = f"warning: {version.version} makes no forecasts of {steps} steps: {next(iter(refused.values()))}"
+            say(self.errors, line, "yellow")
+        return possible
 
     def _shadow(self) -> Version | None:
         """The version that runs as a shadow."""

@@ -71,7 +71,8 @@ def described(outcome: Outcome) -> list[str]:
         lines.append(f"  {outcome.decision}")
     if outcome.published:
         symbols = "symbol" if outcome.published == 1 else "symbols"
-        lines.append(f"  published forecasts of {outcome.published} {symbols}")
+        again = "" if not outcome.superseded else f", {outcome.superseded} again from corrected prices"
+        lines.append(f"  published forecasts of {outcome.published} {symbols}{again}")
     for each in outcome.forecasts:
         prediction, lower, upper = (value_text(each[name]) for name in ("prediction", "lower", "upper"))
         lines.append(f"    {each['target']}: {prediction} (90 %: {lower} to {upper})")

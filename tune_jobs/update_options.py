@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from forecast.names import split_names
-from tune_jobs.options import SearchOptions, TuneOptions
+from tune_jobs.options import UNIVERSE, SearchOptions, TuneOptions
 
-UNIVERSE = "universe"
-"""The default name of a model of many symbols."""
 MODELS = Path("models")
 
 
@@ -74,7 +73,7 @@ class UpdateOptions(SearchOptions):
     @property
     def store_name(self) -> str:
         """The name in the store."""
-        return self.name or (UNIVERSE if self.symbols else self.symbol)
+        return self.name or self.default_name
 
     @property
     def most_age(self) -> int:
@@ -92,7 +91,11 @@ class UpdateOptions(SearchOptions):
         own = {
             name: getattr(self, name) for name in self.model_fields_set & SearchOptions.model_fields.keys()
         }
-        own |= {"output_dir": output, "resume": True, "warm_start": earlier, "quiet": True, "json": False}
+        # On a terminal, a job shows its progress; the mail of cron has only the result.
+        quiet = self.quiet or self.json_output or not sys.stderr.isatty()
+        own |= {"output_dir": output, "resume": True, "warm_start": earlier, "quiet": quiet, "json": False}
+        # The session logs the job itself, under the store's name, and an update goes on without MLflow.
+        own.pop("mlflow", None)
         own.pop("json_output", None)
         if earlier is not None:
             own["num_samples"] = self.renew_samples

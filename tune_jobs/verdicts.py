@@ -12,6 +12,8 @@ from forecast.scores.sequential import proof
 if TYPE_CHECKING:
     from forecast.live.judge import Judgement
 
+LEAST_PAIRED = 5
+"""Fewest sessions on which a challenger is judged."""
 PROOF_ERROR = 0.05
 """Largest share of challengers that are not better for which a proof is wrong."""
 
@@ -20,7 +22,7 @@ PROOF_ERROR = 0.05
 class Verdict:
     """The decision on a challenger, its reason and its figures."""
 
-    decision: Literal["promoted", "kept", "shadow"]
+    decision: Literal["promoted", "kept", "shadow", "waits"]
     why: str
     figures: Mapping[str, Any]
 
@@ -30,13 +32,15 @@ def verdict_of(judgement: Judgement, shadow_sessions: int) -> Verdict:
 
     The champion stays if its mean CRPS is lower on the sessions that neither was trained on. Otherwise the challenger
     is promoted, since it has seen later prices. With ``shadow_sessions``, a challenger whose advantage is not
-    significant runs as a shadow first.
+    significant runs as a shadow first. With fewer than ``LEAST_PAIRED`` sessions there is no evidence for either: the
+    challenger waits, and is judged again at the next session.
     """
     figures = {**asdict(judgement), "rule": "mean CRPS of the same sessions"}
-    if not judgement.sessions:
-        figures |= {"champion": None, "challenger": None}
-        why = "no session is new to both versions"
-        return Verdict("shadow" if shadow_sessions else "promoted", why, figures)
+    if judgement.sessions < LEAST_PAIRED:
+        if not judgement.sessions:
+            figures |= {"champion": None, "challenger": None}
+        why = f"{judgement.sessions} sessions are new to both versions so far, and a judgement needs {LEAST_PAIRED}"
+        return Verdict("shadow" if shadow_sessions else "waits", why, figures)
     why = (
         f"CRPS {judgement.challenger:.5g}, the current version's {judgement.champion:.5g}, on {judgement.sessions} "
         f"sessions (p = {judgement.p_value:.2f})"

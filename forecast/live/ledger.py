@@ -216,6 +216,8 @@ class Ledger:
             earliest = connection.scalar(
                 sa.select(sa.func.min(PUBLISHED.c.last_price_id)).where(PUBLISHED.c.name == name)
             )
+            if earliest is None:
+                return set()
             # With an expression for the name, SQLite reads the last prices alone; otherwise it would read all.
             later = sa.and_(
                 PRICES.c.id > earliest,
