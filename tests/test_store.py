@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from live_ledger import live
 
 from forecast.errors import StoreError
 from forecast.job_files import PICK_FILE
@@ -196,10 +198,71 @@ def test_a_rollback_by_hand_completes_an_interrupted_promotion_first(store):
     assert store.current("^GSPC").version == three
 
 
-def test_the_ledger_is_exported_as_parquet(store, tmp_path, capsys):
+def test_the_ledger_is_exported_as_parquet_part_by_part(store, tmp_path, capsys, monkeypatch):
     import pandas as pd
+    import pyarrow.parquet as pq
 
+    live(store.ledger, "^GSPC", ["A", "B"], [("a", 2)])
+    monkeypatch.setattr("forecast.live.ledger.EXPORTED_AT_ONCE", 5)
     models.main(["export", str(tmp_path / "ledger"), "--models", str(store.root)])
-    events = pd.read_parquet(tmp_path / "ledger" / "events.parquet")
-    assert list(events["kind"]) == ["added", "promoted"] * 3
+    read = {path.stem: pd.read_parquet(path) for path in (tmp_path / "ledger").iterdir()}
+    assert list(read["events"]["kind"]) == ["added", "promoted"] * 3
+    assert json.loads(read["events"]["details"][1])["before"] is None
     assert "events.parquet: 6 rows" in capsys.readouterr().out
+    forecasts = store.ledger.published("A", "B")
+    for row in forecasts:
+        np.testing.assert_array_equal(
+            read["forecasts"].set_index("id").loc[row["id"]]["quantiles"], row["quantiles"]
+        )
+    assert pq.ParquetFile(tmp_path / "ledger" / "forecasts.parquet").num_row_groups == 5
+    assert len(read["forecasts"]) == 24
+    # A table without rows has its columns.
+    assert list(read["requests"].columns) == ["id", "at", "symbol", "model", "request", "answer"]
+    assert read["scores"]["price_id"].dtype == "int64"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["show", "^GSPC"], ["rollback", "^GSPC"], ["promote", "^GSPC", "v"], ["export", "e"]],
+)
+def test_a_directory_that_is_no_store_is_refused_with_its_path_and_stays_as_it_is(tmp_path, command, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for place, reason in (("nope", "there is no such directory"), ("empty", "neither a model nor ledger.db")):
+        assert models.run(models.main, [*command, "--models", str(tmp_path / place)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{tmp_path / place} is no model store: " in line
+        assert reason in line
+        assert "`python -m tune_jobs.update`" in line
+    assert list(tmp_path.iterdir()) == [empty]
+    assert list(empty.iterdir()) == []
+
+
+def test_every_event_has_its_reason(store, capsys):
+    store.ledger.add_event("^GSPC", "alarm", details={"alarm": "model_old", "text": "it is old"})
+    began = store.ledger.events("^GSPC", limit=1)[0]
+    store.ledger.add_event("^GSPC", "notified", details={"passed_over": []})
+    store.ledger.add_event("^GSPC", "notified", details={"event": began["id"]})
+    over = {"alarm": "model_old", "began": {"at": began["at"], "session": "2024-01-03"}}
+    store.ledger.add_event("^GSPC", "alarm_over", details=over)
+    models.main(["show", "^GSPC", "--models", str(store.root), "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["event"], row["why"]) for row in rows if row["event"] != "promoted"][-5:] == [
+        ("added", "trained until 2024-01-03"),
+        ("alarm", "it is old"),
+        ("notified", "the first use of --notify"),
+        ("notified", f"posted the alarm model_old of {began['at'][:10]}"),
+        ("alarm_over", "model_old, on since 2024-01-03"),
+    ]
+    assert all(row["why"] for row in rows if row["event"] != "promoted")
+
+
+def test_a_rollback_past_damaged_versions_names_the_damage(store):
+    for version in versions(store)[:2]:
+        damaged = store.checkpoint("^GSPC", version)
+        damaged.chmod(0o644)
+        damaged.write_text("other")
+    with pytest.raises(
+        StoreError, match=r"no earlier version to return to \(.*has changed since it was added\)"
+    ):
+        store.rollback("^GSPC")

@@ -88,6 +88,23 @@ class Store:
         """
         return Ledger(self.root / LEDGER_FILE)
 
+    def require(self) -> None:
+        """Check that there is a store.
+
+        Raises:
+            StoreError: when the directory is missing, or has neither a model nor a ledger.
+        """
+        if not self.root.is_dir():
+            reason = "there is no such directory" if not self.root.exists() else "it is no directory"
+        elif not (self.root / LEDGER_FILE).is_file() and not self.names():
+            reason = f"it has neither a model nor {LEDGER_FILE}"
+        else:
+            return
+        raise StoreError(
+            f"{self.root.absolute()} is no model store: {reason}; name the store's directory as `models`, or create "
+            "one with `python -m tune_jobs.update`"
+        )
+
     def names(self) -> list[str]:
         """The names that have versions, sorted."""
         if not self.root.is_dir():
@@ -280,7 +297,10 @@ class Store:
             if current is None or earlier.version != current.version:
                 self.promote(name, earlier.version, kind="rolled_back", details=details)
                 return earlier.version
-        raise StoreError(f"{name} has no earlier version to return to; promote another version")
+        versions = self._versions(name)
+        damaged = [damage for each in versions if each != current and (damage := self.damage(each))]
+        cause = f" ({damaged[-1]})" if damaged else ""
+        raise StoreError(f"{name} has no earlier version to return to{cause}; promote another version")
 
     def _earlier(self, name: str) -> Iterator[Version]:
         """The undamaged versions that were current before the current version, latest first.
