@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from forecast.job_files import FRONT_FILE, PICK_FILE
 from forecast.model.checkpoint import load_checkpoint
 from tune_jobs import study as studies
+from tune_jobs.databases import STUDY_FILE
 from tune_jobs.options import TuneOptions
 from tune_jobs.search import CHECKPOINT_DIR, TUNE_STATE_DIR
 from tune_jobs.searcher import trial_checkpoint_path
@@ -97,14 +98,12 @@ def main() -> int:
 
 def trials_of(directory: Path) -> list[FrozenTrial]:
     """Return the study's trials; none before it is created."""
-    path = directory / studies.STUDY_FILE
+    path = directory / STUDY_FILE
     if not path.exists():
         return []
     # A driver killed while it creates the database leaves one without a study.
     try:
-        return optuna.load_study(
-            study_name=TuneOptions.model_fields["study_name"].default, storage=f"sqlite:///{path}"
-        ).trials
+        return optuna.load_study(study_name=TuneOptions().study, storage=f"sqlite:///{path}").trials
     except KeyError:
         return []
 

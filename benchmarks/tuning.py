@@ -37,6 +37,7 @@ from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.series import Series
 from forecast.scores.metrics import Forecasts, Rows, evaluate_forecasts
 from tune_jobs import study as studies
+from tune_jobs.databases import STUDY_FILE, SqliteFile
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.searcher import SearchInput
@@ -130,9 +131,7 @@ def where_time_goes(directory: Path, summary: dict[str, Any]) -> dict[str, float
     ``start_up`` lasts until the first trial has a process; ``trials`` is what trials spend on results, checkpoints and
     waiting for the driver to keep them; ``end`` is idle cores when no trial is left to start.
     """
-    study = optuna.load_study(
-        study_name=summary["study"], storage=f"sqlite:///{directory / studies.STUDY_FILE}"
-    )
+    study = optuna.load_study(study_name=summary["study"], storage=f"sqlite:///{directory / STUDY_FILE}")
     trials = study.get_trials(states=[TrialState.COMPLETE])
     spans = [
         (
@@ -184,10 +183,11 @@ def untrained_search(series: Series, samples: int) -> SearchSeconds:
     experiment = ExperimentConfig(source="snapshot")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        storage = studies.open_storage(directory / studies.STUDY_FILE)
+        database = SqliteFile(directory / STUDY_FILE)
+        storage = studies.open_storage(database)
         objectives = TuneOptions().objective_names
         study = studies.open_study(
-            storage, "s", path=directory, resume=False, objectives=objectives, basis={}
+            storage, "s", database=database, resume=False, objectives=objectives, basis={}
         )
         prepared = prepare(series, experiment).without_test()
         seconds = run_search(
@@ -202,7 +202,7 @@ def untrained_search(series: Series, samples: int) -> SearchSeconds:
             trial_class=UntrainedTrial,
         )
         assert len(studies.completed(study)) == samples
-        studies.close_storage(storage, directory)
+        studies.close_storage(storage, database)
     return seconds
 
 

@@ -40,8 +40,8 @@ from forecast.model.unseen import forecast_unseen
 from forecast.model.windows import PreparedSeries, prepare
 from forecast.prices.panel import Panel, load_panel
 from forecast.scores.metrics import Forecasts
+from tune_jobs.databases import STUDY_FILE
 from tune_jobs.space import SPACES
-from tune_jobs.study import STUDY_FILE
 
 JOB = ("--space", "small", "--likelihood", "student_t", "--objectives", "mae,rmse,mape,crps")
 POOLED = TrainConfig(

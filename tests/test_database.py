@@ -1,18 +1,14 @@
 """Prices from databases: SQLite, and a real PostgreSQL."""
 
 import datetime as dt
-import os
-import shutil
 import socket
 import sqlite3
-import subprocess
 import sys
-import tempfile
 from contextlib import closing
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
+from postgres import running_server
 
 from forecast import load_series
 from forecast.errors import DataError, SourceUnavailable, UsageError
@@ -22,7 +18,6 @@ from forecast.prices.panel import load_panel
 CLOSES = [10.0, 11.0, 12.5, 12.0, 13.0, 14.25]
 DAYS = [dt.date(2024, 1, 10 + day) for day in range(6)]
 PASSWORD = "p@ss/word:1"
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 @pytest.fixture
@@ -135,41 +130,9 @@ def test_a_missing_driver_is_named(monkeypatch):
 
 @pytest.fixture(scope="module")
 def server():
-    """A PostgreSQL server whose user joe has a password; yields its host and port."""
-    if not SERVERS:
-        pytest.skip("no PostgreSQL server (Debian: postgresql)")
-    programs = SERVERS[-1]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    other = {}
-    if os.geteuid() == 0:  # which PostgreSQL refuses
-        shutil.chown(folder, "postgres", "postgres")
-        other = {"user": "postgres", "group": "postgres", "extra_groups": []}
-
-    def call(*command):
-        subprocess.run(
-            command, check=True, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **other
-        )
-
-    password = folder / "password"
-    password.write_text(PASSWORD)
-    password.chmod(0o644)
-    data = str(folder / "data")
-    call(
-        programs / "initdb", "-D", data, "-U", "joe", "-A", "scram-sha-256", "--pwfile", str(password), "-N",
-        "-E", "UTF8", "--no-locale",
-    )  # fmt: skip
-    settings = (
-        f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off -c timezone=America/New_York"
-    )
-    call(programs / "pg_ctl", "-D", data, "-l", str(folder / "log"), "-o", settings, "-w", "start")
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        call(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    """The host and the port of a PostgreSQL server whose user joe has a password."""
+    with running_server("joe", PASSWORD) as running:
+        yield running.address
 
 
 @pytest.fixture(scope="module")

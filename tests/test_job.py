@@ -27,9 +27,11 @@ from forecast.cli.command import run
 from forecast.errors import DataError, StudyError, UsageError
 from forecast.model.training import Trainer
 from forecast.model.windows import prepare
+from tune_jobs import databases
 from tune_jobs import job as jobs
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connected
+from tune_jobs.databases import SqliteFile, study_errors
 from tune_jobs.folds import FoldTrainers, mean_metrics, prepare_earlier_folds
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
@@ -352,10 +354,9 @@ POINT = ["MAE", "RMSE", "MAPE"]
 
 def small_search(directory, prepared, space=TINY_SPACE, samples=4, on_finished=None, **more):
     experiment = options(directory)
-    storage = studies.open_storage(directory / "optuna_study.db")
-    study = studies.open_study(
-        storage, "s", path=directory / "optuna_study.db", resume=True, objectives=POINT, basis={}
-    )
+    database = SqliteFile(directory / "optuna_study.db")
+    storage = studies.open_storage(database)
+    study = studies.open_study(storage, "s", database=database, resume=True, objectives=POINT, basis={})
     seen: list[Finished] = []
     run_search(
         SearchInput(prepared, experiment, {}, space, POINT),
@@ -369,7 +370,7 @@ def small_search(directory, prepared, space=TINY_SPACE, samples=4, on_finished=N
         **({"stop": Stop()} | more),
     )
     trials = study.trials
-    studies.close_storage(storage, directory / "optuna_study.db")
+    studies.close_storage(storage, database)
     return trials, seen
 
 
@@ -497,7 +498,7 @@ def test_an_interrupted_trial_goes_on_from_its_last_rung_when_the_job_is_resumed
 def test_a_locked_database_ends_the_search_and_resume_loses_no_trial(
     cluster, tmp_path, snapshot, monkeypatch
 ):
-    monkeypatch.setattr(studies, "LOCK_WAIT", 0.5)
+    monkeypatch.setattr(databases, "LOCK_WAIT", 0.5)
     prepared = prepare(snapshot, options(tmp_path))
     other = sqlite3.connect(tmp_path / "optuna_study.db", check_same_thread=False)
     finished = []
@@ -509,7 +510,7 @@ def test_a_locked_database_ends_the_search_and_resume_loses_no_trial(
 
     with (
         pytest.raises(StudyError, match=r"optuna_study.db cannot be used \(database is locked\)"),
-        studies.study_errors(tmp_path / "optuna_study.db"),
+        study_errors(SqliteFile(tmp_path / "optuna_study.db")),
     ):
         small_search(tmp_path, prepared, on_finished=lock_after_the_first)
     other.rollback()

@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import re
 import signal
 import socket
 import sqlite3
@@ -22,6 +21,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from processes import catches
 from running_job import write_summary
 
 from forecast.cli.command import run
@@ -412,12 +412,6 @@ def test_a_locked_study_is_refused_soon_with_its_file_and_the_remedy(open_study,
     assert time.monotonic() - started < 5
 
 
-def catches(pid, number):
-    """Whether a process has a handler for a signal (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return bool(int(re.search(r"^SigCgt:\s*(\w+)$", status, re.M)[1], 16) >> (number - 1) & 1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("after", [0, 0.2])
 def test_a_signal_during_imports_is_one_line_and_exit_code_130(tmp_path, number, after):
@@ -632,9 +626,9 @@ def test_missing_or_non_finite_objectives_are_not_usable(result):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-samples", "0"], "--num-samples 0: input should be greater than or equal to 1"),
+        (["--num-samples", "0"], "--num-samples 0: give at least 1"),
         (["--strategy", "best"], "--strategy best: give weighted, or min_ with an objective"),
-        (["--train-ratio", "1"], "--train-ratio 1: input should be less than 1"),
+        (["--train-ratio", "1"], "--train-ratio 1: give a number less than 1"),
         (
             ["--start", "2020-02-01", "--end", "2020-01-01"],
             "--start 2020-02-01 is not before --end 2020-01-01",
@@ -648,7 +642,7 @@ def test_missing_or_non_finite_objectives_are_not_usable(result):
             ["--warm-start", "here", "--output-dir", "there/../here"],
             "--warm-start here is also --output-dir; choose another --output-dir, or continue that job with --resume",
         ),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--nonsense"], "unrecognized option --nonsense; see python -m tune_jobs.pareto --help"),
     ],
 )
 def test_bad_usage_names_the_option_and_the_value(arguments, message, capsys):

@@ -44,12 +44,16 @@ def run_job(options: TuneOptions, cluster: ClusterBeside | None = None) -> Outco
         with only_imports():
             import optuna
 
+            from tune_jobs.databases import database_of
             from tune_jobs.disks import full_disk_named
             from tune_jobs.final import INTERRUPTED
             from tune_jobs.report import report_job
             from tune_jobs.search import search_and_pick
-            from tune_jobs.study import STUDY_FILE
+            from tune_jobs.stopping import TIME_BUDGET
 
+        tracking = options.tracking
+        if tracking:
+            tracking.check()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with full_disk_named(options), only_job_in(options.output_dir):
             found = search_and_pick(job, cluster.connect)
@@ -58,7 +62,10 @@ def run_job(options: TuneOptions, cluster: ClusterBeside | None = None) -> Outco
     interrupted = found.stopped_by is not None or (pick is not None and pick["problem"] == INTERRUPTED)
     if not found.picked and not interrupted:
         raise StudyError(
-            f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); the reasons are in "
-            f"{options.output_dir / STUDY_FILE}"
+            f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); the reasons are in the "
+            f"study {job.options.study} in {database_of(job.options)}"
         )
+    complete = found.stopped_by in (None, TIME_BUDGET) and pick is not None and pick["problem"] != INTERRUPTED
+    if tracking and complete:
+        tracking.log_or_warn(options.default_name, options.output_dir, job.console, found.trials)
     return Outcome(summary, interrupted)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, model_validator
 
-from forecast.config import ExperimentConfig, PanelOptions
+from forecast.config import Config, ExperimentConfig, PanelOptions
 from forecast.names import split_names
+
+if TYPE_CHECKING:
+    from tune_jobs.mlflow_log import Tracking
 
 LEAST, WEIGHTED = "min_", "weighted"
 """A strategy minimizes one objective, for example ``min_mape``, or the weighted sum of all of them."""
+
+UNIVERSE = "universe"
+"""The default name of a model of many symbols."""
 
 
 def metric_of(objective: str) -> str:
@@ -39,7 +45,32 @@ def _known_objective(objective: str) -> str:
 Objective = Annotated[str, AfterValidator(_known_objective)]
 
 
-class SearchOptions(PanelOptions, ExperimentConfig):
+class MlflowOptions(Config):
+    """MLflow."""
+
+    mlflow: str | None = Field(
+        None,
+        min_length=1,
+        description="address of an MLflow server: a finished job becomes a run with its trials as nested runs, its "
+        "pick a registered model, whose aliases follow the model store; needs the extra mlflow",
+    )
+
+    @property
+    def tracking(self) -> Tracking | None:
+        """What logs in MLflow; None without a server.
+
+        Raises:
+            UsageError: when MLflow is not installed, or the address holds a password.
+        """
+        if self.mlflow is None:
+            return None
+        # Imported here because most commands log nothing.
+        from tune_jobs.mlflow_log import Tracking
+
+        return Tracking(self.mlflow)
+
+
+class SearchOptions(MlflowOptions, PanelOptions, ExperimentConfig):
     """The search."""
 
     num_samples: int = Field(
@@ -112,6 +143,11 @@ class SearchOptions(PanelOptions, ExperimentConfig):
     json_output: bool = Field(False, alias="json", description="print the summary as JSON instead of tables")
 
     @property
+    def default_name(self) -> str:
+        """The name of the job's models, unless they are given another."""
+        return UNIVERSE if self.symbols else self.symbol
+
+    @property
     def objective_names(self) -> list[str]:
         """The names of the objectives' metrics."""
         return [metric_of(name) for name in self.objectives]
@@ -169,6 +205,12 @@ class SearchOptions(PanelOptions, ExperimentConfig):
         return self
 
 
+STUDY_NAME = "stock_lstm_optuna"
+"""The default name of a study in the file of its job."""
+STORAGES = ("postgresql+psycopg", "postgresql", "postgres")
+"""The schemes of a database that may keep a study."""
+
+
 class TuneOptions(SearchOptions):
     """The tuning job."""
 
@@ -189,10 +231,50 @@ class TuneOptions(SearchOptions):
     warm_start: Path | None = Field(
         None, description="directory of an earlier job, whose pick and front are tried first"
     )
-    study_name: str = Field(
-        "stock_lstm_optuna", min_length=1, description="name of the study in its database"
+    study_storage: str | None = Field(
+        None,
+        min_length=1,
+        repr=False,
+        description="PostgreSQL database that keeps the study, where a team can watch it: "
+        "postgresql+psycopg://user@host/database (unless given, a file in `output_dir`)",
+    )
+    study_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description=f"name of the study in its database (unless given, {STUDY_NAME}; in `study_storage`, the symbol "
+        "and the name of `output_dir`)",
     )
     report: bool = Field(True, description="write report.html, a page of plots and tables")
+
+    @property
+    def study(self) -> str:
+        """The study's name; by default, jobs of other symbols or directories have others in a shared database."""
+        if self.study_name or not self.study_storage:
+            return self.study_name or STUDY_NAME
+        return f"{self.default_name}-{self.output_dir.resolve().name}"
+
+    @field_serializer("study_storage")
+    def _without_password(self, address: str | None) -> str | None:
+        # Imported here so that --help does not wait for pandas.
+        from forecast.prices.locations import masked
+
+        return address and masked(address)
+
+    # Of all fields: a field's own validator would show the password.
+    @model_validator(mode="after")
+    def _storage_is_a_database(self) -> TuneOptions:
+        scheme, mark, rest = (self.study_storage or f"{STORAGES[0]}://").partition("://")
+        if not mark or scheme.lower() not in STORAGES:
+            raise ValueError(
+                f"`study_storage` {scheme}{mark and '://...'}: name a PostgreSQL database, such as "
+                f"{STORAGES[0]}://user@host/database, or leave it out to keep the study in `output_dir`"
+            )
+        if rest.partition("?")[0].count("@") > 1:
+            raise ValueError(
+                f"`study_storage` {scheme}://...: write %40 for each @ of the user and the password"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folds_fit(self) -> TuneOptions:

@@ -28,6 +28,7 @@ from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
 from tune_jobs.cluster import Connect
 from tune_jobs.console import say
+from tune_jobs.databases import STUDY_FILE, database_of
 from tune_jobs.final import FinalModels, train_final
 from tune_jobs.luck import Luck
 from tune_jobs.prepare import Job
@@ -35,7 +36,6 @@ from tune_jobs.report_page import Findings, write_report
 from tune_jobs.search import Found
 from tune_jobs.selection import ScoredPoint, score_on_test
 from tune_jobs.stopping import TIME_BUDGET
-from tune_jobs.study import STUDY_FILE
 from tune_jobs.symbols import (
     BASELINE,
     METRIC,
@@ -64,7 +64,7 @@ FILES = {
     SYMBOLS_FILE: "of a panel, each symbol's test metrics beside persistence's and GARCH's, or why it was left out",
     FRONT_FILE: "the front: objectives, test metrics, persistence's metrics, hyperparameters",
     SUMMARY_FILE: "everything in the printed table, and more, for machines",
-    STUDY_FILE: "the study: every trial, finished, or failed with its reason",
+    STUDY_FILE: "the study, unless `study_storage` keeps it: every trial, finished, or failed with its reason",
     "checkpoints/trial_00007.pt": "one checkpoint per finished trial",
 }
 """The files that a job writes, and their contents."""
@@ -129,7 +129,9 @@ def _score_front(job: Job, found: Found, ended: Sequence[str], connect: Connect)
 def _summary(job: Job, found: Found, findings: Findings | None, total_seconds: float) -> dict[str, Any]:
     options = job.options
     return {
-        "study": options.study_name,
+        "job": found.job,
+        "study": options.study,
+        "study_storage": str(database_of(options)),
         "trials": {"asked": options.num_samples, **found.states},
         "warm_start": found.warm_start,
         "stopped_by": found.stopped_by,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from forecast.errors import CheckpointError
+from forecast.errors import CheckpointError, StudyError
 from forecast.model.checkpoint import load_checkpoint
 from forecast.model.panel import PreparedPanel
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connect
 from tune_jobs.console import say
 from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
+from tune_jobs.databases import Database, database_of, study_errors
 from tune_jobs.luck import Luck, p_value_of_best
 from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
@@ -51,6 +53,7 @@ class Found:
         trials: every trial of the study.
         stopped_by: why the search ended before its last trial; None when it did not.
         run: figures of this run alone: trials, seconds, core-seconds, efficiency.
+        job: the job's identity: a name that no other study has.
         warm_start: the earlier job whose configurations were tried first, with their trials; None without one.
     """
 
@@ -60,6 +63,7 @@ class Found:
     trials: list[FrozenTrial]
     stopped_by: str | None
     run: dict[str, Any]
+    job: str
     warm_start: dict[str, Any] | None = None
 
     @property
@@ -78,41 +82,67 @@ def search_and_pick(job: Job, connect: Connect) -> Found:
         connect: connects to the cluster; called only if there are trials to run.
     """
     options = job.options
+    database = database_of(options)
+
+    def notify(line: str) -> None:
+        say(job.errors, line, "yellow")
+
+    with studies.opened_storage(database, notify) as storage, study_errors(database):
+        return _search(job, connect, database, storage)
+
+
+def _search(job: Job, connect: Connect, database: Database, storage: optuna.storages.RDBStorage) -> Found:
+    options = job.options
     output = options.output_dir.absolute()
-    database, checkpoints = output / studies.STUDY_FILE, output / CHECKPOINT_DIR
-    storage = studies.open_storage(database)
+    checkpoints = output / CHECKPOINT_DIR
     study = studies.open_study(
         storage,
-        options.study_name,
-        path=database,
+        options.study,
+        database=database,
         resume=options.resume,
         objectives=options.objective_names,
         basis=_basis(job),
     )
-    with studies.study_errors(database):
-        put_back = put_back_running(study, checkpoints)
-        samples = studies.remaining(study, options.num_samples)
+    if database.shared:
+        say(job.console, f"Study {options.study} in {database}")
+        _claim(study, database, output, checkpoints)
+    put_back = put_back_running(study, checkpoints)
+    samples = studies.remaining(study, options.num_samples)
     _describe_resume(job.console, options, study, put_back, samples)
     if job.warm_start and samples:
-        with studies.study_errors(database):
-            found = studies.queue_first(study, job.warm_start, job.space, samples)
+        found = studies.queue_first(study, job.warm_start, job.space, samples)
         _describe_warm_start(job, found)
     kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     stop = Stop()
     run = _run(job, connect, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
-    with studies.study_errors(database):
-        front, problems = pareto_front(study, checkpoints)
-        trials = study.get_trials(deepcopy=False)
-        warm_start = studies.warm_start_of(study)
-        left = studies.remaining(study, options.num_samples)
+    front, problems = pareto_front(study, checkpoints)
+    trials = study.get_trials(deepcopy=False)
+    warm_start = studies.warm_start_of(study)
+    left = studies.remaining(study, options.num_samples)
     if not left:
         _remove(kept, options, output)
     for problem in problems:
         say(job.errors, f"warning: {problem}", "yellow")
-    studies.close_storage(storage, database)
     finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
     picked, luck = _pick(job, front, finished, checkpoints) if front else (None, None)
-    return Found(front, picked, luck, trials, stop.reason if left else None, run, warm_start)
+    stopped_by = stop.reason if left else None
+    return Found(front, picked, luck, trials, stopped_by, run, study.user_attrs[studies.JOB], warm_start)
+
+
+def _claim(study: optuna.Study, database: Database, output: Path, checkpoints: Path) -> None:
+    """Record in a shared database where the job runs, for whoever watches the study.
+
+    Raises:
+        StudyError: when the checkpoints of finished trials are in another directory: no front could be picked here.
+    """
+    here, before = f"{socket.gethostname()}:{output}", study.user_attrs.get(studies.RUNS_IN)
+    done = studies.completed(study)
+    if done and not any(trial_checkpoint_path(checkpoints, trial.number).exists() for trial in done):
+        raise StudyError(
+            f"the checkpoints of the {len(done)} finished trials of the study {study.study_name!r} are in {before}, "
+            f"not in {here}; resume the study there, copy the directory, or choose another {database.elsewhere}"
+        )
+    study.set_user_attr(studies.RUNS_IN, here)
 
 
 def _run(
@@ -145,7 +175,7 @@ def _run(
         stop.deadline = time.monotonic() + options.time_budget
     search = SearchInput(
         prepared=prepared if options.objectives_on == "test" else prepared.without_test(),
-        experiment=options,
+        experiment=options.model_copy(update={"study_storage": None}),  # workers need no password
         provenance=asdict(job.prices.provenance),
         space=job.space,
         objectives=options.objective_names,
@@ -153,7 +183,7 @@ def _run(
         earlier_folds=job.earlier_folds,
         start=job.start,
     )
-    with progress, studies.study_errors(options.output_dir.absolute() / studies.STUDY_FILE):
+    with progress:
         seconds = run_search(
             search,
             study,
@@ -262,7 +292,8 @@ def _describe_resume(
         return
     done = studies.ended(study)
     if not done and not put_back:
-        say(console, "Nothing to resume in this directory: starting from scratch.")
+        place = "study" if options.study_storage else "directory"
+        say(console, f"Nothing to resume in this {place}: starting from scratch.")
     else:
         say(
             console,

@@ -23,6 +23,7 @@ from forecast.model.panel import Prepared
 from forecast.model.split import Part
 from forecast.scores.metrics import Evaluation
 from tune_jobs import study as studies
+from tune_jobs.databases import DATABASE_ERRORS
 from tune_jobs.placement import Placement
 from tune_jobs.ray_internals import is_loss_of_node
 from tune_jobs.space import SearchSpace
@@ -236,7 +237,7 @@ class StudySearch(OptunaSearch):
         """
         try:
             yield
-        except (OSError, StudyError, *studies.DATABASE_ERRORS) as error:
+        except (OSError, StudyError, *DATABASE_ERRORS) as error:
             self._stop.failure, self._stop.reason = error, "failure"
 
     def _finish(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:

@@ -1,4 +1,4 @@
-"""The study: an Optuna study in an SQLite file, the only truth about every trial.
+"""The study: an Optuna study in a database (``tune_jobs.databases``), the only truth about every trial.
 
 Ray Tune's own state is thrown away after a run; only this database says which trials are finished, failed or to be run
 again.
@@ -6,23 +6,25 @@ again.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from forecast.errors import StudyError
+from forecast.errors import StudyError, UsageError
+from tune_jobs.databases import DATABASE_ERRORS, Database, is_connecting, study_errors
 from tune_jobs.space import SearchSpace
 from tune_jobs.warm_start import WarmStart
 
-STUDY_FILE = "optuna_study.db"
 INTERRUPTED = "interrupted"
 """The reason recorded for a trial that did not fail but lost its driver; its parameters are queued again."""
 REASON = "reason"
@@ -47,85 +49,140 @@ NOT_RECORDED = {
 """Settings that studies of earlier versions did not record, with the values that all of them had."""
 JOB = "job"
 """Attribute of a study: a name no other study has, for its files in places shared with others."""
+RUNS_IN = "runs_in"
+"""Attribute of a study in a shared database: the machine and the directory of its latest job."""
 
-DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
-
-OPEN_WAIT = 3.0
-"""Seconds to wait for another process's lock on the database before a job."""
-LOCK_WAIT = 30.0
-"""Seconds to wait for such a lock during a job, which has more to lose."""
+RETRY_AFTER = 0.5
+"""Seconds between two tries to reach a server that is gone."""
 
 
-@contextmanager
-def study_errors(path: Path) -> Iterator[None]:
-    """Turn database errors into a ``StudyError`` of one line."""
+def _again(method: Callable[..., Any]) -> Any:
+    """Let a method of ``PatientStorage``, which is one transaction, be called again when its connection is lost."""
+
+    @functools.wraps(method)
+    def call(storage: PatientStorage, *arguments: Any, **named: Any) -> Any:
+        try:
+            return method(storage, *arguments, **named)
+        except DATABASE_ERRORS as error:
+            failed = error
+        # Outside the handler: an error of the next try would have this one as its context.
+        return storage._when_back(failed, lambda: method(storage, *arguments, **named))
+
+    return call
+
+
+class PatientStorage(optuna.storages.RDBStorage):
+    """Optuna's storage, which waits for a lost server and repeats the transaction that failed.
+
+    A transaction of which only the server's answer was lost is repeated, too. Attributes and objectives are then
+    written twice with the same values. A trial created twice stays RUNNING, and is put back like one whose driver is
+    gone.
+    """
+
+    def __init__(self, database: Database, notify: Callable[[str], None]) -> None:
+        self._database, self._notify, self._waits = database, notify, False
+        super().__init__(
+            database.url.render_as_string(), engine_kwargs={"connect_args": database.connect_args}
+        )
+
+    def begin(self) -> None:
+        """Connect as a job does, and be patient from now on."""
+        sqlalchemy.event.listen(self.engine, "connect", lambda opened, record: self._database.prepare(opened))
+        # Connections opened before the listener was added lack the settings: start a new pool.
+        self.engine.dispose()
+        self.engine.connect().close()
+        self._waits = True
+
+    def _when_back(self, error: Exception, call: Callable[[], Any]) -> Any:
+        deadline, told = time.monotonic() + self._database.patience, False
+        while self._waits and is_connecting(error) and time.monotonic() < deadline:
+            try:
+                result = call()
+            except DATABASE_ERRORS as again:
+                error = again
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return None  # the transaction that failed had reached the server
+            else:
+                if told:
+                    self._notify("the study's database is back: the job goes on")
+                return result
+            if is_connecting(error) and not told:
+                seconds = f"{self._database.patience:g} s"
+                self._notify(f"warning: {self._database.problem(error)}; the job tries again for {seconds}")
+                told = True
+            time.sleep(RETRY_AFTER)
+        if is_connecting(error):
+            self._waits = False  # nothing that follows waits as long again
+        raise error
+
+    set_study_user_attr = _again(optuna.storages.RDBStorage.set_study_user_attr)
+    set_study_system_attr = _again(optuna.storages.RDBStorage.set_study_system_attr)
+    get_study_id_from_name = _again(optuna.storages.RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _again(optuna.storages.RDBStorage.get_study_name_from_id)
+    get_study_directions = _again(optuna.storages.RDBStorage.get_study_directions)
+    get_study_user_attrs = _again(optuna.storages.RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _again(optuna.storages.RDBStorage.get_study_system_attrs)
+    _create_new_trial = _again(optuna.storages.RDBStorage._create_new_trial)
+    _set_trial_param = _again(optuna.storages.RDBStorage._set_trial_param)
+    set_trial_state_values = _again(optuna.storages.RDBStorage.set_trial_state_values)
+    set_trial_user_attr = _again(optuna.storages.RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _again(optuna.storages.RDBStorage.set_trial_system_attr)
+    get_trial = _again(optuna.storages.RDBStorage.get_trial)
+    get_trial_id_from_study_id_trial_number = _again(
+        optuna.storages.RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    _get_trials = _again(optuna.storages.RDBStorage._get_trials)
+
+
+def open_storage(
+    database: Database, notify: Callable[[str], None] = lambda line: None
+) -> optuna.storages.RDBStorage:
+    """Open or create a database of studies.
+
+    Args:
+        database: the database.
+        notify: called with a line when a job waits for it.
+
+    Raises:
+        StudyError: when it cannot be opened, is no such database, or another job has the study.
+        UsageError: when the address is wrong, or its driver is not installed.
+    """
+    # They would print an error, with its traceback, that the storage meets before it tries again.
+    for name in (optuna.storages.RDBStorage.__module__, "sqlalchemy.pool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
-    except DATABASE_ERRORS as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-        if "locked" in reason:
-            remedy = "close the other program that uses the file, then continue with `resume`"
-        elif "full" in reason:
-            remedy = "free disk space there, then continue with `resume`"
-        else:
-            remedy = "restore the file from a copy"
+        with study_errors(database), database.opening():
+            storage = PatientStorage(database, notify)
+        with study_errors(database):
+            storage.begin()
+        return storage
+    except ImportError:
+        raise UsageError(
+            f"`study_storage` {database} needs psycopg; run `pip install pareto-price-forecaster[postgresql]`"
+        ) from None
+    except RuntimeError as error:  # of Optuna, which finds the tables of another version
         raise StudyError(
-            f"the study's database {path} cannot be used ({reason}); {remedy}, or choose another `output_dir`"
+            f"the study's database {database} cannot be used ({' '.join(str(error).split())}); install that version of "
+            "Optuna, or choose another database"
         ) from error
 
 
-def database_url(path: Path) -> sqlalchemy.URL:
-    """Address of a database in a file; one that is put together as text would be decoded."""
-    return sqlalchemy.URL.create("sqlite", database=str(path.absolute()))
-
-
-def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """Open or create the database at ``path``.
-
-    Write-ahead logging with ``synchronous=NORMAL`` more than halves the cost of each trial's writes, and lets a
-    dashboard read while the job writes; a power cut can lose the last transactions but cannot corrupt the file.
-
-    Raises:
-        StudyError: when the file cannot be opened or is not such a database.
-    """
-
-    def set_pragmas(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute(f"PRAGMA busy_timeout={round(1000 * LOCK_WAIT)}")
-        cursor.close()
-
-    with study_errors(path):
-        _require_unlocked(path)
-        storage = optuna.storages.RDBStorage(
-            database_url(path).render_as_string(), engine_kwargs={"connect_args": {"timeout": OPEN_WAIT}}
-        )
-        sqlalchemy.event.listen(storage.engine, "connect", set_pragmas)
-        # Connections opened before the listener was added lack the settings: start a new pool.
+@contextmanager
+def opened_storage(database: Database, notify: Callable[[str], None]) -> Iterator[optuna.storages.RDBStorage]:
+    """Open a database of studies for a job, as ``open_storage`` does, and close it however the job ends."""
+    storage = open_storage(database, notify)
+    try:
+        yield storage
+        close_storage(storage, database)
+    finally:
         storage.engine.dispose()
-        return storage
-
-
-def _require_unlocked(path: Path) -> None:
-    """Take the database's write lock once: Optuna would wait for it several times over.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: when another process keeps it for ``OPEN_WAIT``, or the file is no database.
-    """
-    engine = sqlalchemy.create_engine(
-        database_url(path), connect_args={"timeout": OPEN_WAIT}, poolclass=sqlalchemy.NullPool
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def open_study(
     storage: optuna.storages.RDBStorage,
     name: str,
     *,
-    path: Path,
+    database: Database,
     resume: bool,
     objectives: list[str],
     basis: dict[str, Any],
@@ -135,7 +192,7 @@ def open_study(
     Args:
         storage: the open database.
         name: the study's name.
-        path: the database's path, for messages.
+        database: where it is.
         resume: whether a study that has trials may be continued.
         objectives: names of the minimized metrics, in the order of a trial's values.
         basis: the settings that its trials' metrics depend on, other than hyperparameters (data, split, target ...);
@@ -145,50 +202,55 @@ def open_study(
         StudyError: when a study of that name has other objectives or another basis, or has trials while ``resume`` is
             off.
     """
-    with study_errors(path):
-        if name not in optuna.get_all_study_names(storage):
+    with study_errors(database):
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
             study = optuna.create_study(
                 storage=storage, study_name=name, directions=["minimize"] * len(objectives)
             )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(objectives)
-            study.set_user_attr(BASIS, basis)
-            study.set_user_attr(JOB, _new_job())
-            return study
-        study = optuna.load_study(study_name=name, storage=storage)
         names = study.metric_names or [direction.name.lower() for direction in study.directions]
-        if names != objectives:
-            raise StudyError(
-                f"the study {name!r} in {path} has other objectives ({', '.join(names)}) than "
-                f"{', '.join(objectives)}; use the same `objectives`, or choose another `study_name` or `output_dir`"
-            )
         count = len(study.get_trials(deepcopy=False))
+        # It is new, or its job was killed before it could describe the study.
+        if not count and names == ["minimize"] * len(objectives):
+            _describe(study, objectives, basis)
+        elif names != objectives:
+            raise StudyError(
+                f"the study {name!r} in {database} has other objectives ({', '.join(names)}) than "
+                f"{', '.join(objectives)}; use the same `objectives`, or choose another {database.elsewhere}"
+            )
         if count and not resume:
             raise StudyError(
-                f"the study {name!r} in {path} already has {count} trials; continue the study with `resume`, or "
-                "start another study with `output_dir` or `study_name`"
+                f"the study {name!r} in {database} already has {count} trials; continue the study with `resume`, or "
+                f"start another study with {database.elsewhere}"
             )
-        _check_basis(study, basis, path)
+        _check_basis(study, basis, database)
         if JOB not in study.user_attrs:  # created before studies had one
             study.set_user_attr(JOB, _new_job())
         return study
+
+
+def _describe(study: optuna.Study, objectives: list[str], basis: dict[str, Any]) -> None:
+    study.set_user_attr(BASIS, basis)
+    study.set_user_attr(JOB, _new_job())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(objectives)
 
 
 def _new_job() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _check_basis(study: optuna.Study, basis: dict[str, Any], path: Path) -> None:
+def _check_basis(study: optuna.Study, basis: dict[str, Any], database: Database) -> None:
     if BASIS not in study.user_attrs:
         return
     before = {**NOT_RECORDED, **study.user_attrs[BASIS]}
     for key, value in basis.items():
         if key in before and before[key] != value:
             raise StudyError(
-                f"the study {study.study_name!r} in {path} was made with {key} {before[key]}, but this job has "
-                f"{value}: the metrics cannot be compared; use the same setting, or another `study_name` or "
-                "`output_dir`"
+                f"the study {study.study_name!r} in {database} was made with {key} {before[key]}, but this job has "
+                f"{value}: the metrics cannot be compared; use the same setting, or another {database.elsewhere}"
             )
 
 
@@ -295,9 +357,9 @@ def usable_objectives(result: dict[str, Any] | None, objectives: list[str]) -> l
     return None
 
 
-def close_storage(storage: optuna.storages.RDBStorage, path: Path) -> None:
-    """Merge the write-ahead log into the database file, so that this one file holds the whole study."""
-    with study_errors(path), storage.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+def close_storage(storage: optuna.storages.RDBStorage, database: Database) -> None:
+    """Complete the database for other programs, and end the connection."""
+    with study_errors(database):
+        database.close(storage.engine)
     storage.remove_session()
     storage.engine.dispose()

@@ -36,8 +36,8 @@ LONGEST_REASON = 200
 WEB = ("http", "https")
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-PASSWORD = re.compile(r"(?<=://)[^:/@]*:(?P<secret>[^@]*)@")
-"""The password before a host; it may hold any sign but @."""
+PASSWORD = re.compile(r"(?<=://)[^:/@]*:(?P<secret>[^@]*(?:@[^@/?]*(?=@))*)@")
+"""The password before a host; the signs / and ? end one that holds @."""
 WEB_PASSWORD = re.compile(r"(?<=://)[^:/?#@]*:(?!\d+[/?#])(?P<secret>[^@]*)@")
 """The same in a web address, whose path may hold @ after the port."""
 WEB_USER = re.compile(r"(?<=://)(?P<secret>[^:/?#@]+)@")
@@ -65,24 +65,39 @@ def resolve(source: str) -> str:
     """
     if is_address(source):
         _refuse_secrets(source)
+    return with_values(source, "source")
+
+
+def with_values(text: str, parameter: str) -> str:
+    """The value of ``parameter`` with the values of the environment variables that it names; see ``resolve``.
+
+    Raises:
+        UsageError: when a variable is not set.
+    """
 
     def value(found: re.Match[str]) -> str:
-        text = os.environ.get(found[1])
-        if text is None:
-            raise UsageError(f"`source` {source}: the environment variable {found[1]} is not set; set it")
-        before = source[: found.start()]
-        return quote(text, safe="") if "://" in before and before.endswith((":", "=")) else text
+        set_to = os.environ.get(found[1])
+        if set_to is None:
+            shown = masked(text) if is_address(text) else text
+            raise UsageError(f"`{parameter}` {shown}: the environment variable {found[1]} is not set; set it")
+        before = text[: found.start()]
+        return quote(set_to, safe="") if "://" in before and before.endswith((":", "=")) else set_to
 
-    return VARIABLE.sub(value, source)
+    return VARIABLE.sub(value, text)
+
+
+def masked(address: str) -> str:
+    """The address with ``***`` for each password, token and key that it holds in clear."""
+    web = address.lower().startswith("http")
+    for pattern in (*((WEB_PASSWORD, WEB_USER) if web else (PASSWORD,)), QUERY_SECRET):
+        for found in reversed(list(pattern.finditer(address))):
+            if found["secret"] and not VARIABLE.search(found["secret"]):
+                address = address[: found.start("secret")] + "***" + address[found.end("secret") :]
+    return address
 
 
 def _refuse_secrets(source: str) -> None:
-    shown = source
-    web = source.lower().startswith("http")
-    for pattern in (*((WEB_PASSWORD, WEB_USER) if web else (PASSWORD,)), QUERY_SECRET):
-        for found in reversed(list(pattern.finditer(shown))):
-            if found["secret"] and not VARIABLE.search(found["secret"]):
-                shown = shown[: found.start("secret")] + "***" + shown[found.end("secret") :]
+    shown = masked(source)
     if shown != source:
         also = " (or PGPASSWORD or ~/.pgpass)" if source.startswith("postgres") else ""
         raise UsageError(
