@@ -18,6 +18,9 @@ WIDTH = os.terminal_size((102, 24))
 def commands() -> str:
     """Every command's ``--help``, and the options of the application."""
     from forecast.__main__ import build_parser as forecast
+    from forecast.cli.completion import build_parser as completion
+    from forecast.cli.console import help_text
+    from forecast.cli.forms import PROGRAM, short_form
     from serve_app.__main__ import build_parser as serve
     from serve_app.options import ServeOptions
     from tune_jobs.backtest import build_parser as backtest
@@ -28,16 +31,25 @@ def commands() -> str:
     with mock.patch("os.get_terminal_size", return_value=WIDTH):
         each_session = [update(), *subcommands(models())]
         parsers = [pareto(), *subcommands(forecast()), backtest(), *each_session, *subcommands(serve())]
-        helps = [(parser.prog, parser.format_help()) for parser in parsers]
-    parts = ["# Commands", *(f"## `{prog}`\n\n```text\n{text.strip()}\n```" for prog, text in helps)]
+        helps = [(parser.prog, parser.format_help()) for parser in [*parsers, completion()]]
+    parts = [
+        "# Commands",
+        f"Each command has two forms that do the same, for example `{PROGRAM} tune` and `python -m tune_jobs.pareto`: "
+        "[the command line](../how-to/command-line.md).",
+        f"## `{PROGRAM}`\n\n```text\n{help_text()}\n```",
+    ]
+    for prog, text in helps:
+        also = [] if prog.startswith(PROGRAM) else [f"Also `{short_form(prog)}`."]
+        parts += [f"## `{prog}`", *also, f"```text\n{text.strip()}\n```"]
     rows = [
         (f"`{name}`", default_of(field), field.description)
         for name, field in ServeOptions.model_fields.items()
     ]
     parts += [
         "## `serve run serve_app:app`",
-        "Options follow as `name=value`, or stand under `args` in a Serve config file. `FORECAST_API_KEY` in the "
-        "environment is the key that clients must send.",
+        "Options follow as `name=value`, or stand under `args` in a Serve config file. An option that is not given "
+        "comes from its environment variable, for example `FORECAST_REPLICAS`. `FORECAST_API_KEY` in the environment "
+        "is the key that clients must send.",
         table(("option", "default", "meaning"), rows),
     ]
     return page(parts)
@@ -82,13 +94,13 @@ def http() -> str:
                 for parameter in operation.get("parameters", [])
             ]
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            for schema in body.get("schema", {}).get("anyOf", []):
-                parts.append(f"Takes: {first_line(schema)}\n\n{fields(schema)}")
+            for name in names_in(body.get("schema", {})):
+                parts.append(f"Takes a `{name}`.")
+                parts += described_schemas(name, schemas, shown)
             for status, answer in operation["responses"].items():
                 schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
-                names = [each.get("$ref", "").rpartition("/")[2] for each in schema.get("anyOf", [schema])]
-                for name in names:
-                    if name and name != "ErrorAnswer":
+                for name in names_in(schema):
+                    if name != "ErrorAnswer":
                         parts.append(f"Answers {status} with `{name}`.")
                         parts += described_schemas(name, schemas, shown)
             refusals = [status for status in operation["responses"] if status != "200"]
@@ -98,6 +110,12 @@ def http() -> str:
     return page(parts)
 
 
+def names_in(schema: dict[str, Any]) -> list[str]:
+    """The names of the schemas that a body or an answer may have."""
+    names = [each.get("$ref", "").rpartition("/")[2] for each in schema.get("anyOf", [schema])]
+    return [name for name in names if name]
+
+
 def described_schemas(name: str, schemas: dict[str, Any], shown: set[str]) -> list[str]:
     """A schema and those it refers to, each once."""
     if name in shown:
@@ -105,7 +123,7 @@ def described_schemas(name: str, schemas: dict[str, Any], shown: set[str]) -> li
     shown.add(name)
     schema = schemas[name]
     inner = sorted(set(re.findall(r"#/components/schemas/(\w+)", str(schema))))
-    parts = [f"### `{name}`\n\n{first_line(schema)}\n\n{fields(schema)}"]
+    parts = [f"### `{name}`", first_line(schema), *([fields(schema)] if "properties" in schema else [])]
     for other in inner:
         parts += described_schemas(other, schemas, shown)
     return parts

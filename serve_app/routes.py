@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -33,14 +32,17 @@ from serve_app.schemas import (
     MOST_RECORDS,
     RECORDS_PER_PAGE,
     BatchAnswer,
+    BatchRequest,
+    BatchRowsRequest,
     ErrorAnswer,
     HealthAnswer,
     LiveRecord,
     ModelAnswer,
     ModelLine,
     ModelsAnswer,
-    Options,
     PredictAnswer,
+    PredictRequest,
+    PredictRowsRequest,
     Problem,
     PublishedAnswer,
     PublishedForecast,
@@ -51,13 +53,15 @@ from serve_app.schemas import (
     UnusableModel,
 )
 from serve_app.served_model import ServedModel
-from serve_app.service import BATCH, PREDICT
 
 FORECAST = "/forecast"
 OF_SYMBOL = f"{FORECAST}/{{symbol}}"
 """The route of one symbol, as it is counted."""
 LEVELS = [0.5, 0.9]
 """Levels of published intervals unless others are asked for."""
+
+ASK, MODELS, PUBLISHED, HEALTH = "forecasts", "models", "published", "health"
+"""The groups of routes: generated clients have a module for each."""
 
 Offset = Annotated[int, Query(ge=0, description="number of entries to skip")]
 Limit = Annotated[int, Query(ge=1, le=MOST_PER_PAGE, description="most entries in the answer")]
@@ -102,32 +106,33 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
         summary="LSTMs picked from the Pareto fronts of tuning jobs.",
     )
 
-    def forecast_route(path: str, asked: Sequence[type[Options]], answered: Any, summary: str) -> None:
-        schema = {"anyOf": [_self_contained(kind.model_json_schema()) for kind in asked]}
-
-        @web.post(
+    def forecast_route(path: str, name: str, answered: Any, summary: str) -> Callable[[Any], Any]:
+        return web.post(
             path,
+            operation_id=name,
+            tags=[ASK],
             response_model=answered,
             responses=_errors(401, 408, 413, 415, 422, 503),
-            openapi_extra={
-                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
-            },
             summary=summary,
             description=BODY,
         )
-        async def forecast() -> None:
-            """Describes the route; ``serve_app.gateway.WebApp`` answers the request before it gets here."""
 
-    forecast_route("/predict", PREDICT, PredictAnswer, "Forecast the next prices of a window")
-    forecast_route(
+    # These two describe their routes; ``serve_app.gateway.WebApp`` answers a request before it gets here.
+    @forecast_route("/predict", "predict", PredictAnswer, "Forecast the next prices of a window")
+    async def predict(asked: PredictRequest | PredictRowsRequest) -> None: ...
+
+    @forecast_route(
         "/predict/batch",
-        (*BATCH, SeriesRequest),
+        "predict_batch",
         BatchAnswer | SeriesAnswer,
         "Forecast the next prices of many windows, of one symbol or of several",
     )
+    async def predict_batch(asked: BatchRequest | BatchRowsRequest | SeriesRequest) -> None: ...
 
     @web.get(
         "/model",
+        operation_id="get_model",
+        tags=[MODELS],
         response_model=ModelAnswer,
         responses=_errors(401, 422, 503),
         summary="Describe a served model",
@@ -140,11 +145,23 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
             return _refusal(error.status, problem)
         return _describe(chosen, models, published=await _is_published(chosen.symbol, ledger))
 
-    @web.get("/models", responses=_errors(401, 422), summary="List the served models")
+    @web.get(
+        "/models",
+        operation_id="list_models",
+        tags=[MODELS],
+        responses=_errors(401, 422),
+        summary="List the served models",
+    )
     async def list_models(offset: Offset = 0, limit: Limit = MODELS_PER_PAGE, q: Text = "") -> ModelsAnswer:
         return await _page(models.catalog, q, offset, limit)
 
-    @web.get(FORECAST, responses=_errors(401, 404, 422, 503), summary="List the published forecasts")
+    @web.get(
+        FORECAST,
+        operation_id="list_forecasts",
+        tags=[PUBLISHED],
+        responses=_errors(401, 404, 422, 503),
+        summary="List the published forecasts",
+    )
     async def list_forecasts(
         level: Levels = LEVELS, offset: Offset = 0, limit: Limit = MODELS_PER_PAGE, q: Text = ""
     ) -> PublishedAnswer:
@@ -157,6 +174,8 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
 
     @web.get(
         f"{FORECAST}/{{symbol:path}}",
+        operation_id="get_forecast",
+        tags=[PUBLISHED],
         response_model=PublishedForecast,
         responses=_errors(401, 404, 422, 503),
         summary="Get the published forecast of a symbol",
@@ -178,6 +197,8 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
 
     @web.get(
         "/scores",
+        operation_id="get_scores",
+        tags=[PUBLISHED],
         responses=_errors(401, 404, 422, 503),
         summary="Get the scores of the published forecasts",
     )
@@ -220,7 +241,7 @@ def describe_routes(models: Models, ledger: LiveLedger) -> FastAPI:
     # The page shares the style sheet of the reports.
     web.mount("/assets", Assets(packages=[("serve_app", "assets"), ("forecast", "assets")]))
 
-    @web.get("/healthz", summary="Report readiness")
+    @web.get("/healthz", operation_id="get_health", tags=[HEALTH], summary="Report readiness")
     async def healthz() -> HealthAnswer:
         return HealthAnswer()
 
@@ -265,16 +286,6 @@ def _plain(answer: type[Answered], found: object) -> Answered:
 
 def _next_offset(offset: int, limit: int, total: int) -> int | None:
     return offset + limit if offset + limit < total else None
-
-
-def _self_contained(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with its definitions in place: a reference in it would be taken for one into the whole document."""
-    definitions = schema.pop("$defs", {})
-    text = json.dumps(schema)
-    for name, definition in definitions.items():
-        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
-    inlined: dict[str, Any] = json.loads(text)
-    return inlined
 
 
 def _refusal(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:

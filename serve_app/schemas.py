@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypeAliasType
 
 from forecast.live.record import MOST_CHANGES, MOST_SESSIONS
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL
@@ -324,6 +325,15 @@ class ModelsAnswer(BaseModel):
     total_unusable: int = Field(description="number of all such symbols")
 
 
+# Objects of any keys; with these names, generated clients have one class for each.
+Scores = TypeAliasType("Scores", Annotated[dict[str, float], Field(description="Numbers by name.")])
+Versions = TypeAliasType("Versions", Annotated[dict[str, str], Field(description="Versions by library.")])
+TrainedOn = TypeAliasType("TrainedOn", Annotated[dict[str, Any], Field(description="Origin of the prices.")])
+ScoredModel = TypeAliasType(
+    "ScoredModel", Annotated[dict[str, Any], Field(description="The model that the scores are those of.")]
+)
+
+
 class ModelAnswer(ModelLine):
     """A served model: its forecasts, its training data and its scores."""
 
@@ -338,30 +348,28 @@ class ModelAnswer(ModelLine):
         f"one step, at most {WIDEST_SIMULATED_LEVEL:g}"
     )
     many_steps: bool = Field(description="whether the model forecasts more than one step")
-    trained_on: dict[str, Any] | None = Field(
+    trained_on: TrainedOn | None = Field(
         description="source, bar length, calendar, first and last date, rows and hash of the prices; split says which "
         "part used which rows"
     )
     trained_until: str | None = Field(description="date or time of the last training row")
     model_age: int | None = Field(description="sessions after the last training row, until now")
     split: dict[str, Any] = Field(description="rows of the train, validation and test parts")
-    scored_model: dict[str, Any] | None = Field(
+    scored_model: ScoredModel | None = Field(
         description="split, trained_until and validated_until of the model that the metrics and intervals are those "
         "of: one of the same configuration, scored on rows that it was not trained on; null if they are its own"
     )
     metric_units: dict[str, str] = Field(description="units of the metrics that are not in price units")
-    metrics_validation: dict[str, float] | None
-    metrics_test: dict[str, float] | None
-    persistence: dict[str, dict[str, float]] = Field(
-        description="persistence's metrics on the same rows, by part"
-    )
-    intervals: dict[str, list[dict[str, float]]] = Field(
+    metrics_validation: Scores | None
+    metrics_test: Scores | None
+    persistence: dict[str, Scores] = Field(description="persistence's metrics on the same rows, by part")
+    intervals: dict[str, list[Scores]] = Field(
         description="coverage and mean width of the intervals of the model and of persistence, by part"
     )
     configurations_tried: int | None = Field(description="configurations trained before this one was chosen")
     trial_number: int | None
     config: dict[str, Any]
-    versions: dict[str, str] | None = Field(description="library versions at training")
+    versions: Versions | None = Field(description="library versions at training")
     created: str | None
     train_range: tuple[float, float] | None = Field(
         description="lowest and highest price in training; a window beyond them gets a warning"
