@@ -36,6 +36,7 @@ from forecast.backtest.rolling import (
 from forecast.backtest.settings import BacktestSettings
 from forecast.backtest.significance import clark_west, diebold_mariano, long_run_variance
 from forecast.model.forecaster import HORIZONS, Forecaster, look_ahead
+from forecast.model.network import networks
 from forecast.model.training import fit, forecast_part
 from forecast.model.windows import prepare
 from forecast.prices.series import Series
@@ -155,7 +156,7 @@ def score(source: Source) -> Score:
     ours = forecast_part(result.checkpoint, prepared, "test")
     others = {name: rows.losses("CRPS", BASELINES[name](prepared, (1,))[1]) for name in TO_BEAT}
     ahead = look_ahead(
-        Forecaster.of(result.checkpoint), prepared, "test", HORIZONS, interval_probabilities([MAIN_LEVEL])
+        Forecaster.of(result.checkpoint, networks(result.checkpoint)), prepared, "test", HORIZONS, interval_probabilities([MAIN_LEVEL])
     )
     assert ahead.quantiles is not None
     assert ours.quantiles is not None

@@ -182,7 +182,7 @@ def agreement(windows: int) -> None:
             )
             inputs = random_inputs(checkpoint, each, seed)
             by_torch = TorchEngine(checkpoint, torch.device("cpu"))
-            worst[hidden, layers, length] = disagreement(OnnxEngine(checkpoint), by_torch, inputs)
+            worst[hidden, layers, length] = disagreement(OnnxEngine.of(checkpoint), by_torch, inputs)
     largest = max(worst, key=lambda shape: worst[shape])
     print(
         f"{each * len(shapes):,} random windows over {len(shapes)} shapes: ONNX Runtime differs from torch by at most "

@@ -1,11 +1,12 @@
-"""``python -m forecast``: train one model, forecast with a checkpoint, or backtest a configuration."""
+"""``python -m forecast``: train one model, forecast with it, backtest a configuration, or export a model."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from forecast.cli import backtest, infer, train
+from forecast.cli import backtest, export, infer, train
 from forecast.cli.command import Parser, add_options, run
 from forecast.config import parse_settings
 
@@ -16,7 +17,7 @@ def build_parser() -> Parser:
         prog="python -m forecast",
         description="Train an LSTM price forecaster, forecast with a trained one, or backtest one.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,infer,backtest}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,infer,backtest,export}")
     for name, help_text, settings, examples in (
         ("train", "train one model and score it against persistence", train.TrainOptions, train.EXAMPLES),
         ("infer", "forecast the next values of a window", infer.InferOptions, infer.EXAMPLES),
@@ -26,6 +27,12 @@ def build_parser() -> Parser:
             backtest.BacktestOptions,
             backtest.EXAMPLES,
         ),
+        (
+            "export",
+            "write a checkpoint as an ONNX file that runs without torch",
+            export.ExportOptions,
+            export.EXAMPLES,
+        ),
     ):
         command = commands.add_parser(
             name,
@@ -33,6 +40,9 @@ def build_parser() -> Parser:
             description=help_text[0].upper() + help_text[1:] + ".",
             epilog=examples,
         )
+        if name == "export":
+            for argument, meaning in export.ARGUMENTS.items():
+                command.add_argument(argument, help=meaning, type=Path)
         add_options(command, settings)
     return parser
 
@@ -45,6 +55,9 @@ def main(argv: Sequence[str]) -> int:
         return train.train_command(parse_settings(train.TrainOptions, given), set(given))
     if command == "backtest":
         return backtest.run_backtest(parse_settings(backtest.BacktestOptions, given), set(given))
+    if command == "export":
+        files = [given.pop(name) for name in export.ARGUMENTS]
+        return export.export_command(parse_settings(export.ExportOptions, given), *files)
     return infer.infer_command(parse_settings(infer.InferOptions, given))
 
 

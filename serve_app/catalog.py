@@ -15,8 +15,12 @@ from urllib.parse import unquote
 
 from forecast.errors import CheckpointError, ForecastError
 from forecast.live.store import MANIFEST_FILE, Store
+from forecast.model.exported import SUFFIX
 from forecast.model.header import Header, read_header
 from forecast.names import did_you_mean, listed, matching
+
+SUFFIXES = (".pt", SUFFIX)
+"""Ends of the names of the files that a directory is served from."""
 
 
 class ModelNotFound(ForecastError):
@@ -110,19 +114,22 @@ class RefusedModel:
 def read_files(place: Path) -> Iterator[ModelFile | RefusedModel]:
     """Read the header of a file, or of every file of a directory, sorted by name, one after the other.
 
-    These are a directory's ``.pt`` files, and the current versions of the models in a model store.
+    These are a directory's ``.pt`` and ``.onnx`` files, and the current versions of the models in a model store.
 
     Raises:
         CheckpointError: when a directory has no such file.
     """
-    paths = [(path.stem, path) for path in ([place] if not place.is_dir() else sorted(place.glob("*.pt")))]
+    files = [place]
+    if place.is_dir():
+        files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+    paths = [(path.stem, path) for path in files]
     if place.is_dir():
         # A link without a target is a damaged version, and must not look like one that was taken away.
         paths += [(name, path.resolve()) for name, path in Store(place).links().items()]
     if not paths:
         raise CheckpointError(
-            f"{place} has no .pt file, and no promoted version of a model; put one checkpoint per symbol there, or run "
-            "`python -m tune_jobs.update`, which makes a model store"
+            f"{place} has no .pt or .onnx file, and no promoted version of a model; put one file per symbol there, or "
+            "run `python -m tune_jobs.update`, which makes a model store"
         )
     for name, path in paths:
         try:

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 import ray
-import torch
 from ray import serve
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.services import canonicalize_bootstrap_address
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
@@ -20,8 +20,8 @@ from starlette.types import ASGIApp
 
 from forecast.config import from_environment, parse_settings, variable_of
 from forecast.errors import ForecastError, UsageError, spell_parameters
-from forecast.model.checkpoint import load_checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
+from forecast.model.loading import load_card
 from serve_app.catalog import require_usable_file
 from serve_app.gateway import build_web_app
 from serve_app.live import LiveLedger
@@ -53,8 +53,9 @@ class Forecaster:
     def __init__(self, options: ServeOptions, api_key: str | None) -> None:
         device = assigned_device()
         if device == "cpu":
-            # A single window has no work for several threads, and replicas share the machine.
-            torch.set_num_threads(1)
+            # A single window has no work for several threads, and replicas share the machine. Torch reads this when it
+            # is imported, which a replica of exported models never does.
+            os.environ["OMP_NUM_THREADS"] = "1"
         self._measurements, self._publisher = Measurements(), Publisher()
         wait_s = options.batch_wait_ms / 1000 if options.batch_wait_ms is not None else None
         engines = Engines(device, options.engine, options.max_batch_size, wait_s)
@@ -170,7 +171,7 @@ def build(options: ServeOptions) -> Application:
     if checkpoint.is_dir():
         require_usable_file(checkpoint)
     else:
-        load_checkpoint(checkpoint)
+        load_card(checkpoint)
     gpus = replica_gpus(options.num_gpus, cluster_gpus())
     api_key = os.environ.get(API_KEY_VARIABLE)
     if not api_key and options.require_api_key:
@@ -242,13 +243,16 @@ def cluster_gpus() -> float:
     """Count the GPUs of the cluster that the application will run on.
 
     That is the connected cluster, the one in ``RAY_ADDRESS``, or else the local one that ``serve run`` is about to
-    start, which has this machine's GPUs.
+    start, which will count this machine's GPUs as this does: Ray has no public way to count them before.
     """
     if not ray.is_initialized() and ray_address() != LOCAL:
         ray.init(namespace="serve", log_to_driver=False)
     if ray.is_initialized():
         return float(ray.cluster_resources().get("GPU", 0.0))
-    return float(torch.cuda.device_count())
+    manager: Any = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = manager.get_current_node_num_accelerators()
+    return float(found if visible is None else min(found, len(visible)))
 
 
 def assigned_device() -> str:

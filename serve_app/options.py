@@ -32,7 +32,8 @@ class ServeOptions(AgeOptions):
     checkpoint: str = Field(
         DEFAULT_CHECKPOINT,
         min_length=1,
-        description="checkpoint to serve, a directory of checkpoints of different symbols, or a model store",
+        description="checkpoint or exported model (.onnx) to serve, a directory of them for different symbols, or a "
+        "model store",
     )
     ledger: str | None = Field(
         None,
@@ -65,7 +66,7 @@ class ServeOptions(AgeOptions):
     engine: Literal["auto", "onnx", "torch"] = Field(
         "auto",
         description="engine that runs the network: onnx (ONNX Runtime, CPU only), torch, or auto: onnx on a CPU if it "
-        "agrees with torch",
+        "agrees with torch, and for an exported model",
     )
     max_batch_size: int | None = Field(
         None,

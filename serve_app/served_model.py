@@ -12,7 +12,7 @@ from forecast.errors import CheckpointError, WindowError
 from forecast.inference.engines import EngineName
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor
-from forecast.model.network import multiply_adds
+from forecast.model.exported import is_exported
 from serve_app.batching import Batcher, Window
 
 INLINE_COST = 25e6
@@ -66,10 +66,10 @@ class ServedModel:
             "symbol": self.symbol,
             "feature": self.feature,
         }
-        on_gpu = self.predictor.engine.device.type != "cpu"
+        on_gpu = self.predictor.engine.device != "cpu"
         self._size = size = engines.max_batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
         wait_s = engines.batch_wait_s
-        self.cost = sum(multiply_adds(member.config) for member in checkpoint.members)
+        self.cost = predictor.multiply_adds
         # A thread per model, apart from ``Models.threads``: single windows do not wait for batch requests.
         thread = ThreadPoolExecutor(1, "forecast") if on_gpu or self.cost > INLINE_COST else None
         wait_s = wait_s if wait_s is not None else GPU_WAIT_S if on_gpu else 0.0
@@ -96,7 +96,8 @@ class ServedModel:
                 middle of its own training range.
             UsageError: when the engine cannot be used.
         """
-        predictor = Predictor(path, engines.device, engines.engine)
+        # An exported model runs on a CPU, also in a replica with a share of a GPU.
+        predictor = Predictor(path, "cpu" if is_exported(path) else engines.device, engines.engine)
         loaded = [cls(predictor.of_symbol(symbol), engines) for symbol in predictor.symbols]
         try:
             for number, model in enumerate(loaded):

@@ -13,7 +13,8 @@ from scipy.special import stdtrit
 
 from forecast import TrainConfig
 from forecast.backtest.significance import clark_west, diebold_mariano, long_run_variance
-from forecast.model.likelihood import calibration_scores, distribution, loss, stretch
+from forecast.model.likelihood import calibration_scores, distribution, stretch
+from forecast.model.loss import loss
 from forecast.model.normalization import Normalization, Scaling
 from forecast.model.split import split_rows
 from forecast.model.training import Seen, cross_calibrated

@@ -20,6 +20,7 @@ from forecast.errors import DataError, UsageError
 from forecast.inference.predictor import forecast_together, market_of
 from forecast.model.forecaster import Forecaster
 from forecast.model.market import CHANNELS, LEAST_SYMBOLS, Market, moves_of
+from forecast.model.network import networks
 from forecast.model.normalization import Normalization
 from forecast.model.panel import held_out, prepare_panel
 from forecast.model.start import doubts, member_of, same_options, with_recursions_of
@@ -158,7 +159,7 @@ def test_a_symbol_never_seen_is_scored_in_the_units_of_each_window(panel, pooled
     first = alone.target_rows("test", 20)[0]
     known = panel.series["H"].matrix[max(0, first - pooled.checkpoint.rows_used) : first]
     normalization = Normalization.fit(known, ["Close"], log=True)
-    one = Forecaster.of(pooled.checkpoint.of_window(normalization, "H"))
+    one = Forecaster.of(pooled.checkpoint.of_window(normalization, "H"), networks(pooled.checkpoint))
     rows = one.encoding.with_market(
         normalization.normalize(known)[np.newaxis], alone.market[np.newaxis, first - len(known) : first]
     )

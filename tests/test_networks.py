@@ -47,7 +47,7 @@ def test_onnx_runtime_and_torch_agree_on_every_shape_of_the_search_space(
         }
     )
     by_torch = TorchEngine(model, torch.device("cpu"))
-    assert disagreement(OnnxEngine(model), by_torch, random_inputs(model, 20, seed)) <= TOLERANCE
+    assert disagreement(OnnxEngine.of(model), by_torch, random_inputs(model, 20, seed)) <= TOLERANCE
 
 
 def test_one_graph_runs_members_of_different_networks_windows_and_volatilities(checkpoint):
@@ -71,7 +71,7 @@ def test_one_graph_runs_members_of_different_networks_windows_and_volatilities(c
             "further_members": tuple(further),
         }
     )
-    by_torch, by_onnx = TorchEngine(model, torch.device("cpu")), OnnxEngine(model)
+    by_torch, by_onnx = TorchEngine(model, torch.device("cpu")), OnnxEngine.of(model)
     inputs = random_inputs(model, 20)
     assert len(inputs) == 3
     assert by_torch(inputs).shape == (20, 4, 3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from forecast import Predictor, TrainConfig, evaluate, load_series, save_checkpoint, train
 from forecast.errors import DataError, LevelError
 from forecast.model.forecaster import HORIZONS, Forecaster, look_ahead, paths
+from forecast.model.network import networks
 from forecast.model.split import split_rows
 from forecast.model.volatility import CONSTANT, HISTORY, Recursion, ewma, fit_recursion
 from forecast.model.windows import prepare, range_variances
@@ -209,7 +210,7 @@ def test_intervals_of_many_steps_hold_their_share_of_new_rows(snapshot):
     checkpoint = train(series, config).checkpoint
     prepared = prepare(series, config)
     bounds = interval_probabilities([0.9])
-    ahead = look_ahead(Forecaster.of(checkpoint), prepared, "test", HORIZONS, bounds)
+    ahead = look_ahead(Forecaster.of(checkpoint, networks(checkpoint)), prepared, "test", HORIZONS, bounds)
     lower, upper = np.moveaxis(ahead.quantiles, 2, 0)
     for column, horizon in enumerate(HORIZONS):
         known = ~np.isnan(ahead.targets[:, column])
@@ -241,7 +242,11 @@ def test_intervals_of_many_steps_fit_changes_that_the_model_forecasts(snapshot, 
     )
     checkpoint = train(series, config).checkpoint
     ahead = look_ahead(
-        Forecaster.of(checkpoint), prepare(series, config), "test", HORIZONS, interval_probabilities([0.9])
+        Forecaster.of(checkpoint, networks(checkpoint)),
+        prepare(series, config),
+        "test",
+        HORIZONS,
+        interval_probabilities([0.9]),
     )
     lower, upper = np.moveaxis(ahead.quantiles, 2, 0)
     inside = ((lower <= ahead.targets) & (ahead.targets <= upper)).sum(axis=0)

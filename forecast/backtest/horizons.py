@@ -18,6 +18,7 @@ from forecast.config import TrainConfig
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import threads
 from forecast.model.forecaster import Forecaster, look_ahead
+from forecast.model.network import networks
 from forecast.model.normalization import bar_part
 from forecast.model.training import forecast_part
 from forecast.model.windows import PreparedSeries
@@ -78,7 +79,9 @@ def forecast_ahead(checkpoint: Checkpoint, prepared: PreparedSeries, horizons: S
         return found
     feature = prepared.normalization.feature
     with threads(checkpoint.config.threads):
-        ahead = look_ahead(Forecaster.of(checkpoint), prepared, "test", later, PROBABILITIES)
+        ahead = look_ahead(
+            Forecaster.of(checkpoint, networks(checkpoint)), prepared, "test", later, PROBABILITIES
+        )
     for i, horizon in enumerate(ahead.horizons):
         origins = slice(len(ahead.points) - horizon + 1)
         quantiles = None if ahead.quantiles is None else feature.denormalize(ahead.quantiles[origins, i])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecast.errors import UsageError, WindowError
-from forecast.model.checkpoint import Checkpoint
+from forecast.model.card import ModelCard
 from forecast.prices.timeline import Timeline
 
 Dates = NDArray[np.datetime64]
@@ -23,14 +23,14 @@ TOLERANCE = np.timedelta64(1, "D")
 class Dating:
     """Dates the forecasts of one model."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: ModelCard) -> None:
         """Use the calendar of the series that the model was trained on."""
         self.timeline = self._trained_on = Timeline.of(checkpoint.provenance)
         self._trained_until = checkpoint.trained_until
         self._symbol = checkpoint.config.symbol
 
     @classmethod
-    def of_unseen(cls, whole: Checkpoint, symbol: str, timeline: Timeline | None) -> Dating:
+    def of_unseen(cls, whole: ModelCard, symbol: str, timeline: Timeline | None) -> Dating:
         """Dates of a symbol that a model was not trained on, by its own calendar; the age stays that of the model.
 
         Args:

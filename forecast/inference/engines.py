@@ -8,21 +8,24 @@ window at a time, ONNX Runtime takes a tenth to three quarters of torch's time; 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from forecast.errors import UsageError
-from forecast.model.checkpoint import Checkpoint
-from forecast.model.forecaster import networks, views
+from forecast.errors import CheckpointError, UsageError
+from forecast.model.card import ModelCard
+from forecast.model.exported import HOW_TO_EXPORT, INPUTS, Exported
+from forecast.model.likelihood import OUTPUTS
 from forecast.model.market import COLUMNS as MARKET_COLUMNS
-from forecast.model.network import onnx_graph
+from forecast.model.windows import views
 
 if TYPE_CHECKING:
-    import onnx
+    import torch
+
+    from forecast.model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,11 @@ class Engine(Protocol):
 
     Attributes:
         name: ``torch`` or ``onnx``.
-        device: where it runs.
+        device: the kind of device that it runs on, ``cpu`` or ``cuda``.
     """
 
     name: str
-    device: torch.device
+    device: str
 
     def __call__(self, inputs: Sequence[Array]) -> Array:
         """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
@@ -57,7 +60,9 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.device = device
+        from forecast.model.network import networks
+
+        self.device = device.type
         self._run = networks(checkpoint, device)
 
     def __call__(self, inputs: Sequence[Array]) -> Array:
@@ -66,76 +71,88 @@ class TorchEngine:
 
 
 class OnnxEngine:
-    """The same networks in one graph in ONNX Runtime, on one CPU thread.
-
-    Raises:
-        UsageError: when onnx or onnxruntime is not installed, or only torch runs this network.
-    """
+    """The same networks in one graph in ONNX Runtime, on one CPU thread."""
 
     name = "onnx"
-    device = torch.device("cpu")
+    device = "cpu"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        try:
-            import onnxruntime
+    def __init__(self, networks: bytes) -> None:
+        """Make the engine of an ONNX model from the inputs of each view to outputs.
 
-            graph = _pooled_graph(checkpoint).SerializeToString()
-        except ImportError as error:
-            raise UsageError(
-                f"engine=onnx: {error.name} is not installed; install it (pip install onnx onnxruntime), or use "
-                "engine=torch"
-            ) from error
+        Raises:
+            ImportError: when onnxruntime is not installed.
+            Exception: of any kind, when ONNX Runtime cannot run the model.
+        """
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         # More threads are slower for networks of this size, and replicas share the machine.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # The arena never shrinks: it stays as large as the largest batch needed.
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(networks, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: Sequence[Array]) -> Array:
         """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
-        named = {f"inputs_{number}": values for number, values in enumerate(inputs)}
+        named = {f"{INPUTS}{number}": values for number, values in enumerate(inputs)}
         outputs: Array = self._session.run(None, named)[0]
         return outputs
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> OnnxEngine:
+        """The engine of a checkpoint's networks.
 
-def _pooled_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """One graph of all members: from the inputs of each view to outputs (n, members, outputs).
+        Raises:
+            UsageError: when onnx or onnxruntime is not installed, or only torch runs this network.
+        """
+        try:
+            from forecast.model.export import networks_model
+
+            return cls(networks_model(checkpoint).SerializeToString())
+        except ImportError as error:
+            raise UsageError(
+                f"engine=onnx: {error.name} is not installed; install it (pip install onnx onnxruntime), or use "
+                "engine=torch"
+            ) from error
+
+
+def exported_engine(
+    exported: Exported, path: str | os.PathLike[str], device: str, engine: EngineName
+) -> OnnxEngine:
+    """Build the engine of an exported model, and run it once.
+
+    Args:
+        exported: the file's content.
+        path: its path, for messages.
+        device: ``auto`` or ``cpu``.
+        engine: ``auto`` or ``onnx``.
 
     Raises:
-        ImportError: when onnx is not installed.
-        UsageError: when only torch runs a member's network.
+        UsageError: when another device or engine is asked for, or onnxruntime is not installed.
+        CheckpointError: when ONNX Runtime cannot run the networks, or they do not fit the card.
     """
-    from onnx import TensorProto, checker, compose, helper, numpy_helper
-
-    _, numbers = views(checkpoint.encodings)
-    nodes, constants, inputs, names = [], [numpy_helper.from_array(np.array([1]), "members")], {}, []
-    for index, (member, number) in enumerate(zip(checkpoint.members, numbers, strict=True)):
-        model = compose.add_prefix(onnx_graph(member.config, member.model_state), f"{index}_")
-        (taken,), (given,) = model.graph.input, model.graph.output
-        channels = taken.type.tensor_type.shape.dim[2].dim_value
-        # Of each view: a name that two dimensions share would say that they are equal.
-        shape = ["n", f"length_{number}", channels]
-        inputs[number] = helper.make_tensor_value_info(f"inputs_{number}", TensorProto.FLOAT, shape)
-        nodes += [
-            helper.make_node("Identity", [f"inputs_{number}"], [taken.name]),
-            *model.graph.node,
-            helper.make_node("Unsqueeze", [given.name, "members"], [f"{index}_member"]),
-        ]
-        constants += model.graph.initializer
-        names.append(f"{index}_member")
-    nodes.append(helper.make_node("Concat", names, ["outputs"], axis=1))
-    graph = helper.make_graph(
-        nodes,
-        "members",
-        list(inputs.values()),
-        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", len(names), None])],
-        constants,
-    )
-    pooled = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    checker.check_model(pooled)
-    return pooled
+    if engine == "torch":
+        raise UsageError(
+            f"`engine=torch`: {path} runs in ONNX Runtime alone; omit `engine`, or give the .pt file"
+        )
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"`device` {device}: {path} runs on a CPU; use `device=cpu`, or give the .pt file")
+    card = exported.card
+    expected = (1, len(card.members), OUTPUTS[card.config.likelihood])
+    try:
+        found = OnnxEngine(exported.networks)
+        outputs = found(random_inputs(card, 1))
+    except ImportError as error:
+        raise UsageError(f"{path} needs {error.name}; install it (pip install onnxruntime)") from error
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} cannot be run ({reason}); {HOW_TO_EXPORT}") from error
+    if outputs.shape != expected:
+        raise CheckpointError(
+            f"{path} does not fit its card: its networks give {outputs.shape}, not {expected}; {HOW_TO_EXPORT}"
+        )
+    return found
 
 
 def build_engine(checkpoint: Checkpoint, device: torch.device, engine: EngineName) -> Engine:
@@ -172,7 +189,7 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
         raise UsageError(f"engine=onnx runs on a CPU, not on {device.type}; use engine=torch")
     inputs = random_inputs(checkpoint, CHECKED_WINDOWS)
     try:
-        by_onnx = OnnxEngine(checkpoint)
+        by_onnx = OnnxEngine.of(checkpoint)
         difference = disagreement(by_onnx, by_torch, inputs)
     except UsageError:
         raise
@@ -186,7 +203,7 @@ def _agreeing_onnx(checkpoint: Checkpoint, device: torch.device, by_torch: Torch
     return by_onnx
 
 
-def random_inputs(checkpoint: Checkpoint, count: int, seed: int = 0) -> list[Array]:
+def random_inputs(checkpoint: ModelCard, count: int, seed: int = 0) -> list[Array]:
     """Inputs (count, length, channels) of each view, of random walks in and beyond the training range."""
     distinct, _ = views(checkpoint.encodings)
     scales = checkpoint.normalization.change_stds

@@ -8,34 +8,36 @@ import math
 import os
 from collections.abc import Collection, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forecast.errors import BadWindow, DataError, WindowError
 from forecast.inference.dating import Dating
-from forecast.inference.engines import Engine, EngineName, build_engine
+from forecast.inference.engines import Engine, EngineName, build_engine, exported_engine
 from forecast.inference.prediction import Prediction, bounds_of, require_finite, require_levels
-from forecast.model.checkpoint import Checkpoint, load_checkpoint
+from forecast.model.card import ModelCard
 from forecast.model.device import choose_device
+from forecast.model.exported import is_exported, load_exported
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL, Forecaster
 from forecast.model.likelihood import Outputs, distribution, point_forecasts, widest_level
-from forecast.model.market import LEAST_SYMBOLS, moves_of
+from forecast.model.market import least_symbols, moves_of
 from forecast.model.normalization import Normalization
 from forecast.model.windows import plain_window
+from forecast.notices import Notify, say_on_stderr
 from forecast.prices import calendars
 from forecast.prices.timeline import Timeline
 from forecast.scores.distribution import interval_probabilities
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from forecast.model.checkpoint import Checkpoint
 
-MARKET_SHARE = 0.5
-"""Least share of a model's symbols whose windows show the market."""
+Array = NDArray[np.float64]
 
 
 class Predictor:
-    """A checkpoint ready to forecast.
+    """A checkpoint or an exported model, ready to forecast.
 
     Windows have shape (n, length) for a model of one column, and (n, length, columns), the feature first, for a model
     with ``input_columns``; they may have different lengths. A forecast needs ``sequence_length`` values, and uses
@@ -45,11 +47,12 @@ class Predictor:
     which share its networks.
 
     Attributes:
-        path: the checkpoint's path, as given.
-        whole: its content.
+        path: the file's path, as given.
+        whole: its content: a ``Checkpoint``, or the card of an exported model.
         checkpoint: the same; for a model of many symbols, as that of the predictor's symbol.
         dating: dates its forecasts.
         engine: runs its networks; ``engine.name`` and ``engine.device`` say how and where.
+        multiply_adds: multiply-adds of one forecast, of all members together.
         rows_used: number of values, the latest, that a forecast uses.
         sequence_length: number of values that a forecast needs: the length of the longest of its members' windows.
     """
@@ -58,29 +61,57 @@ class Predictor:
         self,
         path: str | os.PathLike[str],
         device: str = "auto",
-        engine: EngineName = "torch",
+        engine: EngineName | None = None,
         symbol: str | None = None,
     ) -> None:
         """Load ``path`` and put its network on a device.
 
         Args:
-            path: the checkpoint's file.
-            device: ``auto``, ``cpu`` or ``cuda``.
-            engine: ``torch``, ``onnx``, or ``auto`` for the faster one that works here.
+            path: the file of a checkpoint, or of an exported model, which ends in ``.onnx`` and needs no torch.
+            device: ``auto``, ``cpu`` or ``cuda``; an exported model runs on a CPU.
+            engine: ``torch``, ``onnx``, or ``auto`` for the faster one that works here; unless given, ``torch`` for a
+                checkpoint, and ``onnx`` for an exported model, which has no other.
             symbol: the symbol that is forecast, for a model of many symbols; its first unless given.
 
         Raises:
-            CheckpointError: when the file is missing or not a usable checkpoint.
+            CheckpointError: when the file is missing or not a usable model.
             UsageError: when the device or the engine cannot be used, or the model has no such symbol.
         """
         self.path = os.fspath(path)
-        self.whole = load_checkpoint(path)
-        self.engine: Engine = build_engine(self.whole, choose_device(device), engine)
+        self.whole: ModelCard
+        self.engine: Engine
+        if is_exported(path):
+            exported = load_exported(path)
+            self.whole, self.multiply_adds = exported.card, exported.multiply_adds
+            self.engine = exported_engine(exported, path, device, engine or "onnx")
+        else:
+            from forecast.model.checkpoint import load_checkpoint
+
+            self._run_by_engine(load_checkpoint(path), device, engine or "torch")
+        self._choose(symbol)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, device: str = "auto", engine: EngineName = "torch") -> Predictor:
+        """A predictor of a checkpoint that is in no file, so that its ``path`` is empty; otherwise as from a file."""
+        predictor = cls.__new__(cls)
+        predictor.path = ""
+        predictor._run_by_engine(checkpoint, device, engine)
+        return predictor._choose(None)
+
+    def _run_by_engine(self, checkpoint: Checkpoint, device: str, engine: EngineName) -> None:
+        from forecast.model.network import multiply_adds
+
+        self.whole = checkpoint
+        self.multiply_adds = sum(multiply_adds(member.config) for member in checkpoint.members)
+        self.engine = build_engine(checkpoint, choose_device(device), engine)
+
+    def _choose(self, symbol: str | None) -> Predictor:
+        """Forecast this symbol, or the first one of a model of many."""
         if symbol is None and self.whole.symbols:
             symbol = next(iter(self.whole.symbols))
-        self._bind(self.whole if symbol is None else self.whole.of_symbol(symbol))
+        return self._bind(self.whole if symbol is None else self.whole.of_symbol(symbol))
 
-    def _bind(self, checkpoint: Checkpoint) -> Predictor:
+    def _bind(self, checkpoint: ModelCard) -> Predictor:
         self.checkpoint = checkpoint
         self.dating = Dating(checkpoint)
         self.rows_used = checkpoint.rows_used
@@ -286,6 +317,36 @@ class Predictor:
                 found.append(require_finite(feature.denormalize(np.concatenate(quantiles))))
         return np.concatenate(found, axis=1)
 
+    def predict_frame(
+        self,
+        df: Any,
+        h: int = 1,
+        level: Sequence[float] | None = None,
+        *,
+        levels: Sequence[float] | None = None,
+        quantiles: Sequence[float] | None = None,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+        notify: Notify | None = say_on_stderr,
+    ) -> Any:
+        """The next ``h`` prices of each series of a DataFrame in the long format, as such a DataFrame.
+
+        The series are cleaned as prices of a file. A model of many symbols also forecasts series that it has never
+        seen, as ``of_window`` does. The arguments and the result are those of ``forecast.Forecaster.predict``.
+
+        Raises:
+            UsageError: when an argument is impossible, or the model is one of another symbol.
+            DataError: when the frame cannot be read.
+            WindowError: when no series has enough rows, or the model cannot forecast so many steps.
+            LevelError: when the model has no such intervals.
+        """
+        from forecast.inference.frames import Asked, predict_frame
+        from forecast.prices.frames import Columns
+
+        asked = Asked.of(h, level, levels, quantiles)
+        return predict_frame(self, df, asked, Columns(id_col, time_col, target_col), notify=notify)
+
     def require_horizon(self, horizon: int) -> None:
         """Check that the model can forecast this many steps.
 
@@ -323,7 +384,7 @@ class Predictor:
             return None
         if horizon > 1:
             return "this forecast does not know what the market did; only a forecast of one step does"
-        needed = max(LEAST_SYMBOLS, math.ceil(MARKET_SHARE * len(self.whole.symbols)))
+        needed = least_symbols(len(self.whole.symbols))
         if len(self.whole.symbols.keys() & set(symbols)) >= needed:
             return None
         return (

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from forecast.config import TrainConfig
 from forecast.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor, nn
 
 
 class Architecture(ABC):
@@ -38,3 +39,13 @@ class Architecture(ABC):
             UsageError: when only torch runs this network, which holds unless a subclass overrides this method.
         """
         raise UsageError(f"engine=onnx: the network {config.network} has no ONNX graph; use engine=torch")
+
+
+def lstm_size(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Read the width and the number of layers from the weights of an ``LSTMForecaster``.
+
+    Raises:
+        KeyError: when ``state`` does not hold such weights.
+    """
+    layers = sum(re.fullmatch(r"lstm\.weight_hh_l\d+", key) is not None for key in state)
+    return int(state["lstm.weight_hh_l0"].shape[1]), layers

@@ -1,13 +1,15 @@
-"""The device that a network computes on, and its number of threads."""
+"""The device that a network computes on, and its number of threads; torch is imported by what uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING
 
 from forecast.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_GPU_SHARE = 0.25
 """Share of a GPU that one network gets where GPUs are shared: networks of this size fill only a fraction."""
@@ -19,6 +21,8 @@ def choose_device(device: str) -> torch.device:
     Raises:
         UsageError: when ``device`` names CUDA and none is available.
     """
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -31,12 +35,20 @@ def device_for_share(gpu_ids: Sequence[object] | None) -> str:
 
     A process without a share keeps off the GPUs that it can see: they belong to other processes.
     """
-    return "cuda" if gpu_ids and torch.cuda.is_available() else "cpu"
+    if not gpu_ids:
+        return "cpu"
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch compute on ``count`` threads: their number changes sums, and so the last digits."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from forecast.model.checkpoint import Checkpoint
+from forecast.model.card import ModelCard
 from forecast.model.likelihood import (
     Outputs,
     Scores,
@@ -27,10 +26,9 @@ from forecast.model.likelihood import (
     point_forecasts,
     stretch,
 )
-from forecast.model.network import forward_in_batches
 from forecast.model.split import Part
 from forecast.model.volatility import Recursion
-from forecast.model.windows import Encoding, PreparedSeries
+from forecast.model.windows import Encoding, PreparedSeries, views
 from forecast.scores.distribution import MAIN_LEVEL, Distribution, interval_probabilities
 
 Array = NDArray[np.float64]
@@ -75,17 +73,9 @@ class Forecaster:
     stretches: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, run: Callable[[Sequence[Inputs]], Outputs] | None = None
-    ) -> Forecaster:
-        """The model of a checkpoint, run by torch on the CPU unless ``run`` is given."""
-        return cls(
-            checkpoint.encodings,
-            run or networks(checkpoint),
-            checkpoint.calibration_scores,
-            checkpoint.dynamics,
-            checkpoint.horizon_stretches,
-        )
+    def of(cls, card: ModelCard, run: Callable[[Sequence[Inputs]], Outputs]) -> Forecaster:
+        """The model of a card, whose networks ``run`` computes."""
+        return cls(card.encodings, run, card.calibration_scores, card.dynamics, card.horizon_stretches)
 
     @property
     def rows(self) -> int:
@@ -229,7 +219,9 @@ def look_ahead(
     )
 
 
-def horizon_stretches(models: Sequence[tuple[Checkpoint, PreparedSeries]]) -> dict[int, float]:
+def horizon_stretches(
+    models: Sequence[tuple[ModelCard, PreparedSeries]], run: Callable[[Sequence[Inputs]], Outputs]
+) -> dict[int, float]:
     """The factors by which intervals are too narrow on the validation rows, by number of steps.
 
     Each is the split conformal quantile of the errors at one of ``HORIZONS``, as ``likelihood.stretch``, as far as it
@@ -237,17 +229,18 @@ def horizon_stretches(models: Sequence[tuple[Checkpoint, PreparedSeries]]) -> di
 
     Args:
         models: the model in the units of each of its series, and the series.
+        run: computes its networks.
     """
-    checkpoint, _ = models[0]
-    if checkpoint.columns_not_forecast:
+    card, _ = models[0]
+    if card.columns_not_forecast:
         return {}
-    length = checkpoint.config.sequence_length
+    length = card.config.sequence_length
     counts = [len(prepared.target_rows("validation", length)) for _, prepared in models]
     every = math.ceil(sum(counts) / CALIBRATED_ROWS)
     bounds_and_middle = np.append(interval_probabilities([MAIN_LEVEL]), 0.5)
     scores = []
     for number, (each, prepared) in enumerate(models):
-        forecaster = Forecaster.of(each.model_copy(update={"horizon_stretches": {1: 1.0}}))
+        forecaster = Forecaster.of(each.model_copy(update={"horizon_stretches": {1: 1.0}}), run)
         # Of a panel, each symbol has other days than the next: the same few would be one or two of the market's.
         offset = number % min(every, counts[number])
         ahead = look_ahead(forecaster, prepared, "validation", HORIZONS, bounds_and_middle, every, offset)
@@ -275,34 +268,6 @@ def _trusted(factor: float, spans: float) -> float:
     size = math.log(factor)
     noise = QUANTILE_NOISE / spans * (1 if size > 0 else 9)
     return math.exp(size * max(0.0, 1 - noise / size**2))
-
-
-def views(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
-    """The encodings that differ in what a member sees, and for each member the number of its own."""
-
-    def seen(encoding: Encoding) -> tuple[int, tuple[Recursion, ...]]:
-        return encoding.config.sequence_length, encoding.recursions
-
-    distinct = {seen(encoding): encoding for encoding in reversed(encodings)}
-    order = list(dict.fromkeys(map(seen, encodings)))
-    return [distinct[each] for each in order], [order.index(seen(encoding)) for encoding in encodings]
-
-
-def networks(
-    checkpoint: Checkpoint, device: torch.device | None = None
-) -> Callable[[Sequence[Inputs]], Outputs]:
-    """Run a checkpoint's networks with torch, on the CPU unless a device is given."""
-    trained = [member.trained_network().to(device) for member in checkpoint.members]
-    _, numbers = views(checkpoint.encodings)
-
-    def run(inputs: Sequence[Inputs]) -> Outputs:
-        each = [
-            forward_in_batches(network, torch.from_numpy(inputs[number]).to(device)).cpu().numpy()
-            for network, number in zip(trained, numbers, strict=True)
-        ]
-        return np.stack(each, axis=1)
-
-    return run
 
 
 def paths(

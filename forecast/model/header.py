@@ -5,7 +5,6 @@ A server of a thousand checkpoints reads their headers at its start, and loads a
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
@@ -16,30 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from forecast.errors import CheckpointError
-from forecast.model.checkpoint import (
-    HOW_TO_MAKE_ONE,
-    SCHEMA_VERSION,
-    Checkpoint,
-    from_content,
-    load_checkpoint,
-)
+from forecast.model.card import HOW_TO_MAKE_ONE, SCHEMA_VERSION, ModelCard, from_content
+from forecast.model.exported import is_exported, read_card
+from forecast.model.loading import load_card
 
-STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        "Double": torch.float64,
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Bool": torch.bool,
-    }.items()
-}
+STORAGES = frozenset(
+    f"{name}Storage" for name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Bool")
+)
 """torch's names for the numbers of a stored tensor."""
 
 
@@ -62,35 +48,37 @@ class Header:
     rows_used: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Header:
-        """The header of a checkpoint."""
-        config = checkpoint.config
+    def of(cls, card: ModelCard) -> Header:
+        """The header of a model."""
+        config = card.config
         return cls(
-            symbols=tuple(checkpoint.symbols) or (config.symbol,),
-            pooled=bool(checkpoint.symbols),
+            symbols=tuple(card.symbols) or (config.symbol,),
+            pooled=bool(card.symbols),
             columns=(config.feature, *config.input_columns),
-            sequence_length=checkpoint.sequence_length,
-            rows_used=checkpoint.rows_used,
+            sequence_length=card.sequence_length,
+            rows_used=card.rows_used,
         )
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of a checkpoint; a file of an unusual form is loaded as a whole.
+    """Read the header of a checkpoint or of an exported model; a file of an unusual form is loaded as a whole.
 
     Damage outside the header is found only when the checkpoint is loaded.
 
     Raises:
-        CheckpointError: as ``load_checkpoint``.
+        CheckpointError: as ``load_card``.
     """
+    if is_exported(path):
+        return Header.of(read_card(path))
     try:
         return Header.of(_without_weights(path))
     except CheckpointError:
         raise
     except Exception:  # of any kind: loading the file succeeds, or says what is wrong with it
-        return Header.of(load_checkpoint(path))
+        return Header.of(load_card(path))
 
 
-def _without_weights(path: str | os.PathLike[str]) -> Checkpoint:
+def _without_weights(path: str | os.PathLike[str]) -> ModelCard:
     """Read a checkpoint's plain values; its tensors have their shapes, and zeros.
 
     Raises:
@@ -107,7 +95,7 @@ def _without_weights(path: str | os.PathLike[str]) -> Checkpoint:
         content = _PlainValues(archive.read(name), size).load()
     if content.get("schema_version", 0) > SCHEMA_VERSION:
         raise ValueError("newer than this version")
-    return from_content(content)
+    return from_content(content, ModelCard)
 
 
 class _PlainValues(pickle.Unpickler):
@@ -118,11 +106,12 @@ class _PlainValues(pickle.Unpickler):
         """Read ``data``, in which no tensor has more than ``most_values``."""
         super().__init__(io.BytesIO(data))
 
-        def rebuilt(dtype: torch.dtype, offset: int, shape: tuple[int, ...], *_: Any) -> Tensor:
+        def rebuilt(dtype: str, offset: int, shape: tuple[int, ...], *_: Any) -> NDArray[np.float64]:
             """Stands in for torch's function of this signature, which makes a tensor from a storage."""
             if math.prod(shape) > most_values:
                 raise pickle.UnpicklingError(f"a tensor of shape {shape} is larger than the file")
-            return _zeros(dtype, shape)
+            # Takes no memory, whatever the shape.
+            return np.broadcast_to(np.float64(0), shape)
 
         self._rebuilt = rebuilt
 
@@ -132,15 +121,9 @@ class _PlainValues(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._rebuilt
         if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+            return name
         raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
 
     def persistent_load(self, pid: Any) -> Any:
         """The type of a storage's numbers, which ``("storage", type, ...)`` refers to."""
         return pid[1]
-
-
-@functools.lru_cache(maxsize=1024)
-def _zeros(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that takes no memory; models of one kind share it."""
-    return torch.zeros((), dtype=dtype).expand(shape)

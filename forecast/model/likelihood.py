@@ -1,14 +1,14 @@
-"""Likelihoods: the distribution that a network's outputs define, and the loss that training minimizes."""
+"""Likelihoods: the distribution that a network's outputs define; ``forecast.model.loss`` trains by them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from forecast.config import Likelihood
 from forecast.scores.distribution import (
@@ -35,39 +35,23 @@ FIRST_SCALE = math.sqrt((FIRST_DF - 2) / FIRST_DF)
 """Scale at an output of zero, in units of the volatility: the standard deviation is then the volatility."""
 
 
-def student_t_parameters(outputs: Tensor, volatility: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Location, scale and degrees of freedom, each (n,), from outputs (n, 3) and the volatility (n,).
+def student_t_parameters(
+    location: Any, scale: Any, df: Any, volatility: Any, exp: Callable[[Any], Any]
+) -> tuple[Any, Any, Any]:
+    """Location, scale and degrees of freedom of a network's three outputs, and the volatility, all of one shape.
 
     An output of zero gives a location of zero and a standard deviation equal to the volatility.
-    """
-    location, scale, df = outputs.unbind(-1)
-    # Far beyond the clamp, the distribution is practically normal, and the loss is a difference of large numbers.
-    df = df.clamp(max=LARGEST_DF_OUTPUT)
-    return location, FIRST_SCALE * volatility * scale.exp(), LEAST_DF + (FIRST_DF - LEAST_DF) * df.exp()
-
-
-def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss over n windows: squared error, or the Student-t distribution's negative log-likelihood.
 
     Args:
-        likelihood: selects the loss.
-        outputs: shape (n, outputs).
-        volatility: volatility of the windows, shape (n,).
-        targets: exact outputs, shape (n,).
+        location: the first output: an array of NumPy, a tensor of torch, or values of an ONNX graph.
+        scale: the second.
+        df: the third.
+        volatility: the expected standard deviation.
+        exp: the exponential function of such numbers.
     """
-    if likelihood == "mse":
-        return nn.functional.mse_loss(outputs[:, 0], targets)
-    location, scale, df = student_t_parameters(outputs, volatility)
-    standard = (targets - location) / scale
-    half = (df + 1) / 2
-    log_density = (
-        torch.lgamma(half)
-        - torch.lgamma(df / 2)
-        - 0.5 * torch.log(math.pi * df)
-        - torch.log(scale)
-        - half * torch.log1p(standard.square() / df)
-    )
-    return -log_density.mean()
+    # Far beyond the bound, the distribution is practically normal, and the loss is a difference of large numbers.
+    bounded = df.clip(max=LARGEST_DF_OUTPUT)
+    return location, FIRST_SCALE * volatility * exp(scale), LEAST_DF + (FIRST_DF - LEAST_DF) * exp(bounded)
 
 
 def point_forecasts(outputs: Outputs) -> NDArray[np.float32]:
@@ -151,11 +135,12 @@ def conformal_quantile(scores: Scores) -> float:
 
 
 def _student_t(outputs: Outputs, volatility: NDArray[np.float32]) -> StudentT:
-    parameters = student_t_parameters(
-        torch.from_numpy(outputs.astype(np.float64)), torch.from_numpy(volatility.astype(np.float64))
+    numbers = outputs.astype(np.float64)
+    return StudentT(
+        *student_t_parameters(
+            numbers[..., 0], numbers[..., 1], numbers[..., 2], volatility.astype(np.float64), np.exp
+        )
     )
-    location, scale, df = (value.numpy() for value in parameters)
-    return StudentT(location, scale, df)
 
 
 def _mean(volatility: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forecast.config import TrainConfig
-from forecast.model.architecture import Architecture
+from forecast.model.architecture import Architecture, lstm_size
 
 if TYPE_CHECKING:
     import onnx
@@ -97,16 +96,6 @@ class LSTMForecaster(nn.Module):
         hidden, _ = self.lstm(inputs)
         outputs: Tensor = self.regressor(hidden[:, -1])
         return outputs
-
-
-def lstm_size(state: dict[str, Tensor]) -> tuple[int, int]:
-    """Read the width and the number of layers from the weights of an ``LSTMForecaster``.
-
-    Raises:
-        KeyError: when ``state`` does not hold such weights.
-    """
-    layers = sum(re.fullmatch(r"lstm\.weight_hh_l\d+", key) is not None for key in state)
-    return int(state["lstm.weight_hh_l0"].shape[1]), layers
 
 
 def _onnx_graph(state: dict[str, Tensor]) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ whose market is not known, as in a request that has one symbol's prices and noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ CHANNELS = 4
 known."""
 LEAST_SYMBOLS = 5
 """Fewest symbols with a change for which the market of a session is known."""
+MARKET_SHARE = 0.5
+"""Least share of a model's symbols whose windows show the market."""
 HIDDEN_SHARE = 0.25
 """Share of the training windows that are seen without the market, so that a model also answers without it."""
 CHANGE_BOUND = 5.0
@@ -67,18 +70,33 @@ def moves_of(changes: Sequence[Array], sessions: Sequence[NDArray[np.intp]], cou
     """
     numbers, sums, squares = np.zeros(count), np.zeros(count), np.zeros(count)
     for own, at in zip(changes, sessions, strict=True):
-        bounded = CHANGE_BOUND * np.tanh(own / CHANGE_BOUND)
+        changes_there = bounded(own)
         numbers[at] += 1
-        sums[at] += bounded
-        squares[at] += np.square(bounded)
-    enough = numbers >= LEAST_SYMBOLS
-    means = np.divide(sums, numbers, out=np.full(count, np.nan), where=enough)
-    variances = np.divide(squares, numbers, out=np.full(count, np.nan), where=enough) - np.square(means)
+        sums[at] += changes_there
+        squares[at] += np.square(changes_there)
+    return moves_of_sums(numbers, sums, squares)
+
+
+def least_symbols(count: int) -> int:
+    """Fewest symbols of a model of ``count`` whose windows show the market."""
+    return max(LEAST_SYMBOLS, math.ceil(MARKET_SHARE * count))
+
+
+def moves_of_sums(numbers: Array, sums: Array, squares: Array) -> Array:
+    """As ``moves_of``, from the number of bounded changes of each session, their sum, and that of their squares."""
+    enough, divisors = numbers >= LEAST_SYMBOLS, np.maximum(numbers, 1.0)
+    means = sums / divisors
+    variances = squares / divisors - np.square(means)
     # Rounding leaves a little where all changes are equal.
-    spread = np.sqrt(np.where(variances > np.finfo(np.float32).eps, variances, np.nan))
-    found = np.stack([means, spread], axis=1)
-    found[np.isnan(spread)] = np.nan
-    return found
+    known = enough & (variances > np.finfo(np.float32).eps)
+    spread = np.sqrt(np.where(known, variances, np.nan))
+    return np.stack([np.where(known, means, np.nan), spread], axis=1)
+
+
+def bounded(changes: Array) -> Array:
+    """Changes of symbols as they enter the market's."""
+    soft: Array = CHANGE_BOUND * np.tanh(changes / CHANGE_BOUND)
+    return soft
 
 
 def market_channels(columns: Array, count: int, bound: float, log_scale: float) -> Array:
@@ -100,7 +118,7 @@ def market_channels(columns: Array, count: int, bound: float, log_scale: float) 
             bound * np.tanh(recent[..., 0] / bound),
             log_scale * volatility,
             log_scale * recent[..., 1],
-            np.ones(known.shape),
+            np.ones_like(volatility),
         ],
         axis=-1,
     )

@@ -6,21 +6,25 @@ group ``forecast.networks``, a process with ``ARCHITECTURES.add``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forecast.config import TrainConfig
 from forecast.model.architecture import Architecture
-from forecast.model.likelihood import OUTPUTS
+from forecast.model.likelihood import OUTPUTS, Outputs
 from forecast.model.lstm import LSTM
-from forecast.model.windows import channels
+from forecast.model.windows import channels, views
 from forecast.registry import Registry
 
 if TYPE_CHECKING:
     import onnx
+
+    from forecast.model.checkpoint import Checkpoint
 
 INFERENCE_BATCH = 1024
 """Windows per forward pass without gradients: small enough to bound memory, large enough not to cost time."""
@@ -72,3 +76,20 @@ def forward_in_batches(network: nn.Module, inputs: Splittable) -> Tensor:
     network.eval()
     with torch.inference_mode():
         return torch.cat([network(batch) for batch in inputs.split(INFERENCE_BATCH)])
+
+
+def networks(
+    checkpoint: Checkpoint, device: torch.device | None = None
+) -> Callable[[Sequence[NDArray[np.float32]]], Outputs]:
+    """Run a checkpoint's networks with torch, on the CPU unless a device is given."""
+    trained = [member.trained_network().to(device) for member in checkpoint.members]
+    _, numbers = views(checkpoint.encodings)
+
+    def run(inputs: Sequence[NDArray[np.float32]]) -> Outputs:
+        each = [
+            forward_in_batches(network, torch.from_numpy(inputs[number]).to(device)).cpu().numpy()
+            for network, number in zip(trained, numbers, strict=True)
+        ]
+        return np.stack(each, axis=1)
+
+    return run

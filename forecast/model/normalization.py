@@ -19,6 +19,14 @@ BARS_OF = "close"
 """The feature beside which the columns of a bar are parts of the same bar: an adjusted close is on another scale."""
 
 
+def as_numbers(values: ArrayLike) -> Array:
+    """Numbers of any shape as an array; a traced array (``forecast.model.tracing``) stays one."""
+    if isinstance(values, np.ndarray) or hasattr(values, "__array_function__"):
+        numbers: Array = values.astype(np.float64, copy=False)
+        return numbers
+    return np.asarray(values, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Scaling:
     """The scaling ``z = (f(price) - mean) / std``, with ``f`` the natural logarithm if ``log``, else the identity.
@@ -79,12 +87,12 @@ class Scaling:
 
     def normalize(self, prices: ArrayLike) -> Array:
         """Prices of any shape to normalized values of the same shape."""
-        values = np.asarray(prices, dtype=np.float64)
+        values = as_numbers(prices)
         return ((np.log(values) if self.log else values) - self.mean) / self.std
 
     def denormalize(self, normalized: ArrayLike) -> Array:
         """The inverse of ``normalize``, in price units."""
-        values = np.asarray(normalized, dtype=np.float64) * self.std + self.mean
+        values = as_numbers(normalized) * self.std + self.mean
         return np.exp(values) if self.log else values
 
 
@@ -133,9 +141,10 @@ class Normalization:
         """Prices (..., columns) to normalized values of the same shape."""
         if len(self.scalings) == 1:
             return self.feature.normalize(prices)
-        return np.stack([self._column(prices, i) for i in range(len(self.scalings))], axis=-1)
+        return np.stack([self.column(prices, i) for i in range(len(self.scalings))], axis=-1)
 
-    def _column(self, prices: Array, i: int) -> Array:
+    def column(self, prices: Array, i: int) -> Array:
+        """Normalized values (...) of one column of prices (..., columns)."""
         scaling = self.scalings[i]
         values = scaling.normalize(prices[..., i])
         return values - self._unscaled_feature(prices[..., 0]) / scaling.std if scaling.part else values

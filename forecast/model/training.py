@@ -23,18 +23,18 @@ from forecast.errors import DataError, TrainingError
 from forecast.model.adam import Adam
 from forecast.model.checkpoint import Checkpoint, Member, load_checkpoint
 from forecast.model.device import choose_device, threads
-from forecast.model.forecaster import horizon_stretches, networks, views
+from forecast.model.forecaster import horizon_stretches
 from forecast.model.likelihood import (
     OUTPUTS,
     Outputs,
     calibration_scores,
     distribution,
-    loss,
     point_forecasts,
 )
+from forecast.model.loss import loss
 from forecast.model.market import CHANNELS as MARKET_CHANNELS
 from forecast.model.market import HIDDEN_SHARE
-from forecast.model.network import build_network, forward_in_batches
+from forecast.model.network import build_network, forward_in_batches, networks
 from forecast.model.panel import (
     Prepared,
     PreparedPanel,
@@ -47,7 +47,7 @@ from forecast.model.split import Part, Split, moment, require_rows, split_rows
 from forecast.model.start import member_of, with_recursions_of
 from forecast.model.unseen import forecast_unseen
 from forecast.model.volatility import fit_recursion
-from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare
+from forecast.model.windows import Encoding, PreparedSeries, Windows, prepare, views
 from forecast.prices.panel import Panel
 from forecast.prices.series import Provenance, Series
 from forecast.scores.distribution import PROBABILITIES
@@ -630,7 +630,8 @@ def assemble(
     calibrated = checkpoint.calibrated(joined_scores(seen), validation, of_symbols)
     calibrated = calibrated.model_copy(update={"dynamics": fit_recursion(np.concatenate(errors))})
     with threads(checkpoint.config.threads):
-        stretches = horizon_stretches([(_in_units_of(calibrated, part), part) for part in parts])
+        of_parts = [(_in_units_of(calibrated, part), part) for part in parts]
+        stretches = horizon_stretches(of_parts, networks(calibrated))
     finished = calibrated.model_copy(update={"horizon_stretches": stretches})
     return Fitted(finished, validation, tuple(each.epochs for each in trained))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from forecast.model.checkpoint import Checkpoint
-from forecast.model.forecaster import Forecaster, networks
+from forecast.model.forecaster import Forecaster
 from forecast.model.likelihood import distribution, point_forecasts
+from forecast.model.network import networks
 from forecast.model.normalization import Normalization
 from forecast.model.split import Part
 from forecast.model.windows import PreparedSeries

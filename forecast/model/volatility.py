@@ -80,14 +80,14 @@ class Recursion:
         squares = np.where(known, np.square(changes), 0.0)
         in_history = _weights(1.0, count, steps, self.history)
         numbers = known @ in_history
-        start = np.ones(numbers.shape)
+        start = np.ones_like(numbers)
         if not self.starts_at_training:
             start = (1 + squares @ in_history) / (1 + numbers)
         shocks = self.omega * known + (self.alpha + self.gamma * (changes < 0)) * squares
         if self.delta and ranges is not None:
-            shocks += self.delta / self.range_mean * np.where(known, ranges[:, -count:], 0.0)
-        variances: Array = shocks @ _weights(self.beta, count, steps, self.history)
-        variances += start * self.beta**numbers
+            shocks = shocks + self.delta / self.range_mean * np.where(known, ranges[:, -count:], 0.0)
+        from_shocks = shocks @ _weights(self.beta, count, steps, self.history)
+        variances: Array = from_shocks + start * self.beta**numbers
         return variances if self.starts_at_training else np.maximum(variances, LEAST_VARIANCE)
 
 

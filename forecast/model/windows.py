@@ -20,7 +20,7 @@ from forecast.errors import DataError
 from forecast.model.market import CHANNELS as MARKET_CHANNELS
 from forecast.model.market import COLUMNS as MARKET_COLUMNS
 from forecast.model.market import market_channels
-from forecast.model.normalization import Normalization
+from forecast.model.normalization import Normalization, as_numbers
 from forecast.model.split import Part, Split, split_rows
 from forecast.model.volatility import Recursion, ewma, fit_recursion
 from forecast.prices.series import Series
@@ -116,7 +116,9 @@ class Encoding:
         """
         steps, volatility = self.steps(normalized, self.length, last_volatility=True)
         if self.unknown_first is not None:
-            steps[:, 0, self.unknown_first] = 0.0
+            known = np.ones(steps.shape[1:], np.bool_)
+            known[0, self.unknown_first] = False
+            steps = np.where(known, steps, np.float32(0))
         return steps, volatility[:, -1]
 
     @property
@@ -190,15 +192,15 @@ class Encoding:
 
     def _changes(self, normalized: Array) -> Array:
         """One-step changes in units of each column's standard deviation in training."""
-        columns = normalized.shape[-1]
-        changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds[:columns]
+        changes: Array = np.diff(normalized, axis=1) / self.normalization.change_stds
         return changes
 
     def _moves(self, changes: Array, rows: Array) -> Array:
         """The inputs of each column at each step: its change, or for a part of the bar its value."""
-        moves = changes.copy()
-        for column in self.normalization.parts.values():
-            moves[..., column] = rows[..., column]
+        if not (parts := self.normalization.parts):
+            return changes
+        is_part = np.isin(np.arange(rows.shape[-1]), list(parts.values()))
+        moves: Array = np.where(is_part, rows, changes)
         return moves
 
     @property
@@ -220,11 +222,22 @@ class Encoding:
 
     def prices(self, outputs: ArrayLike, normalized_last: Array) -> Array:
         """Outputs (n,) or (n, k) to prices of that shape, given each window's normalized last value (n,)."""
-        values = np.asarray(outputs, dtype=np.float64)
+        values = as_numbers(outputs)
         if self.config.target == "residual":
             last = normalized_last if values.ndim == 1 else normalized_last[:, np.newaxis]
             values = last + values * self.normalization.feature.change_std
         return self.normalization.feature.denormalize(values)
+
+
+def views(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
+    """The encodings that differ in what a member sees, and for each member the number of its own."""
+
+    def seen(encoding: Encoding) -> tuple[int, tuple[Recursion, ...]]:
+        return encoding.config.sequence_length, encoding.recursions
+
+    distinct = {seen(encoding): encoding for encoding in reversed(encodings)}
+    order = list(dict.fromkeys(map(seen, encodings)))
+    return [distinct[each] for each in order], [order.index(seen(encoding)) for encoding in encodings]
 
 
 @dataclass(frozen=True)

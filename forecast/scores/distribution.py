@@ -116,7 +116,10 @@ class StudentT:
 
     def quantiles(self, probabilities: Array) -> Array:
         """Quantiles (n, k) at probabilities (k,)."""
-        standard = t_quantiles(self.df, probabilities)
+        return self.placed(t_quantiles(self.df, probabilities))
+
+    def placed(self, standard: Array) -> Array:
+        """Quantiles (n, k) from those of each member's standard distribution, (n, members, k)."""
         each = self.location[..., np.newaxis] + self.stretch * self.scale[..., np.newaxis] * standard
         quantiles: Array = each.mean(axis=1)
         return quantiles
@@ -161,6 +164,18 @@ def _t_coefficients(probabilities: tuple[float, ...]) -> Array:
     exact = stdtrit(4 / (nodes[:, np.newaxis] + 1), probabilities)
     coefficients: Array = chebyshev.chebfit(nodes, exact, NODES - 1).astype(np.float64)
     return coefficients
+
+
+def t_polynomials(probabilities: tuple[float, ...]) -> Array:
+    """Coefficients (NODES, k), lowest power first, of polynomials in ``4 / df - 1`` for ``t_quantiles``.
+
+    They are as exact as Chebyshev's: these fall faster with their degree than the conversion enlarges them.
+    """
+    powers = np.zeros((NODES, NODES))
+    for degree in range(NODES):
+        powers[: degree + 1, degree] = chebyshev.cheb2poly([0.0] * degree + [1.0])
+    polynomials: Array = powers @ _t_coefficients(probabilities)
+    return polynomials
 
 
 @dataclass(frozen=True)

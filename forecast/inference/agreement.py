@@ -1,0 +1,165 @@
+"""How far the graph of an exported model is from its checkpoint, on random windows of prices."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecast.errors import CheckpointError, ForecastError
+from forecast.inference.engines import TOLERANCE, exported_engine
+from forecast.model.card import first_line
+from forecast.model.checkpoint import Checkpoint
+from forecast.model.export import PRICE, PRICES, QUANTILES, SAME_SESSION, SYMBOL, exported_model
+from forecast.model.exported import exported_from
+from forecast.model.forecaster import Forecaster
+from forecast.model.likelihood import distribution, point_forecasts
+from forecast.model.market import least_symbols, moves_of
+from forecast.model.network import networks
+from forecast.model.normalization import Normalization
+from forecast.scores.distribution import PROBABILITIES
+
+Array = NDArray[np.float64]
+
+UNSEEN = -1
+"""The number of a symbol that a model of many was not trained on."""
+
+
+def exported_and_checked(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], windows: int
+) -> tuple[bytes, float]:
+    """The content of an exported model's file, and its largest difference from the checkpoint on random windows.
+
+    Raises:
+        UsageError: when onnx or onnxruntime is not installed, or only torch runs the network.
+        CheckpointError: when the file could not be read again, or its forecasts are not those of the checkpoint;
+            messages call it ``path``.
+    """
+    data = exported_model(checkpoint).SerializeToString()
+    try:
+        exported_engine(exported_from(data, path), path, "auto", "onnx")
+        difference = float(differences(checkpoint, data, windows).max())
+    except ForecastError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise CheckpointError(
+            f"this model cannot be exported ({first_line(error)}); serve the checkpoint"
+        ) from error
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"this model cannot be exported: ONNX Runtime differs from torch by {difference:.1e} of a price, more than "
+            f"{TOLERANCE:.0e}; serve the checkpoint"
+        )
+    return data, difference
+
+
+def random_prices(normalization: Normalization, count: int, rows: int, seed: int) -> Array:
+    """Random walks of prices (count, rows, columns) in and beyond the training range."""
+    generator, scales = np.random.default_rng(seed), normalization.change_stds
+    changes = generator.standard_t(3, (count, rows, len(scales))) * scales
+    return normalization.denormalize(generator.normal(0, 1, (count, 1, 1)) + np.cumsum(changes, axis=1))
+
+
+def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 0) -> Array:
+    """The largest difference of each window's outputs between the graph and the checkpoint in torch, (windows,).
+
+    It is relative to the price; of models of plain prices, to a standard deviation of the training prices where the
+    price is less; and of models of log prices, also to the logarithm of a quantile's distance from the last price where
+    that is a factor of more than e: networks compute logarithms, with the seven digits of float32.
+
+    The windows have lengths from the least to the most that a forecast uses. A model of many symbols forecasts these
+    and ones that it has never seen, and half of the times all windows as those of one session.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    given = [each.name for each in session.get_outputs()]
+    generator, run = np.random.default_rng(seed), networks(checkpoint)
+    symbols, found = list(checkpoint.symbols), []
+    at_a_time = max(len(symbols), 32)
+    for start in range(0, windows, at_a_time):
+        count = min(at_a_time, windows - start)
+        rows = int(generator.integers(checkpoint.sequence_length, checkpoint.rows_used, endpoint=True))
+        feeds: dict[str, NDArray[Any]] = {}
+        numbers = np.full(count, UNSEEN)
+        if symbols:
+            numbers = generator.permutation(np.arange(UNSEEN, max(count, len(symbols))))[:count]
+            numbers[numbers >= len(symbols)] = UNSEEN
+            feeds[SYMBOL] = numbers
+        own = [checkpoint.of_symbol(symbols[n]) if n >= 0 else checkpoint for n in numbers]
+        seeds = generator.integers(2**31, size=count)
+        prices = np.concatenate(
+            [
+                random_prices(each.normalization, 1, rows, each_seed)
+                for each, each_seed in zip(own, seeds, strict=True)
+            ]
+        )
+        feeds[PRICES] = prices
+        together = checkpoint.market is not None and bool(generator.integers(2))
+        if checkpoint.market is not None:
+            feeds[SAME_SESSION] = np.array([together])
+        answers = dict(zip(given, session.run(None, feeds), strict=True))
+        found.append(_differences(checkpoint, run, prices, numbers, answers, together=together))
+    return np.concatenate(found)
+
+
+def _differences(
+    checkpoint: Checkpoint,
+    run: Any,
+    prices: Array,
+    numbers: NDArray[np.int64],
+    answers: dict[str, Array],
+    *,
+    together: bool,
+) -> Array:
+    config, symbols = checkpoint.config, list(checkpoint.symbols)
+    names = [config.feature, *config.input_columns]
+    cards, rows = [], []
+    for window, number in zip(prices, numbers, strict=True):
+        card = checkpoint
+        if number >= 0:
+            card = checkpoint.of_symbol(symbols[number])
+        elif symbols:
+            card = checkpoint.of_window(Normalization.fit(window, names, log=config.log_prices), "unseen")
+        cards.append(card)
+        rows.append(card.normalization.normalize(window))
+    market = None
+    if checkpoint.market is not None and together and (numbers >= 0).sum() >= least_symbols(len(symbols)):
+        changes = [
+            np.diff(own[:, 0]) / card.normalization.feature.change_std
+            for own, card, number in zip(rows, cards, numbers, strict=True)
+            if number >= 0
+        ]
+        count = prices.shape[1]
+        market = checkpoint.market.columns(moves_of(changes, [np.arange(1, count)] * len(changes), count))[
+            np.newaxis
+        ]
+    forecasters = [Forecaster.of(card, run) for card in cards]
+    seen = [
+        each.inputs(each.encoding.with_market(own[np.newaxis], market))
+        for each, own in zip(forecasters, rows, strict=True)
+    ]
+    outputs = run([np.concatenate(views) for views in zip(*(inputs for inputs, _ in seen), strict=True)])
+    volatility = np.concatenate([found for _, found in seen])
+    exact = distribution(config.likelihood, outputs, volatility, checkpoint.calibration_scores)
+    wanted = {PRICE: point_forecasts(outputs)[:, np.newaxis]}
+    if exact is not None:
+        wanted[QUANTILES] = exact.quantiles(PROBABILITIES)
+    largest = np.zeros(len(prices))
+    for name, values in wanted.items():
+        for index, (each, own) in enumerate(zip(forecasters, rows, strict=True)):
+            right = each.encoding.prices(values[index : index + 1], own[-1:, 0])[0]
+            feature = each.encoding.normalization.feature
+            if feature.log:
+                far = np.abs(np.log(right) - feature.mean - feature.std * own[-1, 0])
+                scale = right * np.maximum(1.0, far)
+            else:
+                scale = np.maximum(np.abs(right), feature.std)
+            answer = np.atleast_1d(answers[name][index])
+            largest[index] = max(largest[index], float(np.max(np.abs(answer - right) / scale)))
+    return largest

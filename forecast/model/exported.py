@@ -1,0 +1,260 @@
+"""Exported models: one ONNX file that holds a model's card and a graph from prices to forecasts.
+
+The graph has three parts: the encoding of prices, the networks, and the decoding of their outputs. Any ONNX runtime
+runs it as a whole. This package takes the networks out of it and does the rest itself, with the code that the graph was
+made from: without torch, and without the package onnx, whose format
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto) is read here as far as it is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from forecast.errors import CheckpointError
+from forecast.model.card import ModelCard, first_line, from_content, require_readable, require_usable
+
+Found = TypeVar("Found")
+
+SUFFIX = ".onnx"
+HOW_TO_EXPORT = "make it again with `python -m forecast export`"
+
+CARD, COST, CHECKSUM = "card", "multiply_adds", "sha256"
+"""Keys of the file's metadata: the model's card as JSON, the multiply-adds of a forecast, and the ``checksum``."""
+NETWORKS = "networks/"
+"""Start of the names of the networks' nodes and weights."""
+INPUTS, OUTPUTS = "inputs_", "outputs"
+"""Names of the networks' inputs, one per view of a window, and of their outputs."""
+
+SIZED_BY_VALUES = frozenset(
+    {
+        "ConstantOfShape",
+        "Expand",
+        "Multinomial",
+        "OneHot",
+        "Pad",
+        "RandomNormal",
+        "RandomUniform",
+        "Range",
+        "Resize",
+        "Tile",
+        "Upsample",
+    }
+)
+"""Operators with which a small file could fill the memory; no network needs them."""
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+"""Protocol Buffers' types of fields."""
+FLOAT = 1
+"""ONNX's number for float32."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The content of an exported model.
+
+    Attributes:
+        card: the model without its weights.
+        networks: an ONNX model of the networks alone, from the inputs of each view to the outputs.
+        multiply_adds: multiply-adds of one forecast, of all members together.
+    """
+
+    card: ModelCard
+    networks: bytes
+    multiply_adds: int
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of an exported model, by its name."""
+    return Path(path).suffix == SUFFIX
+
+
+def read_card(path: str | os.PathLike[str]) -> ModelCard:
+    """Read the card of an exported model, and nothing else of it.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged, is no exported model, or is newer than this version.
+    """
+    return _read(Path(path), lambda data: _card(path, _metadata(data), None))
+
+
+def load_exported(path: str | os.PathLike[str]) -> Exported:
+    """Read and check an exported model.
+
+    Raises:
+        CheckpointError: as ``read_card``; also when its weights are not finite, or a network could do more than
+            compute.
+    """
+
+    return _read(Path(path), lambda data: exported_from(data, path))
+
+
+def exported_from(data: bytes, path: str | os.PathLike[str]) -> Exported:
+    """The exported model in a file's content.
+
+    Raises:
+        CheckpointError: when it is newer than this version; messages call the file ``path``.
+        KeyError, IndexError, TypeError, ValueError, AttributeError: when it is no exported model, or is damaged.
+    """
+    graph, metadata = _graph(data), _metadata(data)
+    if checksum(graph, metadata) != metadata[CHECKSUM]:
+        raise ValueError("its content does not fit its checksum")
+    card = _card(path, metadata, hashlib.sha256(data).hexdigest())
+    cost = int(metadata[COST])
+    if cost < 1:
+        raise ValueError(f"{COST} is {cost}")
+    return Exported(card, _networks(data, graph), cost)
+
+
+def checksum(graph: bytes | memoryview, metadata: dict[str, str]) -> str:
+    """SHA-256, in hexadecimal, of the graph and of the metadata beside it: it shows damage on the way."""
+    digest = hashlib.sha256(graph)
+    for key in sorted(metadata.keys() - {CHECKSUM}):
+        digest.update(f"\n{key}\n{metadata[key]}".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path, read: Callable[[bytes], Found]) -> Found:
+    if not path.exists():
+        raise CheckpointError(f"no exported model at {path}; make one with `python -m forecast export`")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is not a file; give the path of an exported model, for example model.onnx"
+        )
+    try:
+        return read(path.read_bytes())
+    except CheckpointError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not an exported model ({first_line(error)}); {HOW_TO_EXPORT}"
+        ) from error
+
+
+def _card(path: str | os.PathLike[str], metadata: dict[str, str], sha256: str | None) -> ModelCard:
+    content = json.loads(metadata[CARD])
+    require_readable(content["schema_version"], path)
+    card = from_content(content, ModelCard, sha256)
+    require_usable(card)
+    return card
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    return {_text(pair, 1): _text(pair, 2) for pair in _all(data, 14)}
+
+
+def _graph(data: bytes) -> memoryview:
+    graphs = _all(data, 7)
+    if len(graphs) != 1:
+        raise ValueError("no graph")
+    return graphs[0]
+
+
+def _networks(data: bytes, graph: memoryview) -> bytes:
+    """An ONNX model of the networks in a file's graph.
+
+    Raises:
+        ValueError: when a node or a weight could do more than compute, or weights are not finite.
+    """
+    parts = [_field(2, b"networks")]
+    for number, value in _fields(graph):
+        if not isinstance(value, memoryview):
+            continue
+        if number == 1 and _text(value, 3).startswith(NETWORKS):
+            _require_harmless(value)
+            parts.append(_field(1, value))
+        elif number == 5 and _text(value, 8).startswith(NETWORKS):
+            _require_finite(value)
+            parts.append(_field(5, value))
+        elif (
+            number == 13
+        ):  # a description of a value inside the graph becomes one of an input, or of the output
+            name = _text(value, 1)
+            if name.startswith(INPUTS) or name == OUTPUTS:
+                parts.append(_field(12 if name == OUTPUTS else 11, value))
+    version = next(value for number, value in _fields(data) if number == 1 and isinstance(value, int))
+    operators = [_field(8, value) for value in _all(data, 8)]
+    return b"".join([_varint(1 << 3 | VARINT), _varint(version), *operators, _field(7, b"".join(parts))])
+
+
+def _require_harmless(node: memoryview) -> None:
+    kind, domain = _text(node, 4), _text(node, 7)
+    holds_graphs = any(_all(attribute, 6) or _all(attribute, 11) for attribute in _all(node, 5))
+    if domain or holds_graphs or kind in SIZED_BY_VALUES:
+        raise ValueError(f"the operator {domain or kind} is not one of a network")
+
+
+def _require_finite(tensor: memoryview) -> None:
+    fields = list(_fields(tensor))
+    if any(number in (13, 14) for number, _ in fields):
+        raise ValueError("a weight is stored outside the file")
+    kind = next(value for number, value in fields if number == 2)
+    if kind == FLOAT:
+        values = np.concatenate([np.frombuffer(raw, np.float32) for raw in _all(tensor, 9)])
+        if not np.isfinite(values).all():
+            raise ValueError("its weights are not finite numbers")
+
+
+def _fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message: their numbers, and their values, which are numbers or bytes.
+
+    Raises:
+        ValueError, IndexError: when it is no message.
+    """
+    view, at = memoryview(data), 0
+    while at < len(view):
+        key, at = _read_varint(view, at)
+        kind = key & 7
+        if kind == VARINT:
+            value, at = _read_varint(view, at)
+            yield key >> 3, value
+            continue
+        if kind == BYTES:
+            size, at = _read_varint(view, at)
+        elif kind in (FIXED64, FIXED32):
+            size = 8 if kind == FIXED64 else 4
+        else:
+            raise ValueError(f"no field has the type {kind}")
+        if at + size > len(view):
+            raise ValueError("its end is missing")
+        yield key >> 3, view[at : at + size]
+        at += size
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte, at = view[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number has no end")
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _field(number: int, value: bytes | memoryview) -> bytes:
+    return b"".join([_varint(number << 3 | BYTES), _varint(len(value)), value])
+
+
+def _all(data: bytes | memoryview, wanted: int) -> list[memoryview]:
+    return [value for number, value in _fields(data) if number == wanted and isinstance(value, memoryview)]
+
+
+def _text(data: memoryview, wanted: int) -> str:
+    return "".join(str(value, "utf-8") for value in _all(data, wanted))
