@@ -6,7 +6,7 @@ A comment on the line before a block says how to treat it:
 - ``tested: FILE``: that file runs its commands, with other ports and hosts;
 - ``needs: cloud``, ``cron``, ``docker``, ``kubernetes`` or ``systemd``: it needs something that no test has.
 
-To save time, the ``python`` of these tests adds options to the commands that train.
+To save time, the ``python`` and the ``forecaster`` of these tests add options to the commands that train.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from processes import family
 from ray.cluster_utils import Cluster
 
 from docs.make_reference import PAGES, REFERENCE
+from forecast.cli.forms import COMMANDS, PROGRAM, short_form
 from forecast.prices.cache import store
 from forecast.prices.snapshot import load
 from serve_app.flags import SERVE_FLAGS
@@ -54,6 +55,7 @@ LEARNING = [
             "resume",
             "another-symbol",
             "many-symbols",
+            "command-line",
         )
     ),
 ]
@@ -70,17 +72,17 @@ NOT_HERE = {"cloud", "cron", "docker", "kubernetes", "systemd"}
 REPLACED = """\
 #!/bin/bash
 case "$*" in
-  "-m tune_jobs.pareto"*)
+  "-m tune_jobs.pareto"* | "tune "*)
     asked=$(sed -nE 's/.*--num-samples ([0-9]+).*/\\1/p' <<< "$*")
     set -- "$@" --num-samples $((${{asked:-10}} / 10)) --space small --address "$CLUSTER" ;;
-  "-m tune_jobs.update"*) set -- "$@" --num-samples 1 --space small --address "$CLUSTER" ;;
-  "-m forecast train"*) set -- "$@" --max-epochs 1 ;;
+  "-m tune_jobs.update"* | "update "*) set -- "$@" --num-samples 1 --space small --address "$CLUSTER" ;;
+  "-m forecast train"* | "train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
   "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
   # Other clusters run on this machine: name that of the pages' server.
   "-m serve_app reload"*) export RAY_ADDRESS=$(cat "$SERVER_ADDRESS") ;;
 esac
-exec "{python}" "$@"
+exec "{program}" "$@"
 """
 
 
@@ -89,9 +91,21 @@ CURL = f"""\
 exec {shutil.which("curl")} --fail-with-body "$@"
 """
 """Makes a page fail when one of its requests is refused."""
-COMMAND = re.compile(r"python -m (forecast|serve_app|tune_jobs\.\w+)\b([^|>&;')\n]*)")
+COMMAND = re.compile(
+    r"python -m (forecast\.cli\.completion|forecast|serve_app|tune_jobs\.\w+)\b([^|>&;')\n]*)"
+)
 """One of this project's commands: its module and its arguments."""
+LONG_FORMS = {
+    short_form(long): long
+    for long in (
+        "python -m serve_app reload",
+        "python -m serve_app flags",
+        *(command.long_form for command in COMMANDS.values()),
+    )
+}
+SHORT_COMMAND = re.compile(rf"\b({'|'.join(LONG_FORMS)})(?![\w-])")
 PARSERS = {
+    "forecast.cli.completion": "forecast.cli.completion",
     "forecast": "forecast.__main__",
     "serve_app": "serve_app.__main__",
     "tune_jobs.pareto": "tune_jobs.pareto",
@@ -146,7 +160,9 @@ class Reader:
         os.utime(self.place / "pyproject.toml", (0, 0))  # the environment exists already
         wrappers = place / "bin"
         wrappers.mkdir()
-        for name, text in (("python", REPLACED.format(python=sys.executable)), ("curl", CURL)):
+        forecaster = REPLACED.format(program=Path(sys.executable).with_name(PROGRAM))
+        python = REPLACED.format(program=sys.executable)
+        for name, text in (("python", python), (PROGRAM, forecaster), ("curl", CURL)):
             (wrappers / name).write_text(text)
             (wrappers / name).chmod(0o755)
         left_out = {"RAY_ADDRESS", *SERVE_FLAGS}
@@ -325,9 +341,12 @@ def test_every_command_of_this_project_has_the_options_it_is_given(page):
     for block in blocks_of(page):
         if block.language != "bash":
             continue
-        for module, arguments in COMMAND.findall(block.text.replace("\\\n", " ")):
+        text = SHORT_COMMAND.sub(lambda found: LONG_FORMS[found[1]], block.text.replace("\\\n", " "))
+        for module, arguments in COMMAND.findall(text):
             parser = importlib.import_module(PARSERS[module]).build_parser()
-            parser.parse_args(shlex.split(arguments, comments=True))
+            # The files of --config are not there.
+            _, unknown = parser.parse_known_args(shlex.split(arguments, comments=True))
+            assert not unknown
 
 
 def test_every_page_of_the_docs_is_reached_from_their_first():

@@ -37,11 +37,15 @@ def test_the_wheel_holds_the_three_packages_and_the_snapshot(tmp_path):
         "forecast/data/BTC-USD.csv",
         "forecast/data/PROVENANCE.md",
         "forecast/py.typed",
+        "serve_app/py.typed",
+        "tune_jobs/py.typed",
         "forecast/pages/templates/page.html.jinja",
         "forecast/assets/style.css",
     ):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "forecaster = forecast.cli.console:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
 
 
 def test_the_source_distribution_holds_everything_of_the_checkout_that_is_no_business_of_git():

@@ -169,11 +169,18 @@ def test_a_process_uses_a_gpu_only_with_a_share_of_one_that_torch_can_see(
 
 
 def test_the_checkpoint_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch):
+    def message(**args):
+        with pytest.raises(click.ClickException) as caught:
+            app(args)
+        return caught.value.message
+
     monkeypatch.setenv("FORECAST_CHECKPOINT", "from/environment.pt")
-    assert ServeOptions(checkpoint="given.pt").checkpoint == "given.pt"
-    assert ServeOptions().checkpoint == "from/environment.pt"
+    assert "/given.pt" in message(checkpoint="given.pt")
+    assert "/from/environment.pt" in message()
     monkeypatch.delenv("FORECAST_CHECKPOINT")
-    assert ServeOptions().checkpoint == "artifacts/best_pareto_lstm.pt"
+    assert "/artifacts/best_pareto_lstm.pt" in message()
+    monkeypatch.setenv("FORECAST_REPLICAS", "few")
+    assert message() == "FORECAST_REPLICAS few: give a whole number"
 
 
 def test_importing_the_application_sets_the_flags_and_keeps_those_already_set():
@@ -217,7 +224,7 @@ def test_a_forecast_beyond_all_numbers_is_refused_and_not_answered_with_infinity
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"replicas": "0"}, "option replicas 0: input should be greater than or equal to 1"),
+        ({"replicas": "0"}, "option replicas 0: give at least 1"),
         ({"nonsense": "1"}, "option nonsense: no such option"),
     ],
 )

@@ -79,13 +79,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the command line, and add the options that its command finds in the file and in the environment."""
         found, rest = self.parse_known_args(args, namespace)
-        parser, settings = vars(found).pop(SETTINGS, (self, None))
+        given: dict[str, Any] = found.__dict__
+        parser, settings = given.pop(SETTINGS, (self, None))
         if rest:
             parser.refuse(rest)
         if settings is not None:
-            _add_from_elsewhere(vars(found), settings)
-            if vars(found).pop("print_config", False):
-                print(_config_text(parser.prog, settings, vars(found)), end="")
+            _add_from_elsewhere(given, settings)
+            if given.pop("print_config", False):
+                print(_config_text(parser.prog, settings, given), end="")
                 raise SystemExit(0)
         return found
 

@@ -54,6 +54,9 @@ COMMANDS = {
         ("run",),
         ("run", "reload", "flags"),
     ),
+    "export": Command(
+        "forecast.__main__", "write a model as an ONNX file, which runs without torch", ("export",)
+    ),
     "completion": Command("forecast.cli.completion", "print the completion script for bash, zsh or fish"),
 }
 
@@ -77,7 +80,12 @@ def as_typed(text: str) -> str:
     Args:
         text: names commands in the form of ``python -m``.
     """
-    return _LONG_FORM.sub(lambda found: _SHORT_FORMS[found[0]], text) if _short else text
+    return short_form(text) if _short else text
+
+
+def short_form(text: str) -> str:
+    """Spell the commands of a text as ``forecaster``."""
+    return _LONG_FORM.sub(lambda found: _SHORT_FORMS[found[0]], text)
 
 
 _SHORT_FORMS = {command.long_form: f"{PROGRAM} {name}" for name, command in COMMANDS.items()} | {

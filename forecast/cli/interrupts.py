@@ -19,7 +19,7 @@ def end_at_once() -> None:
 
     A signal that is ignored, as a shell's background jobs ignore SIGINT, stays ignored.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGINT, signal.SIGTERM):
         if number not in _before and signal.getsignal(number) != signal.SIG_IGN:
             _before[number] = signal.signal(number, _end)
 
