@@ -7,12 +7,10 @@ attributes end in an underscore) and the columns of Nixtla's libraries, whose ev
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, Signature
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,10 +29,10 @@ from forecast.model.start import same_options, with_recursions_of
 from forecast.model.training import fit
 from forecast.model.windows import PreparedSeries, plain_window, prepare
 from forecast.names import did_you_mean
+from forecast.notices import Notify, each_once, say_on_stderr
 from forecast.prices.frames import SOURCE, Columns, Dates, Form, Rows, read_frame, say_left_out
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
-from forecast.prices.source import Notify, each_once, say_on_stderr
 from forecast.prices.timeline import RECENT_DATES
 from forecast.scores.metrics import Evaluation
 
@@ -134,7 +132,7 @@ class Forecaster:
         id_col: str = Columns.id_col,
         time_col: str = Columns.time_col,
         target_col: str = Columns.target_col,
-        notify: Notify = say_on_stderr,
+        notify: Notify | None = say_on_stderr,
     ) -> Forecaster:
         """Train on all rows; the last ones (``val_ratio_within_train``) stop the training and calibrate the intervals.
 
@@ -143,7 +141,7 @@ class Forecaster:
             id_col: its column of names of series.
             time_col: its column of dates or times.
             target_col: its column of prices.
-            notify: called with each line for a person.
+            notify: called with each line for a person; None for no notices.
 
         Raises:
             UsageError: when a parameter or the frame is not one.
@@ -182,7 +180,7 @@ class Forecaster:
         levels: Sequence[float] | None = None,
         quantiles: Sequence[float] | None = None,
         df: Any = None,
-        notify: Notify = say_on_stderr,
+        notify: Notify | None = say_on_stderr,
     ) -> Any:
         """Forecast the next ``h`` bars of each series.
 
@@ -192,7 +190,7 @@ class Forecaster:
             levels: the same as shares, such as ``[0.8, 0.9]``.
             quantiles: probabilities of further columns, such as ``[0.1, 0.5]`` for ``LSTM-q-10`` and ``LSTM-q-50``.
             df: a frame with the columns of ``fit`` to forecast from; without it, the end of the fitted series.
-            notify: called with each line for a person.
+            notify: called with each line for a person; None for no notices.
 
         Returns:
             A frame with ``h`` rows for each series: its name, the date, ``LSTM``, and with levels ``LSTM-lo-90``,
@@ -234,7 +232,7 @@ class Forecaster:
         id_col: str = Columns.id_col,
         time_col: str = Columns.time_col,
         target_col: str = Columns.target_col,
-        notify: Notify = say_on_stderr,
+        notify: Notify | None = say_on_stderr,
     ) -> Any:
         """Forecast the last rows from before them, as if they were not known yet; the object itself is not fitted.
 
@@ -254,7 +252,7 @@ class Forecaster:
             id_col: as in ``fit``.
             time_col: as in ``fit``.
             target_col: as in ``fit``.
-            notify: called with each line for a person.
+            notify: called with each line for a person; None for no notices.
 
         Returns:
             A frame with ``unique_id``, ``ds``, ``cutoff``, ``y`` and the columns of ``predict``, sorted by series and
@@ -286,7 +284,7 @@ class Forecaster:
             if window.number % every == 0:
                 trained = _train(replace(long.panel, series=past), long.form.several, config)
                 say_left_out({name: why for name, why in trained.left_out.items() if name in past}, say)
-                predictor = _predictor_of(trained.checkpoint)
+                predictor = Predictor.of(trained.checkpoint, config.device)
                 asked.require(predictor)
             due = {symbol: series for symbol, series in past.items() if symbol in predictor.symbols}
             known = known_of(predictor, due, say)
@@ -341,7 +339,7 @@ class Forecaster:
         if not hasattr(self, "checkpoint_"):
             raise UsageError(NOT_FITTED)
         if "_predictor" not in vars(self):
-            self._predictor = _predictor_of(self.checkpoint_)
+            self._predictor = Predictor.of(self.checkpoint_, self.checkpoint_.config.device)
         return self._predictor
 
 
@@ -443,10 +441,3 @@ def _windows(sessions: int, n_windows: int, horizon: int, step_size: int) -> lis
     return [
         Fold(number, 0, first + number * step, first + number * step + horizon) for number in range(count)
     ]
-
-
-def _predictor_of(checkpoint: Checkpoint) -> Predictor:
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "model.pt"
-        save_checkpoint(checkpoint, path)
-        return Predictor(path, checkpoint.config.device)

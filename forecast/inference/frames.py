@@ -13,9 +13,9 @@ from forecast.config import DataConfig
 from forecast.errors import ForecastError, UsageError
 from forecast.inference.predictor import Predictor
 from forecast.inference.together import Known, forecast_each, reading_of, say_doubts
+from forecast.notices import Notify, each_once
 from forecast.prices.frames import Columns, Rows, read_frame, say_left_out
 from forecast.prices.series import Series
-from forecast.prices.source import Notify, each_once
 from forecast.scores.distribution import interval_probabilities
 
 Array = NDArray[np.float64]
@@ -150,7 +150,9 @@ def known_of(predictor: Predictor, prices: Mapping[str, Series], notify: Notify)
     return known
 
 
-def predict_frame(predictor: Predictor, df: Any, asked: Asked, columns: Columns, *, notify: Notify) -> Any:
+def predict_frame(
+    predictor: Predictor, df: Any, asked: Asked, columns: Columns, *, notify: Notify | None
+) -> Any:
     """Forecast each series of a frame from its end; see ``Predictor.predict_frame``."""
     asked.require(predictor)
     say = each_once(notify)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from forecast.config import DataConfig
 from forecast.errors import DataError, UsageError
 from forecast.names import listed
+from forecast.notices import Notify
 from forecast.prices import calendars
 from forecast.prices.dates import Stamps, parse_dates
 from forecast.prices.files import table_of_rows
 from forecast.prices.panel import Panel, panel_of_readers
-from forecast.prices.source import Notify
 from forecast.prices.symbols import find_column
 from forecast.prices.table import Table
 
@@ -122,21 +122,23 @@ class Form:
             names.time_col: self._dated([(each.symbol, each.dates) for each in rows]),
         }
         if rows[0].cutoff is not None:
-            cutoffs = [(each.symbol, np.repeat(each.cutoff, len(each.dates))) for each in rows]
+            cutoffs = [(each.symbol, np.full(len(each.dates), each.cutoff)) for each in rows]
             found[CUTOFF] = self._dated(cutoffs)
         for name in rows[0].values:
             column = self._column(np.concatenate([each.values[name] for each in rows]))
             if name == names.target_col and self.targets.dtype.is_numeric():
                 column = _like(column, self.targets)
             found[name] = column
-        return nw.from_dict(found, backend=self.ids.implementation).to_native()
+        # Not from a dictionary, which loses some types of pandas.
+        first, *others = [column.alias(name) for name, column in found.items()]
+        return first.to_frame().with_columns(*others).to_native()
 
     def _column(self, values: NDArray[Any]) -> nw.Series[Any]:
         return nw.new_series("", values, backend=self.ids.implementation)
 
     def _dated(self, parts: Sequence[tuple[str, Dates]]) -> nw.Series[Any]:
         """Dates of one symbol after the other, as the frame writes them; those of text become dates."""
-        zone = getattr(self.times.dtype, "time_zone", None)
+        zone = _zone_of(self.times)
         written = []
         for symbol, dates in parts:
             if dates.dtype != "datetime64[D]":
@@ -153,7 +155,17 @@ class Form:
         column = self._column(np.concatenate(written))
         if zone:
             column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
-        return _like(column, self.times) if self.times.dtype.is_temporal() else column
+        return _like(column, self.times) if zone or self.times.dtype.is_temporal() else column
+
+
+def _zone_of(times: nw.Series[Any]) -> str | None:
+    """The zone of a column of times; None for one without a zone, and of other columns."""
+    if times.implementation.is_pandas():
+        # narwhals does not know the pandas types of zones with a sign in their name, such as America/New_York.
+        native = times.to_native()
+        zone = native.dt.tz if pd.api.types.is_datetime64_any_dtype(native) else None
+        return None if zone is None else str(zone)
+    return getattr(times.dtype, "time_zone", None)
 
 
 def _like(column: nw.Series[Any], other: nw.Series[Any]) -> nw.Series[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,9 @@ import numpy as np
 
 from forecast.config import DataConfig, parse_settings
 from forecast.errors import DataError, UsageError
+from forecast.notices import Notify as Notify
+from forecast.notices import each_once as each_once
+from forecast.notices import say_on_stderr as say_on_stderr
 from forecast.prices import cache, locations, snapshot, yahoo
 from forecast.prices.bars import arrange
 from forecast.prices.files import PACKED, READABLE, Sheet, open_file, read_file
@@ -23,28 +25,9 @@ from forecast.prices.series import Provenance, Series, hash_rows
 from forecast.prices.table import Table
 from forecast.registry import Registry
 
-Notify = Callable[[str], None]
-
-
-def say_on_stderr(line: str) -> None:
-    """Print one line for a person on standard error, apart from the output for machines."""
-    print(line, file=sys.stderr)
-
 
 def _say_nothing(line: str) -> None:
     pass
-
-
-def each_once(notify: Notify | None) -> Notify:
-    """A function that says each line once: most lines on a source of many symbols are the same for each symbol."""
-    said: set[str] = set()
-
-    def say(line: str) -> None:
-        if notify and line not in said:
-            said.add(line)
-            notify(line)
-
-    return say
 
 
 @dataclass(frozen=True)
