@@ -12,7 +12,7 @@ ARGS ?=
 
 # A browser for the page tests, the packages that a host needs for the `ray up` test over SSH, and the programs that check
 # the files in deploy/. Debian starts the services among them.
-PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd
+PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd postgresql
 
 .PHONY: help setup system-packages image-steps run serve test check bench docs picture clean
 

@@ -64,7 +64,7 @@ FILES = {
     SYMBOLS_FILE: "of a panel, each symbol's test metrics beside persistence's and GARCH's, or why it was left out",
     FRONT_FILE: "the front: objectives, test metrics, persistence's metrics, hyperparameters",
     SUMMARY_FILE: "everything in the printed table, and more, for machines",
-    STUDY_FILE: "the study, unless `study_storage` keeps it: every trial, finished, or failed with its reason",
+    STUDY_FILE: "the study, unless a shared database keeps it: every trial, finished, or failed with its reason",
     "checkpoints/trial_00007.pt": "one checkpoint per finished trial",
 }
 """The files that a job writes, and their contents."""
