@@ -3,6 +3,8 @@
 import datetime as dt
 import http.server
 import json
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,9 +18,10 @@ import pytest
 import tune_jobs.job
 from benchmarks import updates
 from forecast.atomic import write_json
-from forecast.config import TrainConfig
-from forecast.errors import StudyError
+from forecast.config import TrainConfig, parse_settings
+from forecast.errors import StudyError, WindowError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
+from forecast.live.issue import issue_model
 from forecast.live.judge import Judgement
 from forecast.live.notify import post
 from forecast.live.store import Store
@@ -31,6 +34,8 @@ from forecast.prices.panel import Panel, load_panel
 from forecast.prices.source import load_series
 from tune_jobs import models, update
 from tune_jobs.job import Outcome
+from tune_jobs.session import Session
+from tune_jobs.update_options import UpdateOptions
 from tune_jobs.verdicts import Verdict, verdict_of
 
 ROWS = 400
@@ -68,6 +73,17 @@ def use_quick_jobs():
     tune_jobs.job.run_job = train_without_a_cluster
 
 
+def kill_in_a_job():
+    """Kill this process in a job that has written a part of its files."""
+
+    def run_job(options, _cluster=None):
+        train_without_a_cluster(options)
+        (options.output_dir / SUMMARY_FILE).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tune_jobs.job.run_job = run_job
+
+
 class Loop:
     """A store, a growing file of prices, and the command."""
 
@@ -94,6 +110,13 @@ class Loop:
     def run(self, rows, *more, changed=None):
         self.write(rows, changed)
         return update.main(self.argv(*more))
+
+    def copy(self, directory):
+        """A loop of its own, with the same values, that goes on from here."""
+        other = Loop(directory, {name: values.copy() for name, values in self.values.items()})
+        shutil.copytree(self.models, other.models, symlinks=True)
+        other.write(300)
+        return other
 
     def table(self, query):
         with sqlite3.connect(self.models / "ledger.db") as connection:
@@ -123,16 +146,52 @@ def _quick_jobs(monkeypatch):
     monkeypatch.setattr("tune_jobs.job.run_job", train_without_a_cluster)
 
 
+def begun(directory, values):
+    """A loop after its first update, of 300 rows, without an alarm."""
+    loop = Loop(directory, values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune_jobs.job.run_job", train_without_a_cluster)
+        assert loop.run(300, *NO_SILENCE) == 0
+    return loop
+
+
+NO_SILENCE = ("--max-silence", "100000")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return begun(tmp_path_factory.mktemp("first"), {"WALK": walk()})
+
+
+@pytest.fixture(scope="module")
+def first_of_many(tmp_path_factory):
+    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
+    return begun(tmp_path_factory.mktemp("many"), values)
+
+
 @pytest.fixture
-def loop(tmp_path):
+def new(tmp_path):
+    """A loop before its first update."""
     return Loop(tmp_path, {"WALK": walk()})
 
 
-def test_the_first_update_makes_a_model_and_publishes_the_next_sessions(loop, capsys):
-    assert loop.run(300) == 0
-    published = loop.store.ledger.published("WALK")
+@pytest.fixture
+def loop(first, tmp_path):
+    """A loop after its first update, of 300 rows."""
+    return first.copy(tmp_path)
+
+
+@pytest.fixture
+def many(first_of_many, tmp_path):
+    """The same of three symbols."""
+    return first_of_many.copy(tmp_path)
+
+
+def test_the_first_update_makes_a_model_and_publishes_the_next_sessions(new, capsys):
+    assert new.run(300) == 0
+    published = new.store.ledger.published("WALK")
     assert [row["target"] for row in published] == [str(DATES[299 + h]) for h in (1, 5, 20)]
-    assert loop.table("SELECT DISTINCT model FROM forecasts WHERE role = 'baseline' ORDER BY 1") == [
+    assert new.table("SELECT DISTINCT model FROM forecasts WHERE role = 'baseline' ORDER BY 1") == [
         ("EWMA",),
         ("GARCH",),
         ("persistence",),
@@ -141,26 +200,31 @@ def test_the_first_update_makes_a_model_and_publishes_the_next_sessions(loop, ca
 
 
 def test_a_second_update_of_a_session_changes_nothing_and_says_so(loop, capsys):
-    loop.run(300)
     before = loop.facts()
-    capsys.readouterr()
     assert loop.run(300) == 0
     assert capsys.readouterr().out == f"WALK: nothing new since {DATES[299]}\n"
     assert loop.facts() == before
 
 
-def test_an_update_with_nothing_new_does_not_load_torch(loop):
-    loop.run(300)
+def test_an_update_with_nothing_new_or_a_missing_source_does_not_load_torch(loop):
     script = (
-        "import sys\nfrom tune_jobs import update\n"
-        "code = update.main(sys.argv[1:])\n"
-        "assert code == 0 and 'torch' not in sys.modules, code\n"
+        "import sys\nfrom pathlib import Path\nfrom tune_jobs import update\n"
+        "codes = [update.run(update.main, sys.argv[1:])]\n"
+        f"Path({str(loop.path)!r}).unlink()\n"
+        "codes.append(update.run(update.main, sys.argv[1:]))\n"
+        "codes.append(update.run(update.main, [*sys.argv[1:], '--name', 'NEW']))\n"
+        "assert codes == [0, 1, 1] and 'torch' not in sys.modules, codes\n"
     )
-    subprocess.run([sys.executable, "-c", script, *loop.argv()], check=True, capture_output=True)
+    command = [sys.executable, "-c", script, *loop.argv()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr.count(f"error: no file at {loop.path}; check the path given as --source") == 2
+    # The source is also an alarm of the models that there are.
+    assert {event["details"]["alarm"] for event in loop.store.ledger.events("WALK", "alarm")} == {
+        "source_silent"
+    }
 
 
 def test_forecasts_are_scored_when_their_price_comes_also_after_weeks(loop):
-    loop.run(300)
     loop.run(301)
     assert loop.table("SELECT COUNT(*) FROM scores") == [(4,)]
     loop.run(319)
@@ -170,7 +234,6 @@ def test_forecasts_are_scored_when_their_price_comes_also_after_weeks(loop):
 
 
 def test_a_renewal_is_judged_on_the_sessions_that_neither_model_was_trained_on(loop):
-    loop.run(300, "--retune-every", "30")
     first = loop.store.current("WALK")
     for rows in (310, 329, 330):
         loop.run(rows, "--retune-every", "30")
@@ -189,44 +252,42 @@ def test_a_renewal_is_judged_on_the_sessions_that_neither_model_was_trained_on(l
     assert loop.store.damage(first) is None
 
 
-def through_a_renewal(directory, *fault):
-    """The facts after updates at four sessions, the third with a renewal, at which a fault may come first."""
-    loop = Loop(directory, {"WALK": walk()})
-    argv = loop.argv("--retune-every", "30")
-    code = 0
-    for rows in (300, 315, 330, 331):
-        loop.write(rows)
-        now = dt.datetime.combine(FIRST, dt.time(1), dt.UTC) + dt.timedelta(days=rows)
-        if fault and rows == 330:
-            code = updates.updated(argv, now, use_quick_jobs, *fault).code
-        run = updates.updated(argv, now, use_quick_jobs)
-        assert run.code == 0, run.output
+def facts_after_a_renewal(loop):
+    """The facts after updates of a session with a renewal and of the next one."""
+    for rows in (330, 331):
+        assert loop.run(rows, *RENEWAL) == 0
     assert len(loop.store.versions("WALK")) == 2
-    return loop.facts(), code
+    return loop.facts()
+
+
+RENEWAL = ("--retune-every", "30", *NO_SILENCE)
+KILLS = {**updates.KILLS, **updates.RENEWAL_KILLS, "killed in renewal": kill_in_a_job}
 
 
 @pytest.fixture(scope="module")
-def never_killed(tmp_path_factory):
+def never_killed(first, tmp_path_factory):
     """The facts of updates that nobody kills."""
-    return through_a_renewal(tmp_path_factory.mktemp("whole"))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune_jobs.job.run_job", train_without_a_cluster)
+        return facts_after_a_renewal(first.copy(tmp_path_factory.mktemp("whole")))
 
 
-@pytest.mark.parametrize("fault", [*updates.KILLS, *updates.RENEWAL_KILLS])
-def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(tmp_path, fault, never_killed):
-    facts, code = through_a_renewal(tmp_path, {**updates.KILLS, **updates.RENEWAL_KILLS}[fault])
-    assert code == -signal.SIGKILL or fault == "killed in renewal"
-    assert facts == never_killed
+@pytest.mark.parametrize("fault", KILLS)
+def test_an_update_that_is_killed_at_any_step_is_completed_by_the_next_one(loop, fault, never_killed):
+    loop.write(330)
+    now = dt.datetime.now(dt.UTC)
+    killed = updates.updated(loop.argv(*RENEWAL), now, use_quick_jobs, KILLS[fault])
+    assert killed.code == -signal.SIGKILL, killed.output
+    assert facts_after_a_renewal(loop) == never_killed
 
 
 def test_a_second_update_at_the_same_time_says_who_has_the_lock(loop, capsys):
-    loop.run(300)
     with loop.store.lock("WALK"):
         assert update.run(update.main, loop.argv()) == 1
     assert "is working on WALK" in capsys.readouterr().err
 
 
 def test_a_source_that_is_down_costs_nothing_and_the_next_update_goes_on(loop, capsys):
-    loop.run(300)
     before = loop.facts()
     loop.path.unlink()
     assert update.run(update.main, loop.argv()) == 1
@@ -236,7 +297,6 @@ def test_a_source_that_is_down_costs_nothing_and_the_next_update_goes_on(loop, c
 
 
 def test_a_corrected_price_gets_new_scores_beside_the_old_ones(loop):
-    loop.run(300)
     loop.run(301, changed=[("WALK", 300, 120.0)])
     assert loop.run(302) == 0
     realized = loop.table(
@@ -246,8 +306,143 @@ def test_a_corrected_price_gets_new_scores_beside_the_old_ones(loop):
     assert [value for (value,) in realized] == pytest.approx([120.0, loop.values["WALK"][300]])
 
 
+def test_a_corrected_price_gets_new_forecasts_beside_the_old_ones(loop, capsys):
+    wrong, right = 120.0, loop.values["WALK"][300]
+    loop.run(301, changed=[("WALK", 300, wrong)])
+    before = [row["prediction"] for row in loop.store.ledger.published("WALK")]
+    capsys.readouterr()
+    assert loop.run(301) == 0
+    said = capsys.readouterr().out
+    assert "prices: 0 new, 1 corrected" in said
+    assert "published forecasts of 1 symbol, 1 again from corrected prices" in said
+    published = loop.store.ledger.published("WALK")
+    assert {(row["origin"], row["last_price"]) for row in published} == {(str(DATES[300]), right)}
+    assert [row["prediction"] for row in published] != before
+    assert loop.table(
+        f"SELECT DISTINCT last_price, revision FROM forecasts WHERE origin = '{DATES[300]}' ORDER BY 2"
+    ) == [(wrong, 0), (right, 1)]
+    assert loop.run(301) == 0
+    assert capsys.readouterr().out == f"WALK: nothing new since {DATES[300]}\n"
+    # Both are scored; the record of the session counts the last one.
+    loop.run(302)
+    scored = "SELECT COUNT(*) FROM scores JOIN forecasts f ON f.id = forecast_id WHERE origin = "
+    assert loop.table(f"{scored}'{DATES[300]}'") == [(8,)]
+    assert loop.store.ledger.settled("WALK", "WALK", 1)[0]["last_price"] == right
+
+
+def test_an_update_killed_between_a_correction_and_its_forecasts_is_completed(loop, monkeypatch):
+    loop.run(301, changed=[("WALK", 300, 120.0)])
+    monkeypatch.setattr("tune_jobs.session.Session._forecast", _killed)
+    with pytest.raises(Killed):
+        loop.run(301)
+    monkeypatch.undo()
+    loop.run(301)
+    assert {row["last_price"] for row in loop.store.ledger.published("WALK")} == {loop.values["WALK"][300]}
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "given"),
+    [
+        (["--feature", "Open"], "--feature Close", "Open"),
+        (["--interval", "1wk"], "--interval 1d", "1wk"),
+        (["--calendar", "24/5"], "--calendar 24/7", "24/5"),
+        (["--symbol", "OTHER", "--name", "WALK"], "--symbol WALK", "OTHER"),
+        (["--symbols", "all", "--name", "WALK"], "--symbol WALK", "many symbols"),
+    ],
+)
+def test_a_name_keeps_what_its_models_forecast(loop, capsys, options, kept, given):
+    before = loop.facts()
+    weekly = np.arange(6, 301, 7) if "1wk" in options else np.arange(301)
+    frame = pd.DataFrame({"Date": DATES[weekly], "Close": loop.values["WALK"][weekly]})
+    frame.assign(Open=frame["Close"] + 1).to_csv(loop.path, index=False)
+    if "--symbols" in options:
+        frame.assign(Symbol="WALK").to_csv(loop.path, index=False)
+    argv = [each for each in loop.argv() if not ("--symbols" in options and each in ("--symbol", "WALK"))]
+    assert update.run(update.main, [*argv, *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"and not {given}; give {kept}, or another --name or --models" in line
+    assert loop.facts() == before
+
+
+def test_a_calendar_that_was_found_once_is_not_sought_again(loop):
+    options = parse_settings(
+        UpdateOptions, {"source": str(loop.path), "symbol": "WALK", "models": loop.models}
+    )
+    session = Session(options)
+    session._fetch()
+    assert session.options.calendar == "24/7"
+
+
+def test_prices_in_another_currency_are_refused(loop, capsys):
+    before = loop.facts()
+    rate = np.exp(np.cumsum(np.random.default_rng(5).normal(0, 0.005, ROWS)))
+    loop.values["WALK"] *= rate
+    loop.write(301)
+    assert update.run(update.main, loop.argv()) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "changes of its prices differ from the recorded ones" in line
+    assert "use the --source of the recorded prices, or another --name or --models" in line
+    assert loop.facts() == before
+
+
+def test_a_version_that_cannot_forecast_all_steps_forecasts_those_that_it_can(loop, monkeypatch, capsys):
+    def one_step(self, horizon):
+        if horizon > 1:
+            raise WindowError(f"a horizon of {horizon} would need forecasts of Volume too")
+
+    monkeypatch.setattr("forecast.inference.predictor.Predictor.require_horizon", one_step)
+    assert loop.run(301) == 0
+    version = loop.store.current("WALK").version
+    assert f"warning: {version} makes no forecasts of 5, 20 steps: a horizon of 5" in capsys.readouterr().err
+    assert [row["horizon"] for row in loop.store.ledger.published("WALK")] == [1]
+    assert loop.table(
+        f"SELECT COUNT(*) FROM forecasts WHERE origin = '{DATES[300]}' AND role = 'baseline'"
+    ) == [(9,)]
+
+
+def test_a_shadow_that_makes_no_forecasts_costs_only_itself(loop, monkeypatch, capsys):
+    shadow = add_by_hand(loop, 303)
+    loop.store.ledger.add_event("WALK", "shadow", version=shadow, session=str(DATES[302]))
+    sha256 = loop.store.version("WALK", shadow).sha256
+    issue = issue_model
+
+    def refuse(predictor, prices, horizons, model):
+        if model == sha256:
+            raise WindowError("its windows are too short")
+        return issue(predictor, prices, horizons, model)
+
+    monkeypatch.setattr("forecast.live.issue.issue_model", refuse)
+    assert loop.run(303, "--shadow-sessions", "5") == 0
+    assert f"the shadow {shadow} makes no forecasts: its windows are too short" in capsys.readouterr().err
+    assert loop.store.ledger.published("WALK")[0]["origin"] == str(DATES[302])
+
+
+def test_a_challenger_without_sessions_to_compare_waits_for_them(loop, capsys):
+    first, added = loop.store.current("WALK").version, add_by_hand(loop, 301)
+    for rows in (301, 301, 304):
+        loop.run(rows, "--retune-every", "100")
+        assert loop.store.current("WALK").version == first
+    waited = loop.store.ledger.events("WALK", "waits")
+    assert [(each["version"], each["session"]) for each in waited] == [
+        (added, str(DATES[303])),
+        (added, str(DATES[300])),
+    ]
+    expected = "4 sessions are new to both versions so far, and a judgement needs 5"
+    assert waited[0]["details"]["why"] == expected
+    assert f"{added} is not promoted yet: {expected}" in capsys.readouterr().out
+    loop.run(305, "--retune-every", "100")
+    (event,) = loop.store.ledger.events("WALK", "promoted", "kept", limit=1)
+    assert (event["version"], event["details"]["sessions"]) == (added, 5)
+
+
+def test_a_job_of_an_update_shows_its_progress_on_a_terminal_alone(monkeypatch, tmp_path):
+    for terminal, given, quiet in ((True, {}, False), (False, {}, True), (True, {"quiet": True}, True),
+                                   (True, {"json": True}, True)):  # fmt: skip
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert parse_settings(UpdateOptions, given).job(tmp_path, None, None).quiet is quiet
+
+
 def test_a_damaged_model_is_replaced_by_the_version_before_it(loop, capsys):
-    loop.run(300, "--retune-every", "30")
     first = loop.store.current("WALK").version
     loop.run(330, "--retune-every", "30")
     second = loop.store.versions("WALK")[1].version
@@ -258,23 +453,26 @@ def test_a_damaged_model_is_replaced_by_the_version_before_it(loop, capsys):
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert loop.run(331, "--retune-every", "30") == 0
     assert loop.store.current("WALK").version == first
-    assert "has changed since it was added" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"has changed since it was added; the earlier version {first} takes its place" in said
 
 
-def test_a_damaged_model_without_another_version_is_trained_again(loop):
-    loop.run(300)
+def test_a_damaged_model_without_another_version_is_named_with_a_remedy_and_trained_again(loop, capsys):
     only = loop.store.current("WALK").version
     damaged = loop.store.checkpoint("WALK", only)
     damaged.chmod(0o644)
     damaged.write_bytes(b"")
     assert loop.run(301) == 0
     assert loop.store.damage(loop.store.current("WALK")) is None
+    said = capsys.readouterr()
+    assert f"{damaged} has changed since it was added, and no earlier version can take its place" in said.err
+    assert "restore the file from a copy, or let a job train another version" in said.err
+    assert f"A tuning job starts: no version can be used: {damaged} has changed" in said.out
+    assert "there is no model yet" not in said.out
 
 
-def test_a_broken_symbol_of_a_universe_costs_only_itself(tmp_path, capsys):
-    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
-    loop = Loop(tmp_path, values)
-    assert loop.run(300) == 0
+def test_a_broken_symbol_of_a_universe_costs_only_itself(many, capsys):
+    loop, values = many, many.values
     values["BBB"][290:] = np.nan
     assert loop.run(301) == 0
     origins = {row["symbol"]: row["origin"] for row in loop.store.ledger.published()}
@@ -298,7 +496,6 @@ def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(lo
     on_paper = Verdict("shadow", "better, but not proved so", {})
     monkeypatch.setattr("tune_jobs.session.verdict_of", lambda *_: on_paper)
     options = ("--retune-every", "30", "--shadow-sessions", "5")
-    loop.run(300, *options)
     first = loop.store.current("WALK").version
     loop.run(330, *options)
     for rows in range(331, 335):
@@ -314,7 +511,6 @@ def test_a_shadow_is_recorded_and_answers_nobody_until_it_has_run_long_enough(lo
 
 
 def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
-    loop.run(300, "--retune-every", "100", "--max-age", "3", "--max-silence", "100000")
     posted = []
 
     class Webhook(http.server.BaseHTTPRequestHandler):
@@ -337,6 +533,29 @@ def test_an_alarm_is_posted_once_also_if_the_webhook_was_down(loop):
     assert [(each["name"], each["details"]["alarm"]) for each in posted] == [("WALK", "model_old")]
 
 
+def test_the_first_webhook_gets_the_alarms_that_are_on_and_none_that_are_over(loop, capsys, monkeypatch):
+    posted = []
+    monkeypatch.setattr(
+        "tune_jobs.session.post", lambda _url, event: posted.append(event["details"]["alarm"])
+    )
+    options = ("--retune-every", "100", "--max-age")
+    loop.run(301, *options, "3", "--max-silence", "0")
+    loop.run(304, *options, "3", *NO_SILENCE)
+    said = capsys.readouterr().err
+    assert f"alarm over: source_silent, which was on since {DATES[300]}" in said
+    (over,) = loop.store.ledger.events("WALK", "alarm_over")
+    assert over["details"]["began"]["session"] == str(DATES[300])
+    assert "the source has no prices of the last" in over["details"]["began"]["text"]
+    hook = ("--notify", "http://127.0.0.1:9/hook")
+    loop.run(305, *options, "3", *NO_SILENCE, *hook)
+    assert posted == ["model_old"]
+    # From then on, every alarm is posted, even one that is over by the time.
+    loop.run(306, *options, "3", "--max-silence", "0")
+    loop.run(307, *options, "3", *NO_SILENCE)
+    loop.run(308, *options, "3", *NO_SILENCE, *hook)
+    assert posted == ["model_old", "source_silent"]
+
+
 @pytest.mark.parametrize(
     "address",
     ["http://127.0.0.1:9/secret", "http://127.0.0.1:port/secret", "http://[::1/secret", "http://?secret"],
@@ -348,24 +567,21 @@ def test_a_webhook_that_cannot_be_used_is_a_line_without_its_secret(address):
 
 
 def test_an_alarm_asks_for_a_renewal_before_its_time(loop):
-    loop.run(300, "--retune-every", "100", "--max-age", "7")
     loop.run(309, "--retune-every", "100", "--max-age", "7")
     assert len(loop.store.versions("WALK")) == 2
 
 
-def test_an_update_that_is_killed_after_the_first_job_does_not_run_it_again(loop, monkeypatch):
+def test_an_update_that_is_killed_after_the_first_job_does_not_run_it_again(new, monkeypatch):
     monkeypatch.setattr("tune_jobs.session.Session._decide", _killed)
     with pytest.raises(Killed):
-        loop.run(300)
+        new.run(300)
     monkeypatch.undo()
     monkeypatch.setattr("tune_jobs.job.run_job", _killed)
-    assert loop.run(300) == 0
-    assert len(loop.store.ledger.published("WALK")) == 3
+    assert new.run(300) == 0
+    assert len(new.store.ledger.published("WALK")) == 3
 
 
 def test_a_renewal_that_fails_costs_no_forecast(loop, monkeypatch, capsys):
-    loop.run(300, "--retune-every", "30")
-
     def fail(*_):
         raise StudyError("no trial finished")
 
@@ -376,13 +592,17 @@ def test_a_renewal_that_fails_costs_no_forecast(loop, monkeypatch, capsys):
     assert {row["origin"] for row in loop.store.ledger.published("WALK")} == {str(DATES[329])}
 
 
-def test_a_challenger_is_not_judged_on_rows_that_it_has_seen(loop):
-    loop.run(300, "--retune-every", "30")
-    loop.write(340)
+def add_by_hand(loop, rows):
+    """Train a version on a number of rows, a tenth of which are test rows, and add it."""
+    loop.write(rows)
     options = TrainConfig(**TINY, source=str(loop.path), symbol="WALK", train_ratio=0.9)
-    job = options.model_copy(update={"output_dir": loop.directory / "job", "symbols": ()})
-    train_without_a_cluster(job)
+    train_without_a_cluster(options.model_copy(update={"output_dir": loop.directory / "job", "symbols": ()}))
     models.main(["add", "WALK", str(loop.directory / "job"), "--models", str(loop.models)])
+    return loop.store.newest("WALK").version
+
+
+def test_a_challenger_is_not_judged_on_rows_that_it_has_seen(loop):
+    add_by_hand(loop, 340)
     loop.run(340, "--retune-every", "100")
     (event,) = loop.store.ledger.events("WALK", "promoted", "kept", limit=1)
     # 306 rows were for training and validation.
@@ -397,11 +617,9 @@ def test_a_version_of_many_symbols_is_as_old_as_the_last_row_of_any(tmp_path):
     assert loop.store.current("universe").trained_until == str(DATES[299])
 
 
-def test_a_symbol_that_lacks_a_session_is_in_the_next_challenger(tmp_path):
-    values = {name: walk(seed) for seed, name in enumerate(("AAA", "BBB", "CCC"))}
-    loop = Loop(tmp_path, values)
-    loop.run(300, "--retune-every", "20")
-    values["BBB"][310] = np.nan
+def test_a_symbol_that_lacks_a_session_is_in_the_next_challenger(many):
+    loop = many
+    loop.values["BBB"][310] = np.nan
     loop.run(320, "--retune-every", "20")
     newest = loop.store.newest("universe")
     scored = load_checkpoint(loop.store.path("universe", newest.version) / SCORED_FILE)
@@ -410,7 +628,6 @@ def test_a_symbol_that_lacks_a_session_is_in_the_next_challenger(tmp_path):
 
 
 def test_after_a_version_without_a_summary_a_whole_job_renews(loop, monkeypatch):
-    loop.run(300, "--retune-every", "30")
     (directory,) = loop.store.directory("WALK").glob("2020*")
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["files"][SUMMARY_FILE]
@@ -428,7 +645,6 @@ def test_after_a_version_without_a_summary_a_whole_job_renews(loop, monkeypatch)
 
 def test_an_old_model_is_no_new_alarm_after_the_source_was_down(loop):
     options = ("--retune-every", "100", "--max-age", "3", "--max-silence", "100000")
-    loop.run(300, *options)
     loop.run(304, *options)
     loop.path.unlink()
     assert update.run(update.main, loop.argv(*options)) == 1
@@ -438,7 +654,6 @@ def test_an_old_model_is_no_new_alarm_after_the_source_was_down(loop):
 
 def test_a_damaged_challenger_or_shadow_costs_no_forecast(loop):
     options = ("--retune-every", "30", "--shadow-sessions", "5")
-    loop.run(300, *options)
     loop.run(330, *options)
     first, second = loop.store.versions("WALK")
     loop.store.promote("WALK", first.version)
@@ -469,8 +684,9 @@ def test_bad_options_are_refused_in_one_line(loop, capsys):
 
 
 @pytest.mark.slow
-def test_a_real_job_makes_the_first_model_and_its_renewal_starts_warm(loop, monkeypatch):
+def test_a_real_job_makes_the_first_model_and_its_renewal_starts_warm(new, monkeypatch):
     monkeypatch.undo()
+    loop = new
     options = ("--space", "small", "--num-samples", "2", "--renew-samples", "2", "--retune-every", "30")
     assert loop.run(300, *options) == 0
     assert loop.run(330, *options) == 0
