@@ -117,7 +117,7 @@ class Publisher:
         )
         self._age_sessions = metrics.Gauge(
             "forecast_live_age_sessions",
-            "Sessions of the last published forecast that have ended, at most its number of steps.",
+            "Sessions that have ended since the last session that the published forecast knows, by its calendar.",
             tag_keys=("name",),
         )
         self._alarm = metrics.Gauge(

@@ -412,8 +412,7 @@ class PublishedForecast(BaseModel):
     last_price: float = Field(description="the price of that bar")
     issued_at: str = Field(description="time of publication; UTC, ISO 8601")
     age_sessions: int | None = Field(
-        description="the last of its numbers of steps whose bar has ended, 0 before the first has; null for bars of "
-        "weeks and months"
+        description="number of bars after the origin that have ended, by the symbol's calendar; null if it is not known"
     )
     steps: list[PublishedStep] = Field(description="the forecasts, nearest bar first")
     settled: list[SettledStep] = Field(
@@ -460,7 +459,7 @@ class LiveEvent(BaseModel):
     """An event of the models of a name."""
 
     at: str = Field(description="UTC, ISO 8601")
-    kind: str = Field(description="added, promoted, kept, shadow, rolled_back or alarm")
+    kind: str = Field(description="added, promoted, kept, waits, shadow, rolled_back or alarm")
     version: str | None
     session: str | None = Field(description="the last known session at that time")
     details: dict[str, Any] = Field(description="reasons and figures")
@@ -484,7 +483,9 @@ class LiveRecord(BaseModel):
     last: str | None = Field(description="the last of these sessions")
     skill: list[LiveSkill] = Field(description="for each number of steps and baseline")
     coverage: list[LiveCoverage] = Field(description="for each level")
-    alarms: list[LiveEvent] = Field(description="the alarms that are on; details has alarm and text")
+    alarms: list[LiveEvent] = Field(
+        description="the alarms that are on; details has alarm, and its text when it began"
+    )
     history: list[LiveEvent] = Field(
         description=f"the events of the versions, latest first; at most {MOST_CHANGES}"
     )

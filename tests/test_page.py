@@ -353,7 +353,16 @@ def test_the_published_forecast_is_shown_with_what_came_of_earlier_ones(
         found = record.forecast("BTC-USD", [0.9], 60)
         said = tab.text_content("#published")
         assert found.issued_at[:16].replace("T", " ") in said
-        assert f"from prices up to {found.origin}; at least 3 of its sessions have ended" in said
+        assert (
+            f"from prices up to {found.origin}; {found.age_sessions:,} sessions have ended since then" in said
+        )
+        # It comes first, and the model on another window is not taken for it.
+        title = tab.locator("#forecast-title")
+        assert tab.locator("#published").bounding_box()["y"] < title.bounding_box()["y"]
+        assert title.text_content() == "The model on a window of your choice"
+        note = tab.text_content("#forecast-note")
+        assert "This is not the published forecast" in note
+        assert "ends with the training prices, on 2020-01-16" in note
         (step, _) = found.steps
         for text in (step.target, f"{step.prediction:.6g}", f"{step.intervals[0].upper:.6g}"):
             assert text in tab.text_content("#steps")
@@ -387,6 +396,8 @@ def test_a_symbol_without_a_published_forecast_has_no_such_section(open_page, ti
         page = open_page(address)
         shown(page.tab)
         assert not page.tab.locator("#live").is_visible()
+        assert not page.tab.locator("#forecast-note").is_visible()
+        assert page.tab.text_content("#forecast-title") == "Forecast"
         choose(page.tab, "eur")
         page.tab.locator("#history").wait_for(state="visible")
         assert "EUR/USD" in page.tab.text_content("h1")

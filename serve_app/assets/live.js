@@ -3,7 +3,7 @@
 
 const SETTLED_SESSIONS = 60;
 const EVENTS_SHOWN = 20;
-const EVENT_WORDS = { added: "added", promoted: "promoted", kept: "not promoted", shadow: "runs as a shadow", rolled_back: "returned to" };
+const EVENT_WORDS = { added: "added", promoted: "promoted", kept: "not promoted", waits: "waits", shadow: "runs as a shadow", rolled_back: "returned to" };
 
 const minute = (time) => `${time.slice(0, 16).replace("T", " ")} UTC`;
 
@@ -36,8 +36,11 @@ function isInside({ intervals: [{ lower, upper }], realized }) {
 // Show a symbol's published forecast and its model's live record; `isLatest` tells whether the symbol is still chosen.
 async function showLive(symbol, isLatest) {
   drawnLive = null;
-  byId("live").hidden = !model.published;
+  byId("live").hidden = byId("forecast-note").hidden = !model.published;
+  byId("forecast-title").textContent = model.published ? "The model on a window of your choice" : "Forecast";
   if (!model.published) return;
+  const known = model.latest_window && model.trained_on ? ` Until you change it, the window ends with the training prices, on ${model.trained_on.last_date}.` : "";
+  byId("forecast-note").textContent = `This is not the published forecast.${known}`;
   byId("live-problem").textContent = "";
   try {
     const published = await ask(`forecast/${encodeURIComponent(symbol)}?sessions=${SETTLED_SESSIONS}&level=${PREFERRED_LEVEL}`);
@@ -51,7 +54,7 @@ async function showLive(symbol, isLatest) {
 }
 
 function showPublished({ origin, issued_at: issued, age_sessions: age, steps, settled }) {
-  const old = age ? `; at least ${age} of its sessions ${age === 1 ? "has" : "have"} ended since then` : "";
+  const old = age ? `; ${age.toLocaleString("en")} ${age === 1 ? "session has" : "sessions have"} ended since then` : "";
   byId("published").textContent = `Published ${minute(issued)}, from prices up to ${origin}${old}.`;
   fill(
     byId("steps"),
@@ -80,7 +83,8 @@ function showRecord({ since, version, sessions, symbols, skill, coverage, alarms
     `${inside.toLocaleString("en")} of ${prices.toLocaleString("en")}; the probability is between ${percent(lower)} and ${percent(upper)}`,
   ]);
   fill(byId("record"), [...ratios, ...covered]);
-  byId("alarms").replaceChildren(...alarms.map(({ at, details }) => cell("li", `${details.text ?? details.alarm} (since ${minute(at)})`)));
+  // The text has the numbers of the day on which the alarm began.
+  byId("alarms").replaceChildren(...alarms.map(({ at, details }) => cell("li", `Alarm since ${minute(at)}: ${details.text ?? details.alarm}`)));
   const rows = history
     .slice(0, EVENTS_SHOWN)
     .map(({ at, kind, version: of, details }) => [minute(at), EVENT_WORDS[kind] ?? kind, of ?? "", details.why ?? ""]);

@@ -90,7 +90,8 @@ function showCard() {
     ...(model.trial_number === null ? [] : [["trial", String(model.trial_number)]]),
     ...(model.created ? [["trained at", model.created]] : []),
     ["runs on", `${model.device}, ${model.engine}`],
-    ["version", model.sha256.slice(0, 12)],
+    ...(model.version ? [["version", model.version]] : []),
+    ["SHA-256", model.sha256.slice(0, 12)],
     ["file", model.checkpoint_path],
     ...(model.refused ? [["refused", `${model.refused.reason} (${model.refused.at})`]] : []),
   ];
