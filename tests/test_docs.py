@@ -55,6 +55,7 @@ LEARNING = [
             "resume",
             "another-symbol",
             "many-symbols",
+            "dataframes",
             "command-line",
         )
     ),
