@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forecast.cli import backtest, export, infer, train
 from forecast.cli.command import Parser, add_options, run
+from forecast.cli.forms import COMMANDS
 from forecast.config import parse_settings
 
 
@@ -18,22 +19,13 @@ def build_parser() -> Parser:
         description="Train an LSTM price forecaster, forecast with a trained one, or backtest one.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,infer,backtest,export}")
-    for name, help_text, settings, examples in (
-        ("train", "train one model and score it against persistence", train.TrainOptions, train.EXAMPLES),
-        ("infer", "forecast the next values of a window", infer.InferOptions, infer.EXAMPLES),
-        (
-            "backtest",
-            "train and score repeatedly, at origins that roll forward through the series",
-            backtest.BacktestOptions,
-            backtest.EXAMPLES,
-        ),
-        (
-            "export",
-            "write a checkpoint as an ONNX file that runs without torch",
-            export.ExportOptions,
-            export.EXAMPLES,
-        ),
+    for name, settings, examples in (
+        ("train", train.TrainOptions, train.EXAMPLES),
+        ("infer", infer.InferOptions, infer.EXAMPLES),
+        ("backtest", backtest.BacktestOptions, backtest.EXAMPLES),
+        ("export", export.ExportOptions, export.EXAMPLES),
     ):
+        help_text = COMMANDS[name].help
         command = commands.add_parser(
             name,
             help=help_text,

@@ -186,7 +186,7 @@ def test_debug_shows_the_traceback(tiny_checkpoint):
 
 def test_no_command_is_a_usage_error(capsys):
     assert run(main, []) == 2
-    assert "required: {train,infer,backtest}" in capsys.readouterr().err
+    assert "required: {train,infer,backtest,export}" in capsys.readouterr().err
 
 
 def test_what_nobody_expected_is_one_line_too(capsys):

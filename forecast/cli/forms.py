@@ -55,7 +55,7 @@ COMMANDS = {
         ("run", "reload", "flags"),
     ),
     "export": Command(
-        "forecast.__main__", "write a model as an ONNX file, which runs without torch", ("export",)
+        "forecast.__main__", "write a checkpoint as an ONNX file that runs without torch", ("export",)
     ),
     "completion": Command("forecast.cli.completion", "print the completion script for bash, zsh or fish"),
 }
