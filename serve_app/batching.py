@@ -6,10 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 Window = Sequence[float] | Sequence[Sequence[float]]
 Result = TypeVar("Result")
+Batch: TypeAlias = list[tuple[Window, asyncio.Future[Result]]]
+"""Windows and the futures of their results."""
+Outcome: TypeAlias = Result | Exception
 
 
 class Batcher(Generic[Result]):
@@ -56,7 +59,7 @@ class Batcher(Generic[Result]):
         return future
 
     def _take_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch: list[tuple[Window, asyncio.Future[Result]]] = []
+        batch: Batch[Result] = []
         while self._waiting and len(batch) < self._max_batch_size:
             window, future = self._waiting.popleft()
             if not future.done():  # else its client has gone, or its time limit has passed
@@ -64,24 +67,26 @@ class Batcher(Generic[Result]):
         if not batch:
             self._turn_is_coming = False
             return
-        windows = [window for window, _ in batch]
         if self._thread is None:
-            self._answer(batch, self._compute(windows))
+            self._answer(batch, self._run(batch))
             self._next_turn(loop)
         else:
 
-            def answer(done: asyncio.Future[list[Result | Exception]]) -> None:
+            def answer(done: asyncio.Future[list[Outcome[Result]]]) -> None:
                 self._answer(batch, done.result())
                 self._next_turn(loop)
 
-            loop.run_in_executor(self._thread, self._compute, windows).add_done_callback(answer)
+            loop.run_in_executor(self._thread, self._run, batch).add_done_callback(answer)
 
     def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._turn_is_coming = bool(self._waiting)
         if self._turn_is_coming:
             loop.call_soon(self._take_turn, loop)
 
-    def _compute(self, windows: list[Window]) -> list[Result | Exception]:
+    def _run(self, batch: Batch[Result]) -> list[Outcome[Result]]:
+        return self._compute([window for window, _ in batch])
+
+    def _compute(self, windows: list[Window]) -> list[Outcome[Result]]:
         try:
             return [*self._forecast(windows)]
         except Exception as error:
@@ -89,9 +94,7 @@ class Batcher(Generic[Result]):
                 return [error]
             return [self._compute([window])[0] for window in windows]
 
-    def _answer(
-        self, batch: list[tuple[Window, asyncio.Future[Result]]], outcomes: list[Result | Exception]
-    ) -> None:
+    def _answer(self, batch: Batch[Result], outcomes: list[Outcome[Result]]) -> None:
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if future.done():
                 continue

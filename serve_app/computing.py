@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor, forecast_together, market_of
 from serve_app.batching import Window
 from serve_app.served_model import ServedModel
+from serve_app.tracing import traced_network
 
 CHUNK_COST = 4e9
 """Multiply-adds that a batch request computes at a time, some tenths of a second on a CPU: after each chunk, other
@@ -21,6 +23,7 @@ requests get a turn, and a request past its time limit ends. A chunk has at leas
 MAX_CHUNK = 256
 """Most windows in a chunk, even where more would be cheap: larger chunks are no faster."""
 Bounds = NDArray[np.float64]
+Result = TypeVar("Result")
 
 
 async def forecast_aside(
@@ -37,13 +40,14 @@ async def forecast_aside(
     Raises:
         BadWindow: when a window does not fit the model.
     """
-    loop, forecasts, bounds = asyncio.get_running_loop(), [], []
+    forecasts: list[list[float]] = []
+    bounds: list[Bounds] = []
     at_a_time = max(1, int(CHUNK_COST / model.cost))
     size = min(at_a_time, MAX_CHUNK)
     for first in range(0, len(windows), size):
         chunk = windows[first : first + size]
         if levels and horizon == 1:
-            piece, their_bounds = await loop.run_in_executor(
+            piece, their_bounds = await _run(
                 threads, _piece_with_intervals, model.predictor, chunk, levels, first
             )
             forecasts += piece
@@ -56,15 +60,13 @@ async def forecast_aside(
                 model.predictor.continued(window, done) for window, done in zip(chunk, prices, strict=True)
             ]
             steps = min(left, max(1, at_a_time // len(chunk)))
-            piece = await loop.run_in_executor(threads, _forecast_piece, model.predictor, past, steps, first)
+            piece = await _run(threads, _forecast_piece, model.predictor, past, steps, first)
             prices = [[*done, *more] for done, more in zip(prices, piece, strict=True)]
         forecasts += prices
     if levels and horizon > 1:
         for index, (window, ahead) in enumerate(zip(windows, forecasts, strict=True)):
             bounds.append(
-                await loop.run_in_executor(
-                    threads, _intervals_ahead, model.predictor, window, ahead, levels, index
-                )
+                await _run(threads, _intervals_ahead, model.predictor, [window], ahead, levels, index)
             )
     return forecasts, np.concatenate(bounds) if bounds else None
 
@@ -114,9 +116,8 @@ async def forecast_series(
             chunk = indices[first : first + size]
             predictors, theirs = [models[at].predictor for at in chunk], [windows[at] for at in chunk]
             try:
-                predictions = await loop.run_in_executor(
-                    threads, forecast_together, predictors, theirs, market
-                )
+                network = traced_network(forecast_together, predictors, len(theirs))
+                predictions = await loop.run_in_executor(threads, network, predictors, theirs, market)
             except BadWindow as bad:
                 raise BadWindow(chunk[bad.index], bad) from None
             answers.update(zip(chunk, predictions, strict=True))
@@ -124,6 +125,18 @@ async def forecast_series(
     return [each.prices.tolist() for each in ordered], (
         [each.intervals(levels) for each in ordered] if levels else []
     )
+
+
+def _run(
+    threads: ThreadPoolExecutor,
+    compute: Callable[..., Result],
+    predictor: Predictor,
+    windows: Sequence[Window],
+    *more: Any,
+) -> asyncio.Future[Result]:
+    """Return a future of ``compute(predictor, windows, *more)``, from one of ``threads``."""
+    traced = traced_network(compute, [predictor], len(windows))
+    return asyncio.get_running_loop().run_in_executor(threads, traced, predictor, windows, *more)
 
 
 def _forecast_piece(
@@ -159,15 +172,15 @@ def _piece_with_intervals(
 
 
 def _intervals_ahead(
-    predictor: Predictor, window: Window, prices: list[float], levels: list[float], index: int
+    predictor: Predictor, windows: Sequence[Window], prices: list[float], levels: list[float], index: int
 ) -> Bounds:
-    """Bounds (1, horizon, levels, 2) around a window's point forecasts (horizon,); runs in a thread.
+    """Bounds (1, horizon, levels, 2) around one window's point forecasts (horizon,); runs in a thread.
 
     Raises:
         BadWindow: when a bound is not a finite number.
     """
     try:
-        return predictor.predict_intervals([window], levels, len(prices), [prices])
+        return predictor.predict_intervals(windows, levels, len(prices), [prices])
     except WindowError as error:
         raise BadWindow(index, error) from None
 

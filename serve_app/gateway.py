@@ -22,6 +22,7 @@ from serve_app.options import ServeOptions
 from serve_app.routes import FORECAST, OF_SYMBOL, describe_routes
 from serve_app.schemas import Problem
 from serve_app.service import Answer, ForecastService, busy, refuse
+from serve_app.tracing import spans
 
 DRAIN_FACTOR = 256
 """A refused body is still read, and discarded, up to this many times the limit: a client that is still sending then
@@ -73,10 +74,8 @@ class WebApp:
             await self._described(scope, receive, send)
             return
         started = time.perf_counter()
-        # Where the application is mounted, a request's path starts with the mount's.
-        route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if route.endswith("/") and (route[:-1] in self._known_paths or _is_of_symbol(route)):
-            route = route[:-1]
+        route = self._path_in_application(scope)
+        if scope["path"].endswith("/") and not route.endswith("/"):
             scope = {**scope, "path": scope["path"][:-1]}
         knows_key, encoding = self._read_headers(scope["headers"])
         if not knows_key and not _is_open(route):
@@ -105,9 +104,22 @@ class WebApp:
         self._count(route, answer.status, started)
 
     def _count(self, route: str, status: int, started: float) -> None:
+        self._service.measurements.answered(self._known(route), status, time.perf_counter() - started)
+
+    def route_of(self, scope: Scope) -> str:
+        """Return the route of a request, as it is counted and traced."""
+        return self._known(self._path_in_application(scope))
+
+    def _path_in_application(self, scope: Scope) -> str:
+        """A request's path, without a slash at the end of one that is known without it."""
+        # Where the application is mounted, a request's path starts with the mount's.
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        known = path.endswith("/") and (path[:-1] in self._known_paths or _is_of_symbol(path))
+        return path[:-1] if known else path
+
+    def _known(self, route: str) -> str:
         # Unknown routes are counted together: clients could invent any number of them.
-        known = OF_SYMBOL if _is_of_symbol(route) else route if route in self._known_paths else "other"
-        self._service.measurements.answered(known, status, time.perf_counter() - started)
+        return OF_SYMBOL if _is_of_symbol(route) else route if route in self._known_paths else "other"
 
     def _read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bool, bytes]:
         """Return whether the client sent the key, if there is one, and the value of ``Content-Encoding``."""
@@ -221,14 +233,23 @@ def decode(body: bytes, encoding: bytes, limit: int) -> bytes:
 def build_web_app(
     service: ForecastService, ledger: LiveLedger, options: ServeOptions, api_key: str | None = None
 ) -> ASGIApp:
-    """Build the whole application, with CORS if the options ask for it."""
-    web: ASGIApp = WebApp(service, ledger, options, api_key)
+    """Build the whole application, with spans if the environment asks for them, and CORS if the options do."""
+    application, traced = WebApp(service, ledger, options, api_key), spans()
+    web: ASGIApp = application if traced is None else traced.requests(application, application.route_of)
     if options.cors_origins:
         web = CORSMiddleware(
             web,
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Encoding", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=[
+                "Authorization",
+                "Content-Encoding",
+                "Content-Type",
+                "Traceparent",
+                "Tracestate",
+                "X-API-Key",
+                "X-Request-ID",
+            ],
             expose_headers=["X-Request-ID", "X-Model-Version"],
         )
     return web

@@ -13,7 +13,8 @@ from forecast.inference.engines import EngineName
 from forecast.inference.prediction import Prediction
 from forecast.inference.predictor import Predictor
 from forecast.model.exported import is_exported
-from serve_app.batching import Batcher, Window
+from serve_app.batching import Window
+from serve_app.tracing import make_batcher
 
 INLINE_COST = 25e6
 """Multiply-adds per window, about a millisecond, up to which a CPU computes on the event loop: larger models use a
@@ -82,8 +83,10 @@ class ServedModel:
         def predictions(windows: list[Window]) -> list[Prediction]:
             return predictor.forecast(windows).split()
 
-        self.prices = Batcher(prices, max_batch_size=size, wait_s=wait_s, thread=thread)
-        self.predictions = Batcher(predictions, max_batch_size=size, wait_s=wait_s, thread=thread)
+        self.prices = make_batcher(predictor, prices, max_batch_size=size, wait_s=wait_s, thread=thread)
+        self.predictions = make_batcher(
+            predictor, predictions, max_batch_size=size, wait_s=wait_s, thread=thread
+        )
 
     @classmethod
     def load(cls, path: Path, engines: Engines) -> list[ServedModel]:

@@ -21,7 +21,8 @@ LIMIT = 50_000
 def build(checkpoint, api_key=None, **options):
     """Build the ASGI application and the service behind it."""
     options = ServeOptions(**({"max_body_bytes": LIMIT} | options))
-    models = Models(Engines(engine=options.engine), options.cache_mb)
+    wait_s = options.batch_wait_ms and options.batch_wait_ms / 1000
+    models = Models(Engines(engine=options.engine, batch_wait_s=wait_s), options.cache_mb)
     asyncio.run(models.load(str(checkpoint)))
     ledger = LiveLedger(models, options.ledger)
     service = ForecastService(
