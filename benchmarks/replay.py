@@ -1,14 +1,16 @@
 """A model that lives: sessions replayed one after the other, with faults, beside a server under load.
 
-`sessions` replays the last sessions of a series, one `tune_jobs.update` each. `fresh` compares renewals with whole
-jobs. `ledger` measures a ledger of a million rows. `universe FILE` measures one session of many symbols. `rollback`
-takes a version back under load.
+`sessions` replays the last sessions of a symbol or of several, one `tune_jobs.update` each. `fresh` compares renewals
+with whole jobs. `ledger` measures a ledger of a million rows. `universe FILE` measures one session of many symbols.
+`rollback` takes a version back under load.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
+import functools
+import itertools
 import json
 import random
 import signal
@@ -37,10 +39,11 @@ from forecast.backtest.significance import diebold_mariano
 from forecast.job_files import PICK_FILE
 from forecast.live.judge import session_losses
 from forecast.live.ledger import Ledger
-from forecast.live.store import Store
+from forecast.live.store import CURRENT, Store
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.prices.series import Series
 from forecast.prices.source import load_series
+from tune_jobs.update_options import UNIVERSE
 
 SESSIONS = 250
 HORIZONS = (1, 5, 20)
@@ -138,46 +141,60 @@ class Server:
         self._log.close()
 
 
-def write(series: Series, rows: int, path: Path, changed: dict[int, float] | None = None) -> None:
-    """Write the first rows of a series as a file of prices, some of them changed."""
-    values = series.values[:rows].copy()
-    for row, value in (changed or {}).items():
-        values[row] = value
-    frame = pd.DataFrame({"Date": series.dates[:rows], "Close": values})
+Prices = dict[str, Series]
+"""The prices of each symbol; all have the same dates."""
+
+
+def write(prices: Prices, rows: int, path: Path, changed: dict[int, float] | None = None) -> None:
+    """Write the first rows of every symbol as a file of prices, some of those of the first symbol multiplied."""
+    parts = []
+    for symbol, series in prices.items():
+        values = series.values[:rows].copy()
+        for row, factor in (changed or {}).items() if not parts else ():
+            values[row] *= factor
+        parts.append(pd.DataFrame({"Date": series.dates[:rows], "Symbol": symbol, "Close": values}))
     temporary = path.with_suffix(".new")
-    frame.to_csv(temporary, index=False)
+    pd.concat(parts).to_csv(temporary, index=False)
     temporary.replace(path)
 
 
-def replay(series: Series, directory: Path, count: int, samples: int, seed: int) -> dict[str, bool]:
-    """Replay the last ``count`` sessions of a series."""
+def replay(prices: Prices, directory: Path, count: int, samples: int, seed: int) -> dict[str, bool]:
+    """Replay the last ``count`` sessions."""
     path, models = directory / "prices.csv", directory / "models"
+    name, series = next(iter(prices.items()))
+    of_symbols = ["--symbol", name]
+    if len(prices) > 1:
+        name, of_symbols = UNIVERSE, ["--symbols", "all"]
     first = len(series) - count - 1
-    argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
-            "--num-samples", str(samples), "--no-log-prices" if (series.values <= 0).any() else "--log-prices",
+    negative = any((each.values <= 0).any() for each in prices.values())
+    argv = ["--source", str(path), *of_symbols, "--models", str(models), "--space", "small",
+            "--num-samples", str(samples), "--no-log-prices" if negative else "--log-prices",
             "--calendar", series.timeline.calendar_name, "--retune-every", str(RETUNE)]  # fmt: skip
     choice = random.Random(seed)
     days = [day for day in range(3, count) if day % 20 > 2]
     kinds = [*KILLS, *OTHERS] * 2
     faults = dict(zip(choice.sample(days, len(kinds)), kinds, strict=True))
     of_renewals = list(RENEWAL_KILLS)
-    write(series, first + 1, path)
+    write(prices, first + 1, path)
     run = updated(argv, _clock(series, first))
     if run.code:
         raise SystemExit(f"the first update failed:\n{run.output}")
-    oldest = load_checkpoint(models / series.symbol / "current" / PICK_FILE)
+    store = Store(models)
+    current = store.current(name)
+    assert current is not None
+    oldest = load_checkpoint(store.checkpoint(name, current.version))
     server = Server(directory)
     window = series.values[first - 400 : first + 1].tolist()
-    load = Load(server.port, window, series.symbol)
+    load = Load(server.port, window, next(iter(prices)))
     load.start()
     plain, renewals, late, surprises = [], [], [], []
     for day in range(1, count + 1):
         row = first + day
         fault = faults.get(day)
-        if of_renewals and day > RETUNE and _renewal_due(models, series, row):
+        if of_renewals and day > RETUNE and _renewal_due(store, name, series, row):
             fault = of_renewals.pop(0)
-        runs = _with_fault(series, row, fault, path, models, argv) if fault else []
-        write(series, row + 1, path)
+        runs = _with_fault(prices, row, fault, path, store, name, argv) if fault else []
+        write(prices, row + 1, path)
         run = updated(argv, _clock(series, row))
         if run.code:
             surprises.append(f"session {day} ({fault}): exit code {run.code}: {run.output[-300:]}")
@@ -186,14 +203,15 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
         if fault or "a job added" in run.output:
             print(f"session {day:3} {fault or '':24} codes {[each.code for each in runs]} CPU {run.cpu:5.1f} s, wall "
                   f"{run.wall:5.1f} s: {run.output.strip().splitlines()[-1][:90]}", flush=True)  # fmt: skip
-        published = server.get(f"/forecast/{series.symbol}")
         following = series.timeline.next_dates(series.dates[: row + 1][-5:], 1)
-        if following is None or series.timeline.text(following)[0] not in json.dumps(published):
-            late.append(day)
+        for symbol in prices:
+            published = json.dumps(server.get(f"/forecast/{symbol}"))
+            if following is None or series.timeline.text(following)[0] not in published:
+                late.append((day, symbol))
     load.stop()
     print(f"answers: {dict(load.answers)}")
     failed = sum(number for kind, number in load.answers.items() if not kind.endswith(" 200"))
-    lost = _missing(Ledger(models / "ledger.db"), series, first, count)
+    lost = _missing(Ledger(models / "ledger.db"), prices, first, count)
     server.stop()
     cpu = np.array([run.cpu for run in plain])
     print(
@@ -203,7 +221,7 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     print(f"{len(renewals)} renewals: wall {np.median(walls):.1f} s (median)")
     for line in surprises:
         print(line)
-    _living(series, Store(models), oldest, first)
+    _living(prices, store, name, oldest, first)
     return {
         "no failed request": failed == 0,
         "no ledger row lost or doubled": not lost,
@@ -213,34 +231,37 @@ def replay(series: Series, directory: Path, count: int, samples: int, seed: int)
     }
 
 
-def _renewal_due(models: Path, series: Series, row: int) -> bool:
-    last = Store(models).versions(series.symbol)[-1].trained_until
+def _renewal_due(store: Store, name: str, series: Series, row: int) -> bool:
+    last = store.versions(name)[-1].trained_until
     return int((series.dates[: row + 1] > np.datetime64(last)).sum()) >= RETUNE
 
 
-def _with_fault(series: Series, row: int, fault: str, path: Path, models: Path, argv: list[str]) -> list[Run]:
+def _with_fault(
+    prices: Prices, row: int, fault: str, path: Path, store: Store, name: str, argv: list[str]
+) -> list[Run]:
     """What a session with a fault does before all is well again."""
+    series = next(iter(prices.values()))
     now = _clock(series, row)
     if fault == "source down":
         path.unlink()
         return [updated(argv, now)]
     if fault == "partial bar":
-        write(series, row + 1, path, {row: series.values[row - 1] * 1.2})
+        write(prices, row + 1, path, {row: 1.1})
         return [updated(argv, now - dt.timedelta(hours=12))]
     if fault == "corrected price":
-        write(series, row + 1, path, {row: series.values[row] * 1.03})
+        write(prices, row + 1, path, {row: 1.03})
         return [updated(argv, now)]
     if fault == "damaged model":
-        current = models / series.symbol / "current" / PICK_FILE
+        current = store.directory(name) / CURRENT / PICK_FILE
         current.chmod(0o644)
         current.write_bytes(current.read_bytes()[:1000])
-        write(series, row + 1, path)
+        write(prices, row + 1, path)
         return [updated(argv, now)]
     if fault == "clock a day ahead":
-        write(series, row + 1, path)
+        write(prices, row + 1, path)
         return [updated(argv, now + dt.timedelta(days=1))]
-    write(series, row + 1, path)
-    full = partial(full_disk, models / "ledger.db")
+    write(prices, row + 1, path)
+    full = partial(full_disk, store.ledger.path)
     sabotage = full if fault == "full disk" else {**KILLS, **RENEWAL_KILLS}[fault]
     return [updated(argv, now, sabotage)]
 
@@ -252,42 +273,46 @@ def _clock(series: Series, row: int) -> dt.datetime:
     return dt.datetime.fromisoformat(end).astimezone(dt.UTC) + dt.timedelta(hours=1)
 
 
-def _missing(ledger: Ledger, series: Series, first: int, count: int) -> list[str]:
-    """The sessions whose forecasts are not all there once, or not all scored."""
+def _missing(ledger: Ledger, prices: Prices, first: int, count: int) -> list[str]:
+    """The sessions whose forecasts are not all there once, or not all scored; superseded forecasts do not count."""
+    dates = next(iter(prices.values())).dates
     with sqlite3.connect(ledger.path) as connection:
         issued = connection.execute(
-            "SELECT target, horizon, COUNT(DISTINCT CASE role WHEN 'baseline' THEN model ELSE role END), COUNT(*) "
-            "FROM forecasts GROUP BY target, horizon"
+            "SELECT symbol, target, horizon, COUNT(*), SUM(revision > 0) FROM forecasts f WHERE revision = "
+            "(SELECT MAX(revision) FROM forecasts o WHERE (o.name, o.symbol, o.target, o.horizon, o.model) = "
+            "(f.name, f.symbol, f.target, f.horizon, f.model)) GROUP BY symbol, target, horizon"
         ).fetchall()
         unscored = connection.execute(
             "SELECT COUNT(*) FROM forecasts f WHERE target <= ? AND NOT EXISTS "
             "(SELECT 1 FROM scores s WHERE s.forecast_id = f.id)",
-            (str(series.dates[first + count]),),
+            (str(dates[first + count]),),
         ).fetchone()[0]
-    found = {(target, horizon): number for target, horizon, number, _ in issued}
+    found = {(symbol, target, horizon): number for symbol, target, horizon, number, _ in issued}
     wrong = []
-    for day in range(count):
-        for horizon in HORIZONS:
-            if first + day + horizon >= len(series):
-                continue
-            target = str(series.dates[first + day + horizon])
-            if found.get((target, horizon)) != MODELS_OF_A_SESSION:
-                wrong.append(f"{target} at {horizon} steps: {found.get((target, horizon))}")
-    print(f"ledger: {sum(row[3] for row in issued)} forecasts; sessions that are not whole: {wrong[:5]}; past targets "
-          f"without a score: {unscored}")  # fmt: skip
+    for symbol, day, horizon in itertools.product(prices, range(count), HORIZONS):
+        if first + day + horizon < len(dates):
+            target = str(dates[first + day + horizon])
+            if found.get((symbol, target, horizon)) != MODELS_OF_A_SESSION:
+                wrong.append(f"{symbol} {target} at {horizon} steps: {found.get((symbol, target, horizon))}")
+    print(f"ledger: {sum(row[3] for row in issued)} forecasts, {sum(row[4] for row in issued)} of them made again from "
+          f"corrected prices; not there once: {wrong[:5]}; past targets without a score: {unscored}")  # fmt: skip
     return [*wrong, *(["unscored"] if unscored else [])]
 
 
-def _living(series: Series, store: Store, model: Checkpoint, first: int) -> None:
-    """Print the living model's CRPS over the replay beside that of the first day's model."""
-    rows = {row["target"]: row for row in store.ledger.settled(series.symbol, series.symbol, SESSIONS)}
-    losses = session_losses(model, {series.symbol: series}, str(series.dates[first]))
-    both = sorted(rows.keys() & losses.keys())
-    ours = np.array([rows[date]["crps"] for date in both])
-    theirs = np.array([losses[date][series.symbol] for date in both])
-    statistic, _ = diebold_mariano(ours, theirs)
-    print(f"living model: CRPS {ours.mean():.5g} on {len(both)} sessions; the first day's {theirs.mean():.5g} "
-          f"(ratio {ours.mean() / theirs.mean():.4f}, t {statistic:.2f})")  # fmt: skip
+def _living(prices: Prices, store: Store, name: str, model: Checkpoint, first: int) -> None:
+    """Print the living model's CRPS over the replay beside that of the first day's model, both relative to its mean."""
+    dates = next(iter(prices.values())).dates
+    theirs_by_date = session_losses(model, prices, str(dates[first]))
+    ratios = []
+    for symbol in prices:
+        rows = {row["target"]: row["crps"] for row in store.ledger.settled(name, symbol, SESSIONS)}
+        both = sorted(date for date in rows.keys() & theirs_by_date.keys() if symbol in theirs_by_date[date])
+        losses = np.array([(rows[date], theirs_by_date[date][symbol]) for date in both])
+        ratios.append(losses / losses[:, 1].mean())
+    living, still = np.mean(ratios, axis=0).T
+    statistic, _ = diebold_mariano(living, still)
+    print(f"living model: CRPS {living.mean():.4f} of the first day's, mean of {len(prices)} symbols on {len(living)} "
+          f"sessions (t {statistic:.2f})")  # fmt: skip
 
 
 def busy() -> float:
@@ -305,7 +330,7 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
     first = len(series) - count - 1
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--num-samples", str(samples),
             "--calendar", series.timeline.calendar_name, "--retune-every", str(every)]  # fmt: skip
-    write(series, first + 1, path)
+    write({series.symbol: series}, first + 1, path)
     run = updated(argv, _clock(series, first))
     print(f"first job of {samples} samples: {run.wall:.0f} s, code {run.code}", flush=True)
     ratios, shares = [], []
@@ -315,7 +340,7 @@ def fresh(series: Series, directory: Path, count: int, samples: int, every: int)
     )
     for day in range(every, count + 1 - every, every):
         row = first + day
-        write(series, row + 1, path)
+        write({series.symbol: series}, row + 1, path)
         before = busy()
         renewal = updated(argv, _clock(series, row))
         started, middle = time.perf_counter(), busy()
@@ -460,7 +485,7 @@ def rollback(series: Series, directory: Path) -> dict[str, bool]:
     argv = ["--source", str(path), "--symbol", series.symbol, "--models", str(models), "--space", "small",
             "--num-samples", "2", "--calendar", series.timeline.calendar_name]  # fmt: skip
     for rows in (len(series) - 40, len(series) - 15):
-        write(series, rows, path)
+        write({series.symbol: series}, rows, path)
         run = updated(argv, _clock(series, rows - 1))
         print(run.output)
     store = Store(models)
@@ -494,9 +519,16 @@ def rollback(series: Series, directory: Path) -> dict[str, bool]:
     }
 
 
-def stock(file: Path, symbol: str) -> Series:
-    """One symbol of a file of many."""
-    return load_series(symbol, source=str(file), notify=None)
+def prices_of(file: Path | None, symbols: list[str], rows: int) -> Prices:
+    """The last rows of some symbols of a file, at dates that all have; without a file, the snapshot's."""
+    if file is None:
+        return {"BTC-USD": load_series("BTC-USD", source="snapshot", notify=None)}
+    found = {symbol: load_series(symbol, source=str(file), notify=None) for symbol in symbols}
+    dates = functools.reduce(np.intersect1d, [series.dates for series in found.values()])[-rows:]
+    return {
+        symbol: series.part(slice(*np.searchsorted(series.dates, [dates[0], dates[-1] + 1])))
+        for symbol, series in found.items()
+    }
 
 
 def main() -> int:
@@ -507,7 +539,8 @@ def main() -> int:
     for name in ("sessions", "fresh"):
         command = commands.add_parser(name)
         command.add_argument("--file", type=Path, help="prices of many symbols (default: the snapshot)")
-        command.add_argument("--symbol", help="a symbol of the file")
+        command.add_argument("--symbols", nargs="*", default=[], help="symbols of the file")
+        command.add_argument("--rows", type=int, default=2500, help="rows of the file to use, the last ones")
         command.add_argument("--count", type=int, default=SESSIONS, help="number of sessions")
         command.add_argument("--samples", type=int, default=16, help="samples of the first job")
         command.add_argument("--seed", type=int, default=0, help="seed of the faults")
@@ -526,12 +559,11 @@ def main() -> int:
             return report(universe(arguments.file, directory))
         if arguments.command == "rollback":
             return report(rollback(load_series("BTC-USD", source="snapshot", notify=None), directory))
-        series = load_series("BTC-USD", source="snapshot", notify=None)
-        if arguments.file:
-            series = stock(arguments.file, arguments.symbol)
+        prices = prices_of(arguments.file, arguments.symbols, arguments.rows)
         if arguments.command == "fresh":
+            (series,) = prices.values()
             return report(fresh(series, directory, arguments.count, arguments.samples, arguments.every))
-        return report(replay(series, directory, arguments.count, arguments.samples, arguments.seed))
+        return report(replay(prices, directory, arguments.count, arguments.samples, arguments.seed))
 
 
 if __name__ == "__main__":
