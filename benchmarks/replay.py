@@ -448,14 +448,14 @@ def big_ledger(directory: Path, rows: int) -> dict[str, bool]:
 def universe(file: Path, directory: Path) -> dict[str, bool]:
     """Measure one session of every symbol of a file, one of which is broken."""
     frame = pd.read_parquet(file)
-    dates = np.sort(frame["Date"].unique())
+    dates, broken = np.sort(frame["Date"].unique()), frame["Symbol"].min()
     path, models = directory / "prices.parquet", directory / "models"
     argv = ["--source", str(path), "--symbols", "all", "--models", str(models), "--space", "small",
             "--num-samples", "2", "--windows-per-epoch", "20000"]  # fmt: skip
 
     def until(day: np.datetime64) -> None:
         part = frame[frame["Date"] <= day].copy()
-        part.loc[(part["Symbol"] == "AAPL") & (part["Date"] > dates[100]), "Close"] = np.nan
+        part.loc[(part["Symbol"] == broken) & (part["Date"] > dates[100]), "Close"] = np.nan
         part.to_parquet(path)
 
     def clock(day: np.datetime64) -> dt.datetime:
