@@ -11,29 +11,36 @@ NUM_SAMPLES ?= 64
 ARGS ?=
 
 # A browser for the page tests, the packages that a host needs for the `ray up` test over SSH, and the programs that check
-# the files in deploy/. Debian starts the services among them.
-PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd postgresql
+# the files in deploy/, and the shells that completion is tested in. Debian starts the services among them.
+PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd postgresql fish zsh
 
-.PHONY: help setup system-packages image-steps run serve test check bench docs picture clean
+.PHONY: help setup upgrade system-packages image-steps run serve test check bench docs picture clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(READY) ## make .venv with everything the project needs
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a minute or more, about 2.5 GB on the disk"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip check
 	@touch $@
+
+upgrade: ## renew the pins in constraints.txt, and try them
+	$(PYTHON) -m venv --clear build/upgrade
+	build/upgrade/bin/pip install --quiet --disable-pip-version-check --upgrade pip
+	build/upgrade/bin/python tests/constraints.py
+	$(MAKE) setup check test
 
 system-packages: ## install the system packages that some tests need (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES) >/dev/null
 
-image-steps: ## run the Dockerfile's own steps in build/image, without Docker
-	$(PYTHON) tests/image.py build/image >/dev/null
+image-steps: ## run the Dockerfile's own steps in build/image and build/image-slim, without Docker
+	$(PYTHON) tests/image.py build/image-slim build-slim >/dev/null
+	$(PYTHON) tests/image.py build/image build >/dev/null
 
 run: $(READY) ## tune on BTC-USD and keep the Pareto pick in artifacts/
 	$(BIN)/python -m tune_jobs.pareto --num-samples $(NUM_SAMPLES) $(ARGS)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import settings
 
 # Set before torch or Ray are imported anywhere: many small tests on few cores run best single-threaded, and
-# tests must not use a cluster that happens to run on the machine.
+# tests must not use a cluster that happens to run on the machine, or options that are set there.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("RAY_ADDRESS", None)
+for name in [name for name in os.environ if name == "RAY_ADDRESS" or name.startswith("FORECAST_")]:
+    del os.environ[name]
 # A shell without job control starts background processes with SIGINT ignored, and their children inherit that; but
 # tests send SIGINT to servers, as Ctrl-C would.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
