@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import signal
 import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 from urllib.parse import quote
@@ -15,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from postgres import running_server
-from running_job import start_job, wait_for_end, wait_until
+from running_job import start_job, wait_for_end
 
 from forecast.errors import StudyError, UsageError
 from tune_jobs import databases
@@ -369,31 +371,42 @@ def arguments(address, *more):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("cluster")
 def test_jobs_of_one_database_that_are_cut_and_killed_lose_nothing(tmp_path, address, sql, monkeypatch):
-    """Two jobs at once: one loses its connection again and again, the other is killed and resumed."""
+    """Two jobs at once: one loses its connection again and again, the other is killed and resumed.
+
+    Each is ``python -m tune_jobs.pareto`` with ``--study-storage``.
+    """
+    import ray
+
+    start = partial(start_job, address=ray.get_runtime_context().gcs_address)
     secret = address.replace("joe@", f"joe:{quote(PASSWORD, safe='')}@")
     monkeypatch.delenv("PGPASSWORD")
     first, second = tmp_path / "first", tmp_path / "second"
     jobs = {
-        directory: start_job(directory, *arguments(secret, "--num-samples", "4"))
-        for directory in (first, second)
+        directory: start(directory, *arguments(secret, "--num-samples", "4")) for directory in (first, second)
     }
 
     def finished(directory):
         return len(list((directory / "checkpoints").glob("trial_*.pt")))
 
+    cuts, deadline = 0, time.monotonic() + 280
     try:
-        wait_until(lambda: finished(second) >= 1, jobs[second], seconds=280)
-        jobs[second].kill()
-        for done in (1, 2):
-            wait_until(lambda done=done: finished(first) >= done, jobs[first], seconds=280)
-            cut(sql, "BTC-USD-first")
-        output, errors = jobs[first].communicate(timeout=280)
+        while any(job.poll() is None for job in jobs.values()) and time.monotonic() < deadline:
+            if finished(second):
+                jobs[second].kill()
+            if jobs[first].poll() is None and cuts < finished(first) < 4:
+                cut(sql, "BTC-USD-first")
+                cuts += 1
+            time.sleep(0.2)
+        output, errors = jobs[first].communicate(timeout=10)
         assert jobs[first].returncode == 0, errors
     finally:
         for job in jobs.values():
             job.kill()
             job.wait()
+    assert cuts
+    assert jobs[second].returncode == -signal.SIGKILL
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     assert states_of(address, "BTC-USD-first").count("COMPLETE") == 4
     assert f"Study BTC-USD-first in {secret.replace(quote(PASSWORD, safe=''), '***')}" in output
@@ -405,7 +418,7 @@ def test_jobs_of_one_database_that_are_cut_and_killed_lose_nothing(tmp_path, add
 
     before = optuna.load_study(study_name="BTC-USD-second", storage=address)
     kept = {trial.number: trial.values for trial in before.trials if trial.state == TrialState.COMPLETE}
-    resumed = start_job(second, *arguments(secret, "--num-samples", "4", "--resume"))
+    resumed = start(second, *arguments(secret, "--num-samples", "4", "--resume"))
     code, errors = wait_for_end(resumed, seconds=280)
     assert code == 0, errors
     after = optuna.load_study(study_name="BTC-USD-second", storage=address)
@@ -418,9 +431,7 @@ def test_jobs_of_one_database_that_are_cut_and_killed_lose_nothing(tmp_path, add
         assert PASSWORD.encode() not in text
         assert quote(PASSWORD, safe="").encode() not in text
 
-    elsewhere = start_job(
-        tmp_path / "third", *arguments(secret, "--study-name", "BTC-USD-second", "--resume")
-    )
+    elsewhere = start(tmp_path / "third", *arguments(secret, "--study-name", "BTC-USD-second", "--resume"))
     code, errors = wait_for_end(elsewhere)
     assert code == 1
     assert f"not in {socket.gethostname()}:{tmp_path / 'third'}; resume the study there" in errors
