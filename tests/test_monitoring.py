@@ -179,7 +179,7 @@ def agent(defined):
 
 @pytest.fixture
 def prometheus(agent, tmp_path):
-    """Ask a Prometheus with our configuration, which reads this agent every second."""
+    """Ask a Prometheus with our configuration, which reads this agent four times a second."""
     if not shutil.which("prometheus"):
         pytest.skip("Prometheus is not installed (Debian: prometheus)")
     discovery = tmp_path / "prom_metrics_service_discovery.json"
@@ -188,7 +188,7 @@ def prometheus(agent, tmp_path):
     discovery.write_text(json.dumps(content))
     config = (PLACE / "prometheus.yml").read_text()
     config = config.replace("/tmp/ray/prom_metrics_service_discovery.json", str(discovery)).replace(
-        "15s", "1s"
+        "15s", "250ms"
     )
     (tmp_path / "prometheus.yml").write_text(config)
     shutil.copy(PLACE / "alerts.yml", tmp_path)

@@ -341,8 +341,7 @@ def record(tmp_path_factory):
     record.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_the_published_forecast_is_shown_with_what_came_of_earlier_ones(
     open_page, tiny_checkpoint, record, width, scheme
 ):

@@ -143,7 +143,7 @@ class Ledger:
             for each in forecasts.get("baseline", ())
             if each.model == REFERENCE
         }
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "symbol": each.symbol,
@@ -463,7 +463,7 @@ def _recorded_sets(
         .order_by(FORECASTS.c.revision)
     )
     found: dict[_Set, tuple[int, set[tuple[Any, ...]]]] = {}
-    for row in connection.execute(query).mappings():
+    for row in map(dict, connection.execute(query).mappings()):
         key = row["symbol"], row["origin"], row["model"]
         revision, contents = found.get(key, (-1, set()))
         found[key] = row["revision"], (contents if row["revision"] == revision else set()) | {_content(row)}
