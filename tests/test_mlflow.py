@@ -58,13 +58,15 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     kept = ["--backend-store-uri", f"sqlite:///{place / 'mlflow.db'}", "--artifacts-destination", str(place)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(
-        [*command, "--workers", "1", *kept],
-        env=os.environ | quiet,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    # Nobody reads a pipe while the tests run, and a full one would stop the server.
+    with (place / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--workers", "1", *kept],
+            env=os.environ | quiet,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def answers():
         with contextlib.suppress(OSError):
@@ -78,7 +80,7 @@ def server(tmp_path_factory):
             yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.communicate()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def job(server, cluster, tmp_path_factory):
     directory = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPACES, "small", TINY_SPACE)
-        run_job(options(directory, num_samples=3, members=1, report=True, mlflow=server))
+        run_job(options(directory, num_samples=2, members=1, report=True, mlflow=server))
     return directory
 
 
@@ -174,7 +176,9 @@ def test_a_job_is_a_run_with_a_nested_run_for_each_trial(job, client):
 
 
 @pytest.mark.slow
-def test_the_registered_pick_forecasts_what_the_predictor_does(job, server, client, snapshot, tmp_path):
+def test_the_registered_pick_forecasts_what_the_predictor_does(
+    mlflow, job, server, client, snapshot, tmp_path
+):
     predictor = Predictor(job / PICK_FILE)
     windows = [snapshot.values[-predictor.rows_used - back :][: predictor.rows_used] for back in (0, 5)]
     model = loaded(mlflow, server, "models:/BTC-USD@pick")
@@ -214,11 +218,9 @@ def test_a_job_that_is_logged_again_has_no_second_run_or_version(job, server, cl
     ("step", "calls"),
     [
         ("log_batch", 2),
-        ("set_terminated", 1),
         ("log_artifact", 1),
         ("log_model_artifacts", 0),
         ("create_model_version", 0),
-        ("set_registered_model_alias", 0),
     ],
 )
 def test_a_log_that_is_killed_in_between_is_completed(mlflow, job, server, client, monkeypatch, step, calls):
@@ -252,7 +254,7 @@ def test_a_log_that_is_killed_in_between_is_completed(mlflow, job, server, clien
 
 @pytest.mark.slow
 def test_a_job_whose_server_is_down_does_not_start(cluster, tmp_path, nowhere):
-    with pytest.raises(TrackingError, match=f"MLflow at {nowhere} failed"):
+    with pytest.raises(TrackingError, match=f"{nowhere} does not answer; start the server"):
         run_job(options(tmp_path / "job", mlflow=nowhere))
     assert not (tmp_path / "job" / "optuna_study.db").exists()
 
@@ -292,7 +294,7 @@ def test_aliases_follow_the_store_and_a_version_that_is_missing_is_logged(
     where = ["--models", str(store.root), "--mlflow", server]
     assert models.main(["promote", name, two.version, *where]) == 0
     assert aliases_of(client, registered) == {"champion": second, "pick": second}
-    window = snapshot.values[-200:]
+    window = snapshot.values[-300:]
     found = loaded(mlflow, server, f"models:/{registered}@champion").predict(
         pd.DataFrame({"window": [window]})
     )
@@ -316,7 +318,8 @@ def test_an_update_goes_on_without_the_server_and_the_next_one_registers_its_cha
     monkeypatch.setattr("tune_jobs.job.run_job", quick)
     loop = Loop(tmp_path, {"WALK": walk()})
     assert loop.run(300, "--mlflow", nowhere) == 0
-    warnings = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert "log it later: python -m tune_jobs.models log WALK" in warnings[0]
     assert "the next update with --mlflow sets the aliases of WALK" in warnings[1]
@@ -325,7 +328,7 @@ def test_an_update_goes_on_without_the_server_and_the_next_one_registers_its_cha
     assert aliases_of(client, "WALK") == {"champion": 1, "pick": 1}
     shutil.copy(job / "optuna_study.db", kept)
     assert models.main(["log", "WALK", str(kept), "--mlflow", server]) == 0
-    assert len(runs_of(client, "WALK")[1]) == 3
+    assert len(runs_of(client, "WALK")[1]) == 2
 
 
 def test_without_mlflow_a_line_names_the_extra(monkeypatch, tmp_path, capsys):

@@ -286,6 +286,10 @@ class Tracking:
         except ForecastError:
             raise
         except Exception as error:
+            if _is_silent(error):
+                raise TrackingError(
+                    f"MLflow at {self.uri} does not answer; start the server, or correct `mlflow`"
+                ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TrackingError(f"MLflow at {self.uri} failed ({reason[:LONGEST_VALUE]})") from error
 
@@ -432,6 +436,17 @@ class Tracking:
         found = self._client.search_registered_models(f"name = '{name}'")
         if found and alias in found[0].aliases:
             self._client.delete_registered_model_alias(name, alias)
+
+
+def _is_silent(error: BaseException | None) -> bool:
+    """Whether a server did not answer, behind whatever MLflow makes of this."""
+    import requests
+
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _warn(line: str) -> None:
