@@ -36,7 +36,7 @@ from forecast.inference.predictor import Predictor
 from forecast.job_files import PICK_FILE, SUMMARY_FILE
 from forecast.live.judge import seen_until
 from forecast.live.store import FILES, Store, Version
-from forecast.model.checkpoint import Checkpoint
+from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.version import DISTRIBUTION, installed_version
 from tune_jobs.console import say
 from tune_jobs.databases import STUDY_FILE, SqliteFile
@@ -123,8 +123,8 @@ def quietly() -> Iterator[None]:
     before = {key: os.environ.get(key) for key in QUIET}
     log = logging.getLogger("mlflow")
     level = log.level
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
+    for key, quiet in QUIET.items():
+        os.environ.setdefault(key, quiet)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -208,8 +208,7 @@ class Tracking:
         summary = _summary(directory)
         if trials is None:
             trials = _trials(directory, summary["study"])
-        predictor = Predictor(directory / PICK_FILE, device="cpu")
-        model, registered = predictor.whole, model_name(name)
+        model, registered = load_checkpoint(directory / PICK_FILE), model_name(name)
         # The name that the same model has as a version of a model store.
         title = f"{(seen_until(model) or '').replace(':', '')}-{(model.sha256 or '')[:8]}"
         with self._one_line():
@@ -220,7 +219,7 @@ class Tracking:
                 if (directory / file).is_file():
                     self._client.log_artifact(run.info.run_id, directory / file)
             version = self._version_of(registered, model.sha256) or self._register(
-                run, registered, title, predictor
+                run, registered, title, directory / PICK_FILE
             )
             self._point(registered, PICKED, version)
             self._client.set_terminated(run.info.run_id, "FINISHED")
@@ -355,8 +354,11 @@ class Tracking:
             number, point = str(trial.number), front.get(trial.number)
             on_front = str(point is not None).lower()
             run = known.get(number)
-            complete = run and RunStatus.is_terminated(RunStatus.from_string(run.info.status))
-            if complete and run.data.tags.get(ON_FRONT) == on_front:
+            if (
+                run
+                and RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+                and run.data.tags.get(ON_FRONT) == on_front
+            ):
                 continue
             tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id, TRIAL: number}
             run = run or self._client.create_run(
@@ -403,10 +405,11 @@ class Tracking:
         versions = self._client.search_model_versions(f"name = '{name}'")
         return next((each for each in versions if each.tags.get(SHA256) == sha256), None)
 
-    def _register(self, run: Run, name: str, title: str, predictor: Predictor) -> ModelVersion:
+    def _register(self, run: Run, name: str, title: str, checkpoint: Path) -> ModelVersion:
         """Log the pick as a model, and register it as a version."""
         from mlflow.exceptions import MlflowException
 
+        predictor = Predictor(checkpoint, device="cpu")
         sha256 = predictor.whole.sha256 or ""
         experiment, run_id = run.info.experiment_id, run.info.run_id
         # One that an interrupted call left is completed.
@@ -453,13 +456,16 @@ def _warn(line: str) -> None:
     say(Console(stderr=True), f"warning: {spell_options(line)}", "yellow")
 
 
-def save_model(predictor: Predictor, path: Path, **origin: str) -> None:
+def save_model(
+    predictor: Predictor, path: Path, run_id: str | None = None, model_id: str | None = None
+) -> None:
     """Write the directory of an MLflow model, whose data are the predictor's checkpoint.
 
     Args:
         predictor: a predictor of the checkpoint.
         path: the directory, which must not exist.
-        origin: what MLflow records with it: ``run_id`` and ``model_id``.
+        run_id: the run that it comes from.
+        model_id: the logged model whose files these become.
     """
     with quietly():
         import mlflow
@@ -469,7 +475,7 @@ def save_model(predictor: Predictor, path: Path, **origin: str) -> None:
             path,
             loader_module=pyfunc.__name__,
             data_path=predictor.path,
-            mlflow_model=Model(**origin),
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
             signature=signature_of(predictor),
             input_example=example_for(predictor),
             pip_requirements=[f"{DISTRIBUTION}=={installed_version()}"],
@@ -479,12 +485,14 @@ def save_model(predictor: Predictor, path: Path, **origin: str) -> None:
 def signature_of(predictor: Predictor) -> ModelSignature:
     """What the registered model takes and gives; see ``forecast.inference.pyfunc``."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array
 
     table = pyfunc.TableModel(predictor)
     window = Array(DataType.double)
-    inputs = [ColSpec(window if len(predictor.columns) == 1 else Array(window), pyfunc.WINDOW)]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(window if len(predictor.columns) == 1 else Array(window), pyfunc.WINDOW)
+    ]
     if predictor.whole.symbols:
         inputs.append(ColSpec(DataType.string, pyfunc.SYMBOL))
     levels = table.default_levels
@@ -495,7 +503,7 @@ def signature_of(predictor: Predictor) -> ModelSignature:
     ]
     if predictor.whole.market is not None:
         params.append(ParamSpec(pyfunc.SAME_SESSION, DataType.boolean, False))
-    outputs = [
+    outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.long, pyfunc.STEP),
         *(ColSpec(DataType.double, name) for name in (pyfunc.PREDICTION, *bounds)),
     ]
@@ -504,7 +512,7 @@ def signature_of(predictor: Predictor) -> ModelSignature:
 
 def example_for(predictor: Predictor) -> pd.DataFrame:
     """A constant window in the middle of the training prices, as the model takes it."""
-    row = {pyfunc.WINDOW: [predictor.typical_window()]}
+    row: dict[str, list[Any]] = {pyfunc.WINDOW: [predictor.typical_window()]}
     if predictor.whole.symbols:
         row[pyfunc.SYMBOL] = [predictor.symbols[0]]
     return pd.DataFrame(row)
