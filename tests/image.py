@@ -1,4 +1,4 @@
-"""The steps of the Dockerfile without Docker: ``python tests/image.py DIRECTORY`` builds the image's environment there.
+"""The steps of the Dockerfile without Docker: ``python tests/image.py DIRECTORY STAGE`` builds an environment there.
 
 Only the instructions that need Python are executed, as they stand; those for Debian and Docker are skipped.
 """
@@ -65,14 +65,17 @@ def last(name: str, word: str) -> str:
     return said[-1] if said else last(stage.base, word)
 
 
-def is_made_of_this(venv: Path) -> bool:
+def instructions(name: str) -> list[tuple[str, str]]:
+    """Return the instructions of a stage, after those of its bases."""
+    stage = stages().get(name)
+    return [*instructions(stage.base), *stage.instructions] if stage else []
+
+
+def is_made_of_this(venv: Path, stage: str) -> bool:
     """Return whether ``build`` made this environment after its inputs last changed."""
     last_made = venv / "bin" / "forecaster-haproxy"
     copied = [
-        ROOT / name
-        for word, rest in stages()["build"].instructions
-        if word == "COPY"
-        for name in rest.split()[:-1]
+        ROOT / name for word, rest in instructions(stage) if word == "COPY" for name in rest.split()[:-1]
     ]
     files = [ROOT / "Dockerfile", *copied, *(path for place in copied for path in place.rglob("*.*"))]
     return last_made.exists() and all(
@@ -82,8 +85,8 @@ def is_made_of_this(venv: Path) -> bool:
     )
 
 
-def build(directory: Path) -> Path:
-    """Run the steps of the stage ``build``, and return the environment that they make.
+def build(directory: Path, stage: str) -> Path:
+    """Run the steps of a stage that makes an environment, and return that.
 
     Raises:
         subprocess.CalledProcessError: when a step fails.
@@ -93,7 +96,7 @@ def build(directory: Path) -> Path:
     source.mkdir(parents=True)
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TORCH_INDEX": ""}
     environment |= {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
-    for word, rest in stages()["build"].instructions:
+    for word, rest in instructions(stage):
         if word == "ENV":
             for item in shlex.split(rest):
                 name, value = item.split("=", 1)
@@ -115,4 +118,4 @@ def build(directory: Path) -> Path:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]).absolute())
+    build(Path(sys.argv[1]).absolute(), sys.argv[2])

@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import yaml
-from image import ROOT, VENV, build, is_made_of_this, last, settings, stages
+from image import ROOT, VENV, build, instructions, is_made_of_this, last, settings, stages
 
 from forecast import Predictor
+from forecast.__main__ import main as forecast_main
 from forecast.config import parse_settings
 from serve_app.__main__ import build_parser
 from serve_app.options import RunOptions
@@ -24,8 +25,10 @@ from tune_jobs.pareto import build_parser as tuning
 from tune_jobs.update import build_parser as updating
 from tune_jobs.update_options import UpdateOptions
 
-MADE_BEFORE = ROOT / "build" / "image"
-"""Where ``make image-steps`` leaves the environment, if it was run."""
+MADE_BEFORE = {"serve": ROOT / "build" / "image", "serve-slim": ROOT / "build" / "image-slim"}
+"""Where ``make image-steps`` leaves the environment of each target, if it was run."""
+BUILT_BY = {"serve": "build", "serve-slim": "build-slim"}
+"""The stage that makes the environment of each target."""
 PORT = 9010
 
 
@@ -48,7 +51,7 @@ def test_it_serves_on_port_9010_with_the_models_mounted_read_only_where_the_orig
 
 
 def test_nothing_runs_as_root_and_the_dashboard_is_for_this_machine_alone(compose):
-    assert {last(name, "USER") for name in ("serve", "runtime", "dashboard")} == {"1000:1000"}
+    assert {last(name, "USER") for name in ("serve", "serve-slim", "runtime", "dashboard")} == {"1000:1000"}
     for service in compose["services"].values():
         assert service["user"] == "${UID:-1000}:${GID:-1000}"
         assert service["cap_drop"] == ["ALL"]
@@ -84,7 +87,7 @@ def test_the_update_keeps_the_models_in_a_volume_that_the_server_may_serve(compo
     assert volume in serve["volumes"]
     assert "models" in compose["volumes"]
     # A new volume has the mode of the image's directory, and `user` may be anybody.
-    made = [rest for word, rest in stages()["runtime"].instructions if word == "RUN"]
+    made = [rest for word, rest in instructions("runtime") if word == "RUN"]
     assert f"install --directory --mode=1777 {options.models}" in made
 
 
@@ -135,32 +138,46 @@ def test_the_image_has_the_python_that_the_tests_run_on():
     assert version == f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "best_pareto_lstm.onnx"
+    assert forecast_main(["export", str(tiny_checkpoint), str(path)]) == 0
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(tiny_checkpoint, tmp_path):
-    venv = MADE_BEFORE / "venv"
-    if not is_made_of_this(venv):
-        venv = build(tmp_path / "image")
+@pytest.mark.parametrize("target", BUILT_BY)
+def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(
+    target, tiny_checkpoint, exported, tmp_path
+):
+    venv = MADE_BEFORE[target] / "venv"
+    if not is_made_of_this(venv, BUILT_BY[target]):
+        venv = build(tmp_path / "image", BUILT_BY[target])
+    has_torch = list(venv.glob("lib/python*/site-packages/torch"))
+    assert bool(has_torch) == (target == "serve")
+    model = tiny_checkpoint if has_torch else exported
+    assert Path(settings(target)["FORECAST_CHECKPOINT"]).suffix == model.suffix
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", PORT)) != 0, f"port {PORT} is taken: stop what listens there"
-    environment = {name: value.replace(VENV, str(venv)) for name, value in settings("serve").items()}
+    environment = {name: value.replace(VENV, str(venv)) for name, value in settings(target).items()}
     environment |= {
         "PATH": environment["PATH"].replace("$PATH", os.environ["PATH"]),
-        "FORECAST_CHECKPOINT": str(tiny_checkpoint),
+        "FORECAST_CHECKPOINT": str(model),
         "HOME": str(tmp_path),
         "RAY_ADDRESS": "local",
     }
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            json.loads(last("serve", "CMD")),
+            json.loads(last(target, "CMD")),
             cwd=tmp_path,
             env=environment,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    health = json.loads(last("serve", "HEALTHCHECK").partition("CMD ")[2])
+    health = json.loads(last(target, "HEALTHCHECK").partition("CMD ")[2])
     try:
         deadline = time.monotonic() + 120
         while subprocess.run(health, env=environment, capture_output=True).returncode:
@@ -169,7 +186,9 @@ def test_its_steps_make_an_environment_that_serves_is_healthy_and_ends_in_time(t
             time.sleep(1)
         window = [1000.0 + row for row in range(20)]
         answer = httpx.post(f"http://127.0.0.1:{PORT}/predict", json={"values": window}).json()
-        assert answer["prediction"] == pytest.approx(Predictor(tiny_checkpoint, "cpu").predict_next(window))
+        assert answer["prediction"] == pytest.approx(
+            Predictor(tiny_checkpoint, "cpu").predict_next(window), rel=1e-6
+        )
         process.send_signal(signal.SIGTERM)
         grace = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["serve"]["stop_grace_period"]
         assert process.wait(int(grace.removesuffix("s"))) == 0, log.read_text()

@@ -154,7 +154,7 @@ def test_two_files_of_a_symbol_refuse_that_symbol_and_name_both(place, tiny_resu
 
 
 def test_a_directory_without_a_usable_file_is_refused_at_the_start(place, tiny_result, tmp_path_factory):
-    with pytest.raises(CheckpointError, match=r"has no \.pt file"):
+    with pytest.raises(CheckpointError, match=r"has no \.pt or \.onnx file"):
         build(tmp_path_factory.mktemp("empty"))
     for symbol in SYMBOLS:
         save(tiny_result, place / f"{symbol}.pt", bias=float("nan"))

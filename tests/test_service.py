@@ -452,7 +452,7 @@ def test_whatever_onnx_runtime_raises_auto_falls_back_to_torch(tiny_checkpoint, 
     def broken(*_):
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(engines, "OnnxEngine", broken)
+    monkeypatch.setattr(engines.OnnxEngine, "of", broken)
     assert Predictor(tiny_checkpoint, "cpu", "auto").engine.name == "torch"
     assert "no kernel for this" in caplog.text
     with pytest.raises(UsageError, match="engine=onnx cannot run this model"):

@@ -147,8 +147,9 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
 ):
     state = {name: value.clone() for name, value in tiny_result.checkpoint.model_state.items()}
     state["regressor.bias"] += 0.5
-    other = tmp_path / "other.pt"
-    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), other)
+    changed, other = tmp_path / "other.pt", tmp_path / "other.onnx"
+    save_checkpoint(tiny_result.checkpoint.model_copy(update={"model_state": state}), changed)
+    assert forecast_main(["export", str(changed), str(other)]) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -168,6 +169,13 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
             for url, path in ((URL, tiny_checkpoint), (f"http://127.0.0.1:{port}", other)):
                 answer = httpx.post(f"{url}/predict", json=window).json()
                 assert answer["checkpoint_path"] == str(path)
+        assert answer["prediction"] == pytest.approx(Predictor(changed).predict_next(window["values"]))
+        # An exported model needs no torch: 150 MB of its libraries stay out of the replica.
+        with_torch = [
+            any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in replicas(process.pid))
+            for process in (server, second)
+        ]
+        assert with_torch == [True, False]
         listening = [
             {
                 connection.laddr.port

@@ -147,7 +147,7 @@ def _differences(
     outputs = run([np.concatenate(views) for views in zip(*(inputs for inputs, _ in seen), strict=True)])
     volatility = np.concatenate([found for _, found in seen])
     exact = distribution(config.likelihood, outputs, volatility, checkpoint.calibration_scores)
-    wanted = {PRICE: point_forecasts(outputs)[:, np.newaxis]}
+    wanted: dict[str, NDArray[Any]] = {PRICE: point_forecasts(outputs)[:, np.newaxis]}
     if exact is not None:
         wanted[QUANTILES] = exact.quantiles(PROBABILITIES)
     largest = np.zeros(len(prices))

@@ -58,9 +58,8 @@ ADDED_LATER = frozenset(
 Scores = Annotated[
     NDArray[np.float64],
     BeforeValidator(lambda found: found if found is None else np.asarray(found, np.float64)),
-    PlainSerializer(lambda scores: scores.tolist(), when_used="json"),
 ]
-"""Numbers (n,): a tensor in a checkpoint's file, a list in JSON."""
+"""Numbers (n,), which a checkpoint's file stores as a tensor, and an exported model as a list."""
 
 Options = Annotated[TrainConfig, PlainSerializer(lambda config: config.model_dump(mode="json"))]
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializationInfo, field_serializer
 from torch import Tensor, nn
 
 from forecast.atomic import write_atomically
@@ -91,6 +91,12 @@ class Checkpoint(ModelCard):
     further_members: tuple[Member, ...] = Field(
         default=(), description="networks beyond that of `model_state`; the quantiles of all are averaged"
     )
+
+    @field_serializer("calibration_scores")
+    def _as_tensor(self, scores: NDArray[np.float64] | None, info: SerializationInfo) -> Any:
+        if scores is None:
+            return None
+        return scores.tolist() if info.mode == "json" else torch.from_numpy(scores)
 
     @classmethod
     def create(
@@ -274,10 +280,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         OSError: when ``path`` cannot be written or the disk is full; ``path`` is then unchanged.
     """
     feature = checkpoint.normalization.feature
-    content = checkpoint.model_dump()
-    scores = checkpoint.calibration_scores
-    content |= {
-        "calibration_scores": None if scores is None else torch.from_numpy(scores),
+    content = {
+        **checkpoint.model_dump(),
         "feature_mean": feature.mean,
         "feature_std": feature.std,
         "schema_version": SCHEMA_VERSION,

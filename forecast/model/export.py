@@ -120,28 +120,31 @@ def exported_model(checkpoint: Checkpoint) -> onnx.ModelProto:
         ir_version=networks.ir_version,
         producer_name="pareto-price-forecaster",
     )
-    _describe(model, checkpoint)
+    _add_card(model, checkpoint)
     checker.check_model(model, full_check=True)
     return model
 
 
-def _describe(model: onnx.ModelProto, checkpoint: Checkpoint) -> None:
-    """Add the card to a model's metadata."""
-    from onnx import helper
-
-    weights = {"model_state": True, "further_members": {"__all__": {"model_state"}}}
+def _add_card(model: onnx.ModelProto, checkpoint: Checkpoint) -> None:
+    weights: Any = {"model_state": True, "further_members": {"__all__": {"model_state"}}}
     card = {**checkpoint.model_dump(mode="json", exclude=weights), "schema_version": SCHEMA_VERSION}
     cost = sum(multiply_adds(member.config) for member in checkpoint.members)
-    described = {CARD: json.dumps(card), COST: str(cost)}
-    described[CHECKSUM] = checksum(model.graph.SerializeToString(deterministic=True), described)
-    helper.set_model_props(model, described)
+    describe(model, {CARD: json.dumps(card), COST: str(cost)})
+
+
+def describe(model: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Set a model's metadata, and its checksum."""
+    from onnx import helper
+
+    helper.set_model_props(model, metadata)
+    helper.set_model_props(model, {**metadata, CHECKSUM: checksum(model.SerializeToString())})
 
 
 class _OfEachWindow(Normalization):
     """The scalings of each of n windows: their numbers have the shape (n, 1)."""
 
     @property
-    def change_stds(self) -> Any:  # type: ignore[override]
+    def change_stds(self) -> Any:
         """``change_std`` of each column, shape (n, 1, columns)."""
         return np.stack([scaling.change_std for scaling in self.scalings], axis=-1)
 
@@ -162,13 +165,13 @@ class _Tracing:
     def trace(self) -> None:
         """Record the code."""
         checkpoint, recorder = self._checkpoint, self.recorder
-        prices = self._prices()
+        prices: Any = self._prices()
         symbols = self._symbols(prices) if checkpoint.symbols else None
         normalization = self._normalization(prices, symbols)
         encodings = tuple(replace(each, normalization=normalization) for each in checkpoint.encodings)
         forecaster = Forecaster(encodings, _not_run, checkpoint.calibration_scores, checkpoint.dynamics)
         encoding = encodings[0]
-        columns = [normalization.column(prices, i) for i in range(self._columns)]  # type: ignore[arg-type]
+        columns = [normalization.column(prices, i) for i in range(self._columns)]
         normalized: Any = np.stack(columns, axis=-1)
         market = self._market(normalized, symbols, encoding, checkpoint.market)
         rows = encoding.with_market(normalized, market) if checkpoint.config.market else normalized
@@ -187,7 +190,7 @@ class _Tracing:
             self._output(QUANTILES, encoding.prices(_quantiles(found), last))
             self._output(PROBABILITIES_OF, recorder.record("Identity", [PROBABILITIES], PROBABILITIES))
 
-    def _prices(self) -> Traced:
+    def _prices(self) -> Any:
         """The last rows of each window, and unknown ones before a window that is shorter."""
         rows, columns = self._rows, self._columns
         given = self._input(PRICES, np.full((EXAMPLES, rows, columns), 1.0), ["n", "rows", columns])
@@ -199,10 +202,9 @@ class _Tracing:
             axis=0,
         )
         unknown = self.recorder.record("Expand", [np.nan, shape], np.full((EXAMPLES, rows, columns), np.nan))
-        longer: Any = np.concatenate([unknown, given], axis=1)
+        latest: Any = np.concatenate([unknown, given], axis=1)[:, -rows:]
         # Rows of which a forecast uses nothing, but which the code expects.
         before = max(each.length + each.history for each in self._checkpoint.encodings) - rows
-        latest: Traced = longer[:, -rows:]
         return np.concatenate([unknown[:, :before], latest], axis=1) if before > 0 else latest
 
     def _symbols(self, prices: Traced) -> Traced:
@@ -217,7 +219,8 @@ class _Tracing:
             return self._checkpoint.normalization
         parts = [part.normalization.scalings for part in self._checkpoint.symbols.values()]
         scalings = []
-        known, at = symbols >= 0, np.maximum(symbols, 0)
+        known: Any = symbols >= 0
+        at: Any = np.maximum(symbols, 0)  # type: ignore[call-overload]  # a traced array
         feature = None
         for column, first in enumerate(parts[0]):
             values = prices[..., column]

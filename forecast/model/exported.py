@@ -50,6 +50,8 @@ SIZED_BY_VALUES = frozenset(
 )
 """Operators with which a small file could fill the memory; no network needs them."""
 
+METADATA = 14
+"""Number of the field of a model that holds its metadata."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Protocol Buffers' types of fields."""
 FLOAT = 1
@@ -103,21 +105,22 @@ def exported_from(data: bytes, path: str | os.PathLike[str]) -> Exported:
         CheckpointError: when it is newer than this version; messages call the file ``path``.
         KeyError, IndexError, TypeError, ValueError, AttributeError: when it is no exported model, or is damaged.
     """
-    graph, metadata = _graph(data), _metadata(data)
-    if checksum(graph, metadata) != metadata[CHECKSUM]:
+    metadata = _metadata(data)
+    if checksum(data) != metadata[CHECKSUM]:
         raise ValueError("its content does not fit its checksum")
     card = _card(path, metadata, hashlib.sha256(data).hexdigest())
     cost = int(metadata[COST])
     if cost < 1:
         raise ValueError(f"{COST} is {cost}")
-    return Exported(card, _networks(data, graph), cost)
+    return Exported(card, _networks(data), cost)
 
 
-def checksum(graph: bytes | memoryview, metadata: dict[str, str]) -> str:
-    """SHA-256, in hexadecimal, of the graph and of the metadata beside it: it shows damage on the way."""
-    digest = hashlib.sha256(graph)
-    for key in sorted(metadata.keys() - {CHECKSUM}):
-        digest.update(f"\n{key}\n{metadata[key]}".encode())
+def checksum(data: bytes) -> str:
+    """SHA-256, in hexadecimal, of a file's content without its checksum: it shows damage on the way."""
+    digest = hashlib.sha256()
+    for number, value in _fields(data):
+        if number != METADATA or isinstance(value, int) or _text(value, 1) != CHECKSUM:
+            digest.update(_number_field(number, value) if isinstance(value, int) else _field(number, value))
     return digest.hexdigest()
 
 
@@ -149,7 +152,7 @@ def _card(path: str | os.PathLike[str], metadata: dict[str, str], sha256: str | 
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    return {_text(pair, 1): _text(pair, 2) for pair in _all(data, 14)}
+    return {_text(pair, 1): _text(pair, 2) for pair in _all(data, METADATA)}
 
 
 def _graph(data: bytes) -> memoryview:
@@ -159,14 +162,14 @@ def _graph(data: bytes) -> memoryview:
     return graphs[0]
 
 
-def _networks(data: bytes, graph: memoryview) -> bytes:
+def _networks(data: bytes) -> bytes:
     """An ONNX model of the networks in a file's graph.
 
     Raises:
         ValueError: when a node or a weight could do more than compute, or weights are not finite.
     """
     parts = [_field(2, b"networks")]
-    for number, value in _fields(graph):
+    for number, value in _fields(_graph(data)):
         if not isinstance(value, memoryview):
             continue
         if number == 1 and _text(value, 3).startswith(NETWORKS):
@@ -181,9 +184,9 @@ def _networks(data: bytes, graph: memoryview) -> bytes:
             name = _text(value, 1)
             if name.startswith(INPUTS) or name == OUTPUTS:
                 parts.append(_field(12 if name == OUTPUTS else 11, value))
-    version = next(value for number, value in _fields(data) if number == 1 and isinstance(value, int))
+    version = _number(data, 1)
     operators = [_field(8, value) for value in _all(data, 8)]
-    return b"".join([_varint(1 << 3 | VARINT), _varint(version), *operators, _field(7, b"".join(parts))])
+    return b"".join([_number_field(1, version), *operators, _field(7, b"".join(parts))])
 
 
 def _require_harmless(node: memoryview) -> None:
@@ -194,11 +197,9 @@ def _require_harmless(node: memoryview) -> None:
 
 
 def _require_finite(tensor: memoryview) -> None:
-    fields = list(_fields(tensor))
-    if any(number in (13, 14) for number, _ in fields):
+    if any(number in (13, 14) for number, _ in _fields(tensor)):
         raise ValueError("a weight is stored outside the file")
-    kind = next(value for number, value in fields if number == 2)
-    if kind == FLOAT:
+    if _number(tensor, 2) == FLOAT:
         values = np.concatenate([np.frombuffer(raw, np.float32) for raw in _all(tensor, 9)])
         if not np.isfinite(values).all():
             raise ValueError("its weights are not finite numbers")
@@ -248,12 +249,23 @@ def _varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
+def _number_field(number: int, value: int) -> bytes:
+    return _varint(number << 3 | VARINT) + _varint(value)
+
+
 def _field(number: int, value: bytes | memoryview) -> bytes:
     return b"".join([_varint(number << 3 | BYTES), _varint(len(value)), value])
 
 
 def _all(data: bytes | memoryview, wanted: int) -> list[memoryview]:
     return [value for number, value in _fields(data) if number == wanted and isinstance(value, memoryview)]
+
+
+def _number(data: bytes | memoryview, wanted: int) -> int:
+    for number, value in _fields(data):
+        if number == wanted and isinstance(value, int):
+            return value
+    raise ValueError(f"no field {wanted}")
 
 
 def _text(data: memoryview, wanted: int) -> str:

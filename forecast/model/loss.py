@@ -22,7 +22,8 @@ def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: T
     """
     if likelihood == "mse":
         return nn.functional.mse_loss(outputs[:, 0], targets)
-    location, scale, df = student_t_parameters(*outputs.unbind(-1), volatility, torch.exp)
+    location, scale, df = outputs.unbind(-1)
+    location, scale, df = student_t_parameters(location, scale, df, volatility, torch.exp)
     standard = (targets - location) / scale
     half = (df + 1) / 2
     log_density = (
@@ -32,4 +33,5 @@ def loss(likelihood: Likelihood, outputs: Tensor, volatility: Tensor, targets: T
         - torch.log(scale)
         - half * torch.log1p(standard.square() / df)
     )
-    return -log_density.mean()
+    mean: Tensor = -log_density.mean()
+    return mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,10 +21,9 @@ BARS_OF = "close"
 
 def as_numbers(values: ArrayLike) -> Array:
     """Numbers of any shape as an array; a traced array (``forecast.model.tracing``) stays one."""
-    if isinstance(values, np.ndarray) or hasattr(values, "__array_function__"):
-        numbers: Array = values.astype(np.float64, copy=False)
-        return numbers
-    return np.asarray(values, dtype=np.float64)
+    array: Any = values if hasattr(values, "__array_function__") else np.asarray(values)
+    numbers: Array = array.astype(np.float64, copy=False)
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Traced(NDArrayOperatorsMixin):
 
     def clip(self, max: float) -> Traced:  # noqa: A002 - as NumPy and torch call it
         """The numbers, none above ``max``."""
-        clipped: Traced = np.minimum(self, max)
+        clipped: Traced = np.minimum(self, max)  # type: ignore[call-overload]  # a traced array
         return clipped
 
     def places_in(self, table: NDArray[Any]) -> Traced:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from forecast.errors import DataError
 from forecast.names import plain_name
 from forecast.prices import calendars
-from forecast.prices.calendars import BarGrid, Calendar, Choice
-from forecast.prices.dates import weekday
+from forecast.prices.calendars import BarGrid, Calendar, Choice, weekday
 from forecast.prices.intervals import INTERVALS
 from forecast.prices.table import Table
 from forecast.prices.timeline import Timeline

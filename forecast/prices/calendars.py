@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from forecast.errors import DataError, UsageError
 from forecast.names import did_you_mean
-from forecast.prices.dates import weekday
 from forecast.prices.intervals import parse_interval
 
 Days = NDArray[np.datetime64]
@@ -185,6 +184,12 @@ CRYPTO = re.compile(r"-(USD|USDT|USDC|EUR|GBP|JPY|BRL|CAD|AUD|CHF|INR|KRW|BTC|ET
 
 _BUILDING = threading.Lock()
 """One for all calendars: filters of warnings, which a build sets, are the whole process's."""
+
+
+def weekday(days: Days) -> NDArray[np.int64]:
+    """The day of the week of each date, shape (n,): 0 for Monday to 6 for Sunday."""
+    weekdays: NDArray[np.int64] = (days.astype("datetime64[D]").astype(np.int64) + 3) % 7
+    return weekdays
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forecast.errors import DataError, UsageError
+from forecast.prices.calendars import weekday
 from forecast.prices.cells import Cells, all_true, matches, text_of
 
 Days = NDArray[np.datetime64]
@@ -400,12 +401,6 @@ def _integers(texts: pa.Array) -> NDArray[np.int64]:
 
 def _within(numbers: NDArray[np.int64], limits: tuple[int, int]) -> bool:
     return bool(((numbers >= limits[0]) & (numbers <= limits[1])).all())
-
-
-def weekday(days: Days) -> NDArray[np.int64]:
-    """The day of the week of each date, shape (n,): 0 for Monday to 6 for Sunday."""
-    weekdays: NDArray[np.int64] = (days.astype("datetime64[D]").astype(np.int64) + 3) % 7
-    return weekdays
 
 
 def _in_order(stamps: Days) -> bool:

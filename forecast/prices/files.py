@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from forecast.config import DataConfig, FileConfig, parse_settings
 from forecast.errors import DataError
 from forecast.names import plain_name
+from forecast.prices.calendars import weekday
 from forecast.prices.cells import shown, text_of
 from forecast.prices.dates import (
     WEEKDAYS,
@@ -28,7 +29,6 @@ from forecast.prices.dates import (
     is_date_text,
     join_time,
     parse_dates,
-    weekday,
 )
 from forecast.prices.layout import MOST_HEADERS, read_layout, unpacked
 from forecast.prices.numbers import Sign, proved_signs
