@@ -21,6 +21,7 @@ from forecast.backtest.settings import BacktestSettings
 from forecast.config import DataConfig
 from forecast.errors import DataError, ForecastError, LevelError, UsageError, WindowError
 from forecast.frames import DEFAULTS
+from forecast.model.export import exported_model
 from forecast.prices.frames import Columns, Rows, read_frame
 from forecast.scores.distribution import PROBABILITIES
 
@@ -93,6 +94,7 @@ def test_forecasts_come_back_in_the_columns_and_the_order_of_the_field(pooled):
 def test_levels_are_percent_or_shares_and_quantiles_are_columns_of_their_own(pooled):
     percent, shares = pooled.predict(2, level=[80, 90]), pooled.predict(2, levels=[0.9, 0.8])
     pd.testing.assert_frame_equal(percent, shares)
+    pd.testing.assert_frame_equal(pooled.predict(2, 90), pooled.predict(2, levels=[0.9]))
     found = pooled.predict(2, [90], quantiles=[0.05, 0.5])
     assert list(found.columns[3:]) == ["LSTM-lo-90", "LSTM-hi-90", "LSTM-q-5", "LSTM-q-50"]
     assert found["LSTM-q-5"].tolist() == pytest.approx(found["LSTM-lo-90"].tolist())
@@ -310,6 +312,13 @@ def test_a_saved_model_forecasts_the_same_in_python_and_behind_the_server(pooled
         body = {"symbol": "BETA", "values": values, "horizon": 2}
         answer = client.post("/predict", json=body).json()
     assert answer["predictions"] == pytest.approx(expected["LSTM"].tolist()[2:])
+
+
+def test_an_exported_model_forecasts_a_frame_as_the_checkpoint_does(pooled, tmp_path):
+    path = tmp_path / "pooled.onnx"
+    path.write_bytes(exported_model(pooled.checkpoint_).SerializeToString())
+    found = Predictor(path).predict_frame(closes(), 2, [90], notify=quiet)
+    pd.testing.assert_frame_equal(found, pooled.predict(2, [90]), rtol=1e-6)
 
 
 def test_a_checkpoint_of_any_origin_forecasts_from_its_own_window_or_from_a_frame(tiny_checkpoint, snapshot):

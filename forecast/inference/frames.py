@@ -66,8 +66,8 @@ class Asked:
         horizon = require_count("h", horizon)
         if level is not None and levels is not None:
             raise UsageError("`level` and `levels` both give the levels of intervals; omit one of the two")
-        shares = {f"{100 * share:.10g}": float(share) for share in levels or ()}
-        for percent in level or ():
+        shares = {f"{100 * share:.10g}": share for share in _numbers(levels)}
+        for percent in _numbers(level):
             if not 1 <= percent < 100:
                 raise UsageError(
                     f"`level` {percent:g}: levels are percent, such as 90; give shares such as 0.9 as `levels`"
@@ -76,7 +76,8 @@ class Asked:
         for share in shares.values():
             if not 0 < share < 1:
                 raise UsageError(f"`levels` {share:g}: levels are shares between 0 and 1, such as 0.9")
-        for probability in quantiles or ():
+        further = _numbers(quantiles)
+        for probability in further:
             if not 0 < probability < 1:
                 raise UsageError(
                     f"`quantiles` {probability:g}: give probabilities between 0 and 1, such as 0.1"
@@ -87,9 +88,9 @@ class Asked:
         names = [
             *(f"{alias}-lo-{name}" for name in reversed(order)),
             *(f"{alias}-hi-{name}" for name in order),
-            *(f"{alias}-q-{100 * probability:.10g}" for probability in quantiles or ()),
+            *(f"{alias}-q-{100 * probability:.10g}" for probability in further),
         ]
-        probabilities = np.concatenate([lower[::-1], upper, np.asarray(quantiles or (), dtype=np.float64)])
+        probabilities = np.concatenate([lower[::-1], upper, further])
         return cls(horizon, tuple(shares.values()), tuple(names), probabilities, alias)
 
     def require(self, predictor: Predictor) -> None:
@@ -107,6 +108,12 @@ class Asked:
         """The columns of prices (n,) and quantiles (n, k)."""
         bounds = [] if quantiles is None else list(quantiles.T)
         return {self.alias: prices, **dict(zip(self.names, bounds, strict=True))}
+
+
+def _numbers(given: Sequence[float] | None) -> list[float]:
+    """The numbers, of which one may be given without a list."""
+    found: list[float] = [] if given is None else np.atleast_1d(given).astype(np.float64).tolist()
+    return found
 
 
 def require_count(option: str, value: int) -> int:
