@@ -24,6 +24,8 @@ from tune_jobs import databases
 from tune_jobs import study as studies
 from tune_jobs.databases import PostgresServer, SqliteFile, database_of, study_errors
 from tune_jobs.options import TuneOptions
+from tune_jobs.search import _claim
+from tune_jobs.searcher import trial_checkpoint_path
 from tune_jobs.space import SPACES
 
 PASSWORD = "p@ss/word:1"
@@ -363,6 +365,21 @@ def test_without_the_option_the_study_is_a_file(tmp_path):
     assert database_of(TuneOptions(output_dir=tmp_path)) == SqliteFile(tmp_path / "optuna_study.db")
 
 
+def test_a_study_is_resumed_only_where_its_checkpoints_are(opened, address, tmp_path):
+    study, database = opened(), PostgresServer(address, "s")
+    here, there = tmp_path / "here", tmp_path / "there"
+    _claim(study, database, here, here)
+    finish_a_trial(study)
+    with pytest.raises(
+        StudyError, match=rf"1 finished trials .* are in \S+:{here}, not in \S+:{there}; resume"
+    ):
+        _claim(study, database, there, there)
+    there.mkdir()
+    trial_checkpoint_path(there, 0).touch()
+    _claim(study, database, there, there)
+    assert study.user_attrs["runs_in"] == f"{socket.gethostname()}:{there}"
+
+
 def arguments(address, *more):
     """Of a job with little to train."""
     little = ("--windows-per-epoch", "300", "--members", "1", "--no-retrain", "--no-report")
@@ -430,8 +447,3 @@ def test_jobs_of_one_database_that_are_cut_and_killed_lose_nothing(tmp_path, add
     for text in [output.encode(), errors.encode(), *(path.read_bytes() for path in written)]:
         assert PASSWORD.encode() not in text
         assert quote(PASSWORD, safe="").encode() not in text
-
-    elsewhere = start(tmp_path / "third", *arguments(secret, "--study-name", "BTC-USD-second", "--resume"))
-    code, errors = wait_for_end(elsewhere)
-    assert code == 1
-    assert f"not in {socket.gethostname()}:{tmp_path / 'third'}; resume the study there" in errors
