@@ -14,7 +14,7 @@ ARGS ?=
 # the files in deploy/, and the shells that completion is tested in. Debian starts the services among them.
 PACKAGES := chromium fonts-liberation curl iproute2 openssh-server rsync cron prometheus systemd postgresql fish zsh
 
-.PHONY: help setup upgrade system-packages image-steps run serve test check bench docs picture clean
+.PHONY: help setup upgrade system-packages image-steps run serve test check bench docs notebooks picture clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,7 @@ check: $(READY) ## lint, format, types, layers, and the docs' links
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(MKDOCS) build --strict --quiet --site-dir build/site
 
 bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
@@ -75,6 +76,9 @@ bench: $(READY) ## run the benchmarks; serving needs wrk (apt-get install wrk)
 docs: $(READY) ## make docs/reference from the code, and the site in site/
 	$(BIN)/python -m docs.make_reference
 	$(MKDOCS) build --strict --quiet
+
+notebooks: $(READY) ## execute docs/notebooks, and keep their outputs
+	$(BIN)/python -m docs.make_notebooks
 
 picture: $(READY) ## make docs/images/page.png, the served page with the pick of artifacts/
 	$(BIN)/python -m docs.make_picture

@@ -53,6 +53,7 @@ LEARNING = [
             "price-files",
             "bars-and-calendars",
             "resume",
+            "without-torch",
             "another-symbol",
             "many-symbols",
             "dataframes",
@@ -158,7 +159,8 @@ class Reader:
         )
         shutil.copytree(ROOT, self.place, ignore=ignored)
         (self.place / ".venv").symlink_to(sys.prefix)
-        os.utime(self.place / "pyproject.toml", (0, 0))  # the environment exists already
+        for name in ("constraints.txt", "pyproject.toml"):
+            os.utime(self.place / name, (0, 0))  # the environment exists already
         wrappers = place / "bin"
         wrappers.mkdir()
         forecaster = REPLACED.format(program=Path(sys.executable).with_name(PROGRAM))
