@@ -335,9 +335,10 @@ def test_without_mlflow_a_line_names_the_extra(monkeypatch, tmp_path, capsys):
     )
 
 
-def test_an_address_with_a_password_is_refused_without_showing_it():
+@pytest.mark.parametrize("secret", ["me:geheim@", "geheim@"])
+def test_an_address_with_a_password_is_refused_without_showing_it(secret):
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        Tracking("https://me:geheim@mlflow.example.com")
+        Tracking(f"https://{secret}mlflow.example.com")
     assert "geheim" not in str(caught.value)
 
 

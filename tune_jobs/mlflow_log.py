@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import optuna
 import pandas as pd
@@ -37,6 +36,7 @@ from forecast.job_files import PICK_FILE, SUMMARY_FILE
 from forecast.live.judge import seen_until
 from forecast.live.store import FILES, Store, Version
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
+from forecast.prices.locations import masked
 from forecast.version import DISTRIBUTION, installed_version
 from tune_jobs.console import say
 from tune_jobs.databases import STUDY_FILE, SqliteFile
@@ -108,12 +108,10 @@ def require_mlflow(uri: str) -> None:
     """
     if importlib.util.find_spec("mlflow") is None:
         raise UsageError(f"`mlflow` {uri}: MLflow is not installed; pip install '{DISTRIBUTION}[mlflow]'")
-    parts = urlsplit(uri)
-    if parts.password:
-        shown = uri.replace(f":{parts.password}@", ":***@")
+    if (shown := masked(uri)) != uri:
         raise UsageError(
             f"`mlflow` {shown}: a password here would be kept in summary.json; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD instead"
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, instead"
         )
 
 
@@ -538,6 +536,8 @@ def _trials(directory: Path, study: str) -> list[FrozenTrial]:
     if not (directory / STUDY_FILE).is_file():
         return []
     address = SqliteFile(directory / STUDY_FILE).url.render_as_string()
+    if study not in optuna.get_all_study_names(address):
+        return []
     return optuna.load_study(study_name=study, storage=address).get_trials(deepcopy=False)
 
 
