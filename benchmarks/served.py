@@ -118,6 +118,10 @@ class Server:
         """Return the resident memory of the processes that compute, in MB."""
         return sum(worker.memory_info().rss for worker in self.workers()) / 1e6
 
+    def proportional_memory_mb(self) -> float:
+        """Return the memory of the processes that compute, each page divided by the processes that share it, in MB."""
+        return sum(worker.memory_full_info().pss for worker in self.workers()) / 1e6
+
     def gcs_address(self) -> str:
         """Return the address of the Ray cluster that ``serve run`` started."""
         for one in psutil.Process(self.process.pid).children(recursive=True):
@@ -139,11 +143,17 @@ def _title(process: psutil.Process) -> str:
 
 @contextlib.contextmanager
 def serve_run(
-    checkpoint: Path, *options: str, environment: Mapping[str, str] | None = None, replicas: int = 1
+    checkpoint: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    replicas: int = 1,
+    programs: Path | None = None,
 ) -> Iterator[Server]:
-    """Run ``serve run serve_app:app`` on a new local cluster."""
+    """Run ``serve run serve_app:app`` on a new local cluster, with this environment's or other ``programs``."""
     kept = {name: value for name, value in os.environ.items() if name not in SERVE_FLAGS}
-    command = [str(Path(sys.executable).with_name("serve")), "run", "serve_app:app"]
+    found = programs or Path(sys.executable).parent
+    kept["PATH"] = f"{found}{os.pathsep}{kept['PATH']}"
+    command = [str(found / "serve"), "run", "serve_app:app"]
     command += [f"checkpoint={checkpoint}", f"replicas={replicas}", *options]
     with _running(command, PORT, {**kept, "RAY_ADDRESS": "local", **(environment or {})}) as server:
         deadline = time.monotonic() + START_S

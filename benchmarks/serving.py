@@ -4,17 +4,22 @@
 Ray Serve's own proxy; all with the same checkpoint, in alternating rounds under the same load generator (wrk).
 ``members``: the default model and a single one of its members.
 ``agreement``: ONNX Runtime against torch, on random windows over the search space's shapes.
+``exported``: a checkpoint, the same model exported, and that in an environment without torch (``--slim``, such as
+build/image-slim/venv, which ``make image-steps`` leaves).
+``graphs``: exported graphs, from prices to quantiles, against their checkpoints in torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import platform
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,7 +33,9 @@ import torch
 
 from benchmarks.served import Load, Server, make_checkpoint, original_server, serve_run, wrk
 from forecast import Predictor, TrainConfig, load_series, save_checkpoint, train
+from forecast.inference.agreement import differences
 from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
+from forecast.model.export import exported_model
 from forecast.scores.distribution import MAIN_LEVEL
 from tune_jobs.space import SPACES
 
@@ -40,9 +47,11 @@ PLAIN_PROXY = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
-ALL_PARTS = ("compare", "members", "agreement")
+ALL_PARTS = ("compare", "members", "agreement", "exported", "graphs")
 MEMBERS_BAR = 1.5
 """Largest p50 of the default model over that of a single member."""
+GRAPH_BAR = 1e-6
+"""Largest difference of an exported graph from torch, relative to the price."""
 AS_JSON = {"content-type": "application/json"}
 
 Start = Callable[[Path], AbstractContextManager[Server]]
@@ -194,6 +203,103 @@ def agreement(windows: int) -> None:
         raise SystemExit(1)
 
 
+def exported(rounds: int, seconds: float, slim: Path) -> None:
+    """Print start, memory and speed of a replica of a checkpoint, and of the exported model, in alternating rounds.
+
+    Raises:
+        SystemExit: when an answer is wrong.
+    """
+    series = load_series("BTC-USD", source="snapshot")
+    seen: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint, model = Path(name) / "model.pt", Path(name) / "model.onnx"
+        trained = train(series, TrainConfig(source="snapshot", max_epochs=1)).checkpoint
+        save_checkpoint(trained, checkpoint)
+        model.write_bytes(exported_model(trained).SerializeToString())
+        predictor = Predictor(checkpoint, "cpu")
+        window = [round(float(value), 2) for value in series.values[600 : 600 + predictor.rows_used]]
+        body, expected = json.dumps({"values": window}), predictor.predict_next(window)
+        rows: dict[str, tuple[Path, Path | None]] = {
+            "checkpoint": (checkpoint, None),
+            "exported": (model, None),
+        }
+        if (slim / "bin" / "serve").exists():
+            rows["exported, without torch"] = (model, slim / "bin")
+        for number in range(rounds):
+            for row, (path, programs) in rows.items():
+                # Elsewhere than this checkout, whose modules would hide those of the other environment.
+                started = time.perf_counter()
+                with contextlib.chdir(name), serve_run(path, programs=programs) as server:
+                    answer = httpx.post(f"{server.url}/predict", content=body, headers=AS_JSON).json()
+                    start = time.perf_counter() - started
+                    if not math.isclose(answer["prediction"], expected, rel_tol=1e-6):
+                        raise SystemExit(f"error: {row} answers {answer}, not {expected}")
+                    wrk(server.url, "/predict", body, 16, 2)
+                    load = wrk(server.url, "/predict", body, 16, seconds)
+                    memory = server.memory_mb(), server.proportional_memory_mb()
+                    seen[row].append((start, *memory, load.per_second, load.failures))
+                print(f"round {number + 1}, {row}: {seen[row][-1]}", flush=True)
+    print("| replica | start s | of the checkpoint's | RSS MB | PSS MB | req/s at 16 | failures |")
+    print("|---|---|---|---|---|---|---|")
+    medians = {
+        row: [statistics.median(each) for each in zip(*found, strict=True)] for row, found in seen.items()
+    }
+    for row, (start, rss, pss, rate, failures) in medians.items():
+        ratio = statistics.median(
+            one[0] / base[0] for one, base in zip(seen[row], seen["checkpoint"], strict=True)
+        )
+        print(
+            f"| {row} | {start:.1f} | {ratio:.2f} | {rss:.0f} | {pss:.0f} | {rate:.0f} | {failures:.0f} |",
+            flush=True,
+        )
+    if slim.exists():
+        size = sum(file.lstat().st_size for file in slim.rglob("*")) / 1e6
+        print(f"{slim}: {size:.0f} MB")
+
+
+def graphs(windows: int) -> None:
+    """Print the largest difference of exported graphs from their checkpoints in torch, as ``differences`` measures it.
+
+    Raises:
+        SystemExit: when one is larger than ``GRAPH_BAR``.
+    """
+    from tests.untrained import BARS, bars, chosen, config_of, panel_of, untrained
+
+    snapshot, largest = load_series("BTC-USD", source="snapshot"), []
+    torch.set_num_threads(1)
+    several = [{"sequence_length": 20}, {"hidden_size": 16, "num_layers": 2}]
+    kinds = [
+        (likelihood, target, log, volatility, market)
+        for likelihood in ("student_t", "mse")
+        for target in ("residual", "level")
+        for log in (True, False)
+        for volatility in ("ewma", "gjr", "range", "window")
+        for market in (None, *([False, True] if volatility == "gjr" and target == "residual" else []))
+    ]
+    each = -(-windows // len(kinds))
+    for seed, (likelihood, target, log, volatility, market) in enumerate(kinds):
+        columns = BARS if volatility == "range" else ()
+        options = {"likelihood": likelihood, "target": target, "log_prices": log, "volatility": volatility}
+        config = config_of(
+            sequence_length=60, hidden_size=32, input_columns=columns, market=bool(market), **options
+        )
+        data = chosen(bars(snapshot), ("Close", *columns)) if market is None else panel_of(snapshot, 8)
+        checkpoint = untrained(data, config, seed, several)
+        found = differences(checkpoint, exported_model(checkpoint).SerializeToString(), each, seed)
+        largest.append(found.max())
+        kind = "one symbol" if market is None else f"8 symbols, market {market}"
+        print(
+            f"{likelihood}, {target}, log {log}, {volatility}, {kind}: {found.max():.1e}, median {np.median(found):.1e}"
+        )
+    print(
+        f"{each * len(kinds):,} random windows, {len(kinds)} kinds of models of three members: exported graphs differ "
+        f"from torch by at most {max(largest):.1e} of a price; the bar is {GRAPH_BAR:.0e}",
+        flush=True,
+    )
+    if max(largest) > GRAPH_BAR:
+        raise SystemExit(1)
+
+
 def main() -> None:
     """Run the parts that the command line names, or all of them."""
     parser = argparse.ArgumentParser(
@@ -213,6 +319,16 @@ def main() -> None:
     part = parts.add_parser("agreement", help="ONNX Runtime against torch")
     part.add_argument("--windows", type=int, default=10_000)
     part.set_defaults(run=lambda o: agreement(o.windows))
+    part = parts.add_parser("exported", help="a checkpoint and the same model exported")
+    part.add_argument("--rounds", type=int, default=3)
+    part.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
+    part.add_argument(
+        "--slim", type=Path, default=Path("build/image-slim/venv"), help="environment without torch"
+    )
+    part.set_defaults(run=lambda o: exported(o.rounds, o.seconds, o.slim.absolute()))
+    part = parts.add_parser("graphs", help="exported graphs against torch")
+    part.add_argument("--windows", type=int, default=10_000)
+    part.set_defaults(run=lambda o: graphs(o.windows))
     given = parser.parse_args()
 
     libraries = ", ".join(

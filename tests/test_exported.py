@@ -1,5 +1,6 @@
 """Exported models: one ONNX file gives the numbers of its checkpoint, and runs without torch."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -89,7 +90,9 @@ def pair(snapshot, tmp_path_factory):
     place = tmp_path_factory.mktemp("exported")
     config = config_of(source="snapshot", likelihood="student_t", members=2, target="residual")
     checkpoint, exported = place / "model.pt", place / "model.onnx"
-    save_checkpoint(untrained(snapshot, config, 0, [{"sequence_length": 20}]), checkpoint)
+    model = untrained(snapshot, config, 0, [{"sequence_length": 20}])
+    window = snapshot.values[-model.rows_used :].tolist()
+    save_checkpoint(model.model_copy(update={"latest_window": window}), checkpoint)
     assert run(main, ["export", str(checkpoint), str(exported), "--check-windows", "20"]) == 0
     return checkpoint, exported
 
@@ -166,6 +169,7 @@ def test_an_exported_model_is_refused_where_it_cannot_run(pair, capsys):
     assert run(main, ["export", str(pair[0]), str(exported.with_suffix(".pb"))]) == 2
     assert run(main, ["train", "--start-from", str(exported), "--source", "snapshot"]) == 1
     lines = capsys.readouterr().err.splitlines()
+    assert any("give the checkpoint (.pt) that it was made from" in line for line in lines)
     assert len([line for line in lines if line.startswith("error: ")]) == 3
 
 
@@ -276,6 +280,24 @@ def test_neither_the_library_nor_a_server_imports_torch_for_an_exported_model(pa
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_reader_of_the_documentation_gets_the_same_numbers(pair, tmp_path, capsys):
+    """Ten lines of ONNX Runtime and NumPy, run as they stand."""
+    page = (ROOT / "docs" / "how-to" / "without-torch.md").read_text()
+    (reader,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    shutil.copy(pair[1], tmp_path / "model.onnx")
+    with contextlib.chdir(tmp_path):
+        exec(reader, found := {})
+    ours = Predictor(pair[0], "cpu")
+    window = ours.checkpoint.latest_window
+    assert found["forecast"]["price"] == pytest.approx(ours.predict([window]), rel=LARGEST)
+    quantiles = ours.forecast([window]).quantiles(found["forecast"]["probabilities"])
+    assert found["forecast"]["quantiles"] == pytest.approx(quantiles, rel=LARGEST)
+    printed = re.findall(r"\d+\.\d+", capsys.readouterr().out.replace("90 %", ""))
+    assert [float(number) for number in printed] == pytest.approx(
+        [found["forecast"]["price"][0], *ours.predict_intervals([window], [0.9])[0, 0, 0]], rel=1e-6
+    )
 
 
 def test_what_the_slim_image_leaves_out_is_what_the_project_depends_on():

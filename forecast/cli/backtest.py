@@ -15,7 +15,7 @@ from forecast.errors import UsageError
 
 if TYPE_CHECKING:
     from forecast.backtest.rolling import RunTasks
-    from forecast.model.checkpoint import Checkpoint
+    from forecast.model.card import ModelCard
     from forecast.prices.series import Series
 
 
@@ -115,9 +115,9 @@ def run_backtest(options: BacktestOptions, given: set[str], run: RunTasks | None
     return 0
 
 
-def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Series, Checkpoint | None]:
+def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Series, ModelCard | None]:
     """The configuration, the rows, and the checkpoint that they come from, if any."""
-    from forecast.model.checkpoint import load_checkpoint
+    from forecast.model.loading import load_card
     from forecast.model.reproduce import series_of
     from forecast.prices.source import series_from_config
 
@@ -129,7 +129,7 @@ def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Se
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
         return config, series_from_config(options), None
     require_only_from_trial(given, {"device", "source", "threads", "seed"})
-    checkpoint = load_checkpoint(options.from_trial)
+    checkpoint = load_card(options.from_trial)
     changes: dict[str, Any] = {
         name: getattr(options, name) for name in ("device", "threads", "seed") if name in given
     }
@@ -168,7 +168,7 @@ def _horizon_lines(config: TrainConfig, settings: BacktestSettings) -> list[str]
     ]
 
 
-def _seen_lines(checkpoint: Checkpoint | None, series: Series, first_origin: int) -> list[str]:
+def _seen_lines(checkpoint: ModelCard | None, series: Series, first_origin: int) -> list[str]:
     """Warn in a line if the search that chose the configuration saw rows that the folds are scored on."""
     seen = checkpoint.searched_rows if checkpoint else None
     if seen is None or seen <= first_origin:

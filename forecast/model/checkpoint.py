@@ -38,6 +38,7 @@ from forecast.model.card import (
     require_readable,
     require_usable,
 )
+from forecast.model.exported import is_exported
 from forecast.model.network import build_network
 from forecast.model.panel import Prepared
 from forecast.model.split import Part
@@ -316,6 +317,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Read a file's content and the hash of exactly these bytes: the file may be replaced in the meantime."""
+    if is_exported(path):
+        raise CheckpointError(
+            f"{path} is an exported model, which forecasts and has no weights for torch; give the checkpoint (.pt) "
+            "that it was made from"
+        )
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; {HOW_TO_MAKE_ONE}")
     if not path.is_file():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 
 from forecast.errors import CheckpointError, DataError, UsageError
+from forecast.model.card import ModelCard
 from forecast.model.checkpoint import Checkpoint
 from forecast.prices.series import Series
 from forecast.prices.source import Notify, say_on_stderr, series_from_config
 
 
 def series_of(
-    checkpoint: Checkpoint, source: str | None = None, notify: Notify | None = say_on_stderr
+    checkpoint: ModelCard, source: str | None = None, notify: Notify | None = say_on_stderr
 ) -> Series:
     """Load exactly the rows that a checkpoint was trained, validated and tested on.
 
