@@ -171,7 +171,8 @@ def files() -> str:
         table(("file", "what"), [(f"`{name}`", what) for name, what in backtest.FILES.items()]),
         f"## A checkpoint, schema {SCHEMA_VERSION}",
         "One file that `torch.load(weights_only=True)` reads. `feature_mean` and `feature_std` repeat the feature's "
-        "`normalization`, as in the original system. Files of schemas 1 and 2 and of the original system load too.",
+        "`normalization`, as in the original system. Files of schemas 1 and 2 and of the original system load too. An "
+        "exported model (`.onnx`) has the same fields but `model_state`, as JSON under the key `card` of its metadata.",
         table(
             ("field", "what"),
             [
