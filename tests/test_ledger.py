@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 
 import live_ledger
 import numpy as np
@@ -78,6 +79,21 @@ def test_a_forecast_from_a_corrected_price_supersedes_the_earlier_one_which_stay
         assert row["absolute_error"] == pytest.approx(4 / (2 * np.log(3)), rel=1e-6)
     evidence = next(row["evidence"] for row in ledger.sessions("A", horizon=1) if row["model"] == "model")
     assert len(evidence["places"]) == 1
+
+
+def test_a_session_that_the_calendar_does_not_have_supersedes_the_forecast_of_the_next_bar(ledger):
+    first, later = session(prices={"A": 100.0}), session(prices={"A": 101.0})
+    # Of the same bar, one step after a Saturday session that the calendar did not have.
+    for role, some in later.items():
+        later[role] = [replace(each, origin=f"{each.origin}T", target=some[0].target) for each in some]
+    assert [ledger.issue("A", first), ledger.issue("A", later), ledger.issue("A", later)] == [2, 2, 0]
+    assert [(row["prediction"], row["revision"]) for row in ledger.published("A")] == [(101.0, 1)]
+    ledger.settle("A", {"A": ([first["champion"][0].target], np.array([101.0]))})
+    assert [row["prediction"] for row in ledger.settled("A", "A", 5)] == [101.0]
+    assert [(row["model"], row["symbols"]) for row in ledger.sessions("A")] == [
+        ("model", 1),
+        ("persistence", 1),
+    ]
 
 
 def test_a_price_that_arrives_late_and_one_in_another_unit_make_a_forecast_outdated(ledger):

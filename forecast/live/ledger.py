@@ -168,6 +168,7 @@ class Ledger:
         new, published = [], []
         with self.writing() as connection:
             recorded = _recorded_sets(connection, name, rows)
+            latest = _latest_revisions(connection, name, rows)
             before = _published_revisions(connection, name)
             last_price = connection.scalar(sa.select(sa.func.max(PRICES.c.id))) or 0
             for key, own in sets.items():
@@ -178,7 +179,8 @@ class Ledger:
                 if champion and symbol in before and before[symbol][0] == origin:
                     same &= before[symbol] == (origin, model, revision)
                 if not same:
-                    revision += 1
+                    # A bar's forecast has another origin after a session that the calendar does not have.
+                    revision = 1 + max(revision, *(latest.get(_bar(row), -1) for row in own))
                     new += [row | {"revision": revision} for row in own]
                 if champion:
                     bars = timelines.get(symbol)
@@ -468,6 +470,25 @@ def _recorded_sets(
         revision, contents = found.get(key, (-1, set()))
         found[key] = row["revision"], (contents if row["revision"] == revision else set()) | {_content(row)}
     return found
+
+
+def _bar(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the revisions of a forecast have in common."""
+    return tuple(row[key] for key in ("target", "symbol", "horizon", "model"))
+
+
+def _latest_revisions(
+    connection: sa.Connection, name: str, rows: Iterable[Mapping[str, Any]]
+) -> dict[tuple[Any, ...], int]:
+    """The latest revision of each forecast of these rows' bars, from whatever origin."""
+    targets = sorted({row["target"] for row in rows})
+    keys = [FORECASTS.c[key] for key in ("target", "symbol", "horizon", "model")]
+    query = (
+        sa.select(*keys, sa.func.max(FORECASTS.c.revision).label("revision"))
+        .where(FORECASTS.c.name == name, FORECASTS.c.target.in_(sa.select(_each_of(targets).c.value)))
+        .group_by(*keys)
+    )
+    return {_bar(row): row["revision"] for row in map(dict, connection.execute(query).mappings())}
 
 
 def _published_revisions(connection: sa.Connection, name: str) -> dict[str, tuple[str, str, int]]:
