@@ -330,6 +330,10 @@ def test_a_wrong_address_is_refused_without_its_password(address, message):
             "PGPASSWORD=... optuna-dashboard postgresql+psycopg://joe@db/s",
         ),
         (
+            "postgresql://joe@db/s?password=hunter2&sslmode=require",
+            "PGPASSWORD=... optuna-dashboard 'postgresql+psycopg://joe@db/s?sslmode=require'",
+        ),
+        (
             "postgresql+psycopg://joe:${DB_PASSWORD}@db/s",
             'optuna-dashboard "postgresql+psycopg://joe:${DB_PASSWORD}@db/s"',
         ),
@@ -344,7 +348,7 @@ def test_the_password_is_in_no_text_that_the_job_writes(address, dashboard, monk
     assert all("hunter2" not in text for text in texts)
     assert options.model_dump()["study_storage"] == address.replace("hunter2", "***")
     assert database.connect_args.get("password") == (
-        "hunter2" if ":" in address[13:] and "joe:" in address else None
+        "hunter2" if "joe:" in address or "password=" in address else None
     )
 
 

@@ -204,6 +204,8 @@ class PostgresServer(Database):
                 f"`study_storage` {self}: not an address of a database; use "
                 "postgresql+psycopg://user@host/database, with the signs @ / : ? of a password escaped (%40 for @)"
             ) from None
+        if isinstance(password := url.query.get("password"), str):  # libpq takes it there as well
+            url = url.difference_update_query(["password"]).set(password=password)
         return url.set(drivername="postgresql+psycopg")
 
     @property
@@ -280,7 +282,7 @@ class PostgresServer(Database):
         """The command for this database; the reader gives a password that was in the address."""
         whole, given = self._whole, masked(self.address)
         if given != self.address:  # a password in clear: PGPASSWORD has the same effect
-            shown = whole._replace(password=None).render_as_string()
+            shown = masked(whole._replace(password=None).render_as_string())
             return f"PGPASSWORD=... optuna-dashboard {shlex.quote(shown)}"
         shown = f"{whole.drivername}://{given.partition('://')[2]}"
         quoted = f'"{shown}"' if "${" in shown else shlex.quote(shown)
