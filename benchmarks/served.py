@@ -118,6 +118,11 @@ class Server:
         """Return the resident memory of the processes that compute, in MB."""
         return sum(worker.memory_info().rss for worker in self.workers()) / 1e6
 
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Return the CPU seconds that the processes that run now have used: all of them, and those that compute."""
+        root = psutil.Process(self.process.pid)
+        return _cpu_seconds([root, *root.children(recursive=True)]), _cpu_seconds(self.workers())
+
     def proportional_memory_mb(self) -> float:
         """Return the memory of the processes that compute, each page divided by the processes that share it, in MB."""
         return sum(worker.memory_full_info().pss for worker in self.workers()) / 1e6
@@ -129,6 +134,15 @@ class Server:
                 if word.startswith("--gcs-address="):
                     return word.removeprefix("--gcs-address=")
         raise LookupError("no Ray cluster under this server")
+
+
+def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def _words(process: psutil.Process) -> list[str]:

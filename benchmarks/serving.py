@@ -231,27 +231,27 @@ def exported(rounds: int, seconds: float, slim: Path) -> None:
                 started = time.perf_counter()
                 with contextlib.chdir(name), serve_run(path, programs=programs) as server:
                     answer = httpx.post(f"{server.url}/predict", content=body, headers=AS_JSON).json()
-                    start = time.perf_counter() - started
+                    start, every, replica = time.perf_counter() - started, *server.cpu_seconds()
                     if not math.isclose(answer["prediction"], expected, rel_tol=1e-6):
                         raise SystemExit(f"error: {row} answers {answer}, not {expected}")
                     wrk(server.url, "/predict", body, 16, 2)
                     load = wrk(server.url, "/predict", body, 16, seconds)
                     memory = server.memory_mb(), server.proportional_memory_mb()
-                    seen[row].append((start, *memory, load.per_second, load.failures))
+                    seen[row].append((start, every, replica, *memory, load.per_second, load.failures))
                 print(f"round {number + 1}, {row}: {seen[row][-1]}", flush=True)
-    print("| replica | start s | of the checkpoint's | RSS MB | PSS MB | req/s at 16 | failures |")
-    print("|---|---|---|---|---|---|---|")
-    medians = {
-        row: [statistics.median(each) for each in zip(*found, strict=True)] for row, found in seen.items()
-    }
-    for row, (start, rss, pss, rate, failures) in medians.items():
-        ratio = statistics.median(
-            one[0] / base[0] for one, base in zip(seen[row], seen["checkpoint"], strict=True)
-        )
-        print(
-            f"| {row} | {start:.1f} | {ratio:.2f} | {rss:.0f} | {pss:.0f} | {rate:.0f} | {failures:.0f} |",
-            flush=True,
-        )
+    print("medians; in brackets, those of the ratios to the checkpoint's of the same round")
+    print(
+        "| replica | start s | CPU s of all | CPU s of the replica | RSS MB | PSS MB | req/s at 16 | failures |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for row, found in seen.items():
+        cells = []
+        for place, digits in enumerate((1, 1, 1, 0, 0, 0)):
+            own = statistics.median(one[place] for one in found)
+            pairs = zip(found, seen["checkpoint"], strict=True)
+            ratio = statistics.median(one[place] / base[place] for one, base in pairs)
+            cells.append(f"{own:.{digits}f} ({ratio:.2f})")
+        print(f"| {row} | {' | '.join(cells)} | {sum(one[-1] for one in found):.0f} |", flush=True)
     if slim.exists():
         size = sum(file.lstat().st_size for file in slim.rglob("*")) / 1e6
         print(f"{slim}: {size:.0f} MB")

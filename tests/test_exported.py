@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,9 +188,16 @@ def test_a_damaged_foreign_or_newer_file_is_refused_in_one_line(pair, tmp_path):
     bare = onnx.load_from_string(data)
     del bare.metadata_props[:]
 
-    def remade(**changes):
-        """The file with another card, and the checksum of that."""
+    def remade(weight=0.0, **changes):
+        """The file with another card or weight, and the checksum of that."""
         model = onnx.load_from_string(data)
+        tensor = next(each for each in model.graph.initializer if each.name.endswith("regressor_bias"))
+        if weight is None:
+            tensor.external_data.add(key="location", value="/etc/hostname")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+        else:
+            values = onnx.numpy_helper.to_array(tensor) + np.float32(weight)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         metadata = {each.key: each.value for each in model.metadata_props if each.key != CHECKSUM}
         metadata["card"] = json.dumps({**json.loads(metadata["card"]), **changes})
         describe(model, metadata)
@@ -206,6 +214,8 @@ def test_a_damaged_foreign_or_newer_file_is_refused_in_one_line(pair, tmp_path):
         "an impossible normalization": remade(normalization={"scalings": []}),
         "no configuration": remade(config=None),
         "members without networks": remade(further_members=[]),
+        "a weight that is not finite": remade(weight=np.nan),
+        "a weight in another file": remade(weight=None),
     }
     assert load_card(exported).sha256
     for name, content in contents.items():

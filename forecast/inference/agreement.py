@@ -37,13 +37,13 @@ def exported_and_checked(
         CheckpointError: when the file could not be read again, or its forecasts are not those of the checkpoint;
             messages call it ``path``.
     """
-    data = exported_model(checkpoint).SerializeToString()
     try:
+        data = exported_model(checkpoint).SerializeToString()
         exported_engine(exported_from(data, path), path, "auto", "onnx")
         difference = float(differences(checkpoint, data, windows).max())
     except ForecastError:
         raise
-    except Exception as error:  # ONNX Runtime's errors have no common base class
+    except Exception as error:  # those of onnx and ONNX Runtime have no common base class
         raise CheckpointError(
             f"this model cannot be exported ({first_line(error)}); serve the checkpoint"
         ) from error

@@ -418,4 +418,4 @@ def first_line(error: Exception) -> str:
         return f"{' '.join(map(str, first['loc']))}: {first['msg']}"
     if isinstance(error, KeyError):
         return f"no {error.args[0]}"
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

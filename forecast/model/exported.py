@@ -50,8 +50,16 @@ SIZED_BY_VALUES = frozenset(
 )
 """Operators with which a small file could fill the memory; no network needs them."""
 
-METADATA = 14
-"""Number of the field of a model that holds its metadata."""
+VERSION, GRAPH, OPERATORS, METADATA = 1, 7, 8, 14
+"""Numbers of the fields of a model."""
+NODE, NAME, WEIGHT, INPUT, OUTPUT, DESCRIPTION = 1, 2, 5, 11, 12, 13
+"""Numbers of the fields of a graph."""
+NODE_NAME, KIND, ATTRIBUTE, DOMAIN = 3, 4, 5, 7
+"""Numbers of the fields of a node."""
+OF_ATTRIBUTE, GRAPHS_OF_ATTRIBUTE = 5, (6, 11, 22, 23)
+"""Numbers of the fields of an attribute that hold a tensor, and graphs or sparse tensors."""
+TYPE, FLOATS, TENSOR_NAME, RAW, ELSEWHERE = 2, 4, 8, 9, (13, 14)
+"""Numbers of the fields of a tensor."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Protocol Buffers' types of fields."""
 FLOAT = 1
@@ -156,7 +164,7 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def _graph(data: bytes) -> memoryview:
-    graphs = _all(data, 7)
+    graphs = _all(data, GRAPH)
     if len(graphs) != 1:
         raise ValueError("no graph")
     return graphs[0]
@@ -168,41 +176,43 @@ def _networks(data: bytes) -> bytes:
     Raises:
         ValueError: when a node or a weight could do more than compute, or weights are not finite.
     """
-    parts = [_field(2, b"networks")]
-    for number, value in _fields(_graph(data)):
-        if not isinstance(value, memoryview):
-            continue
-        if number == 1 and _text(value, 3).startswith(NETWORKS):
-            _require_harmless(value)
-            parts.append(_field(1, value))
-        elif number == 5 and _text(value, 8).startswith(NETWORKS):
-            _require_finite(value)
-            parts.append(_field(5, value))
-        elif (
-            number == 13
-        ):  # a description of a value inside the graph becomes one of an input, or of the output
-            name = _text(value, 1)
-            if name.startswith(INPUTS) or name == OUTPUTS:
-                parts.append(_field(12 if name == OUTPUTS else 11, value))
-    version = _number(data, 1)
-    operators = [_field(8, value) for value in _all(data, 8)]
-    return b"".join([_number_field(1, version), *operators, _field(7, b"".join(parts))])
+    graph = _graph(data)
+    parts = [_field(NAME, b"networks")]
+    for node in _all(graph, NODE):
+        if _text(node, NODE_NAME).startswith(NETWORKS):
+            _require_harmless(node)
+            parts.append(_field(NODE, node))
+    for weight in _all(graph, WEIGHT):
+        if _text(weight, TENSOR_NAME).startswith(NETWORKS):
+            _require_finite(weight)
+            parts.append(_field(WEIGHT, weight))
+    # Descriptions of values inside the graph become those of the inputs, and of the output.
+    for described in _all(graph, DESCRIPTION):
+        name = _text(described, 1)
+        if name == OUTPUTS or name.startswith(INPUTS):
+            parts.append(_field(OUTPUT if name == OUTPUTS else INPUT, described))
+    operators = [_field(OPERATORS, each) for each in _all(data, OPERATORS)]
+    version = _number_field(VERSION, _number(data, VERSION))
+    return b"".join([version, *operators, _field(GRAPH, b"".join(parts))])
 
 
 def _require_harmless(node: memoryview) -> None:
-    kind, domain = _text(node, 4), _text(node, 7)
-    holds_graphs = any(_all(attribute, 6) or _all(attribute, 11) for attribute in _all(node, 5))
+    kind, domain, attributes = _text(node, KIND), _text(node, DOMAIN), _all(node, ATTRIBUTE)
+    holds_graphs = any(_all(attribute, field) for attribute in attributes for field in GRAPHS_OF_ATTRIBUTE)
+    for attribute in attributes:
+        for tensor in _all(attribute, OF_ATTRIBUTE):
+            _require_finite(tensor)
     if domain or holds_graphs or kind in SIZED_BY_VALUES:
         raise ValueError(f"the operator {domain or kind} is not one of a network")
 
 
 def _require_finite(tensor: memoryview) -> None:
-    if any(number in (13, 14) for number, _ in _fields(tensor)):
+    if any(number in ELSEWHERE for number, _ in _fields(tensor)):
         raise ValueError("a weight is stored outside the file")
-    if _number(tensor, 2) == FLOAT:
-        values = np.concatenate([np.frombuffer(raw, np.float32) for raw in _all(tensor, 9)])
-        if not np.isfinite(values).all():
-            raise ValueError("its weights are not finite numbers")
+    if _number(tensor, TYPE) == FLOAT:
+        for values in (*_all(tensor, RAW), *_all(tensor, FLOATS)):
+            if not np.isfinite(np.frombuffer(values, np.float32)).all():
+                raise ValueError("its weights are not finite numbers")
 
 
 def _fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
