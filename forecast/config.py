@@ -331,8 +331,8 @@ REMEDIES = {
     "finite": "give a finite number",
     "bool": "give true or false",
     "date": "give a date such as 2024-01-31",
-    "string": "give one text",
-    "path": "give one path",
+    "string": "give a single text",
+    "path": "give a single path",
     "tuple": "give a list",
     "list": "give a list",
 }

@@ -39,9 +39,9 @@ from forecast.scores.metrics import Evaluation
 NOT_PARAMETERS = {
     **dict.fromkeys(
         ("symbol", "feature", "source", "date_column", "symbol_column", "delimiter", "encoding"),
-        "the DataFrame and the names of its columns say it; omit it",
+        "the DataFrame and the names of its columns determine it; omit it",
     ),
-    "train_ratio": "all rows are for training and validation; use `val_ratio_within_train`, or omit it",
+    "train_ratio": "all rows are used for training and validation; use `val_ratio_within_train`, or omit it",
 }
 """Options of a training that a frame has no use for, and why."""
 DEFAULTS: dict[str, Any] = {
@@ -414,7 +414,7 @@ def _from_checkpoint(predictor: Predictor, horizon: int) -> tuple[dict[str, Know
         window, timeline = own.checkpoint.latest_window, own.dating.require_timeline()
         if window is None:
             raise UsageError(
-                f"this checkpoint does not hold the last values of {symbol}; give the series as `df`"
+                f"this checkpoint does not have the last values of {symbol}; give the series as `df`"
             )
         last = timeline.parse((own.checkpoint.provenance or {})["last_date"])
         following = timeline.next_dates(last, horizon)

@@ -182,15 +182,15 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(t
     [
         (
             "seed: 1\n\nspase: full\n",
-            "{path}, line 3: spase is no option of this command; did you mean space?",
+            "{path}, line 3: spase is not an option of this command; did you mean space?",
         ),
-        ("zzz: 1\n", "{path}, line 1: zzz is no option of this command; --help lists the options"),
+        ("zzz: 1\n", "{path}, line 1: zzz is not an option of this command; --help lists the options"),
         ("space: smal\n", "space ({path}, line 1) smal: choose from full, small; did you mean small?"),
         ("num-samples: [4, 5]\n", "num-samples ({path}, line 1) 4,5: give a whole number"),
         ("seed: {a: 1}\n", "{path}, line 1: seed has a nested value; give one value or a list"),
         ("symbols: [a, [b]]\n", "{path}, line 1: symbols has a nested value; give one value or a list"),
         ("seed: 1\nseed: 2\n", "{path}, line 2: seed is given twice; omit one of the two"),
-        ("just text\n", "--config {path}: give an option on each line, for example `seed: 7`"),
+        ("just text\n", "--config {path}: give one option per line, for example `seed: 7`"),
         (
             "seed: [1\n",
             "--config {path}, line 2: not YAML (expected ',' or ']', but got '<stream end>'); correct",

@@ -220,7 +220,7 @@ def test_names_of_columns_and_types_of_names_are_the_frames_own(pooled):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda df: df["y"].tolist(), "`df` cannot be used .*give a DataFrame of pandas or polars"),
+        (lambda df: df["y"].tolist(), "`df` cannot be used .*give a pandas or polars DataFrame"),
         (lambda df: pl.from_pandas(df).lazy(), "`df` cannot be used"),
         (lambda df: df.drop(columns="ds"), "has no column 'ds'; choose one of: unique_id, y, with `time_col`"),
         (lambda df: df.drop(columns="unique_id"), "no column 'unique_id'.*`id_col`"),
@@ -229,7 +229,7 @@ def test_names_of_columns_and_types_of_names_are_the_frames_own(pooled):
         (lambda df: df.assign(ds=df["ds"].where(df.index != 5)), "row 6, has no date"),
         (lambda df: df.assign(ds="soon"), "column ds, row 1"),
         (lambda df: df.assign(y="much"), "column y, row 1"),
-        (lambda df: df.assign(unique_id=None), "names no series"),
+        (lambda df: df.assign(unique_id=None), "has no names of series"),
         (lambda df: df.assign(unique_id=[1, "1"] * (len(df) // 2)), "'1' as different values"),
         (lambda df: df.assign(y=-1.0), "none of them good"),
     ],

@@ -164,7 +164,7 @@ REMEDIES = {
     "translate host": "check the host in `study_storage`",
     "refused": "check the host and the port, and that the server runs and listens there",
     "lock timeout": "close the other program that locks the tables, then continue with `resume`",
-    "timeout": "check the host and the port, and that a firewall lets you through",
+    "timeout": "check the host and the port, and that no firewall blocks the connection",
     "read-only": "name the primary server and a user who may write",
     "too many": "try again later, or let the server accept more connections",
     "slots are reserved": "try again later, or let the server accept more connections",
@@ -202,7 +202,7 @@ class PostgresServer(Database):
         except (sqlalchemy.exc.ArgumentError, ValueError):
             raise UsageError(
                 f"`study_storage` {self}: not an address of a database; use "
-                "postgresql+psycopg://user@host/database, with the signs @ / : ? of a password escaped (%40 for @)"
+                "postgresql+psycopg://user@host/database, with @ / : ? in a password escaped (%40 for @)"
             ) from None
         if isinstance(password := url.query.get("password"), str):  # libpq takes it there as well
             url = url.difference_update_query(["password"]).set(password=password)

@@ -262,7 +262,7 @@ class Tracking:
             logged = self.log_job(name, directory, trials)
         except ForecastError as error:
             command = ["python", "-m", "tune_jobs.models", "log", name, str(directory), "--mlflow", self.uri]
-            _warn(f"{error}; nothing of the job is lost, log it later: {shlex.join(command)}")
+            _warn(f"{error}; the job is complete, log it later: {shlex.join(command)}")
             return False
         say(console, str(logged))
         return True
@@ -527,7 +527,7 @@ def _summary(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         summary = {}
     if not summary.get("pick") or not (directory / PICK_FILE).is_file():
-        raise StoreError(f"{directory} has no finished job; give the output directory of one")
+        raise StoreError(f"{directory} has no finished job; give the output directory of a finished job")
     return summary
 
 

@@ -51,8 +51,8 @@ class MlflowOptions(Config):
     mlflow: str | None = Field(
         None,
         min_length=1,
-        description="address of an MLflow server: a finished job becomes a run with its trials as nested runs, its "
-        "pick a registered model, whose aliases follow the model store; needs the extra mlflow",
+        description="address of an MLflow server: a finished job becomes a run with its trials as nested runs, and its "
+        "pick becomes a registered model, whose aliases follow the model store; needs the extra mlflow",
     )
 
     @property
@@ -268,11 +268,11 @@ class TuneOptions(SearchOptions):
         if not mark or scheme.lower() not in STORAGES:
             raise ValueError(
                 f"`study_storage` {scheme}{mark and '://...'}: name a PostgreSQL database, such as "
-                f"{STORAGES[0]}://user@host/database, or leave it out to keep the study in `output_dir`"
+                f"{STORAGES[0]}://user@host/database, or omit it to keep the study in `output_dir`"
             )
         if rest.partition("?")[0].count("@") > 1:
             raise ValueError(
-                f"`study_storage` {scheme}://...: write %40 for each @ of the user and the password"
+                f"`study_storage` {scheme}://...: write %40 for each @ in the user and the password"
             )
         return self
 

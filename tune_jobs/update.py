@@ -29,9 +29,9 @@ def build_parser() -> Parser:
         prog="python -m tune_jobs.update",
         description="Update the forecasts after a session: fetch the prices, score the published forecasts whose "
         "prices have arrived, train a challenger when one is due, promote it or keep the current version, and publish "
-        "the next forecasts. A running server follows. Run this command after each session, for example from cron. "
-        "It may also run twice, late or after a week: it does the work that is due, and completes an interrupted "
-        "run. The first run tunes the first model.",
+        "the next forecasts. A running server then serves a promoted version. Run this command after each session, for "
+        "example from cron. It may also run twice, late or after a week: it does the work that is due, and completes "
+        "an interrupted run. The first run tunes the first model.",
         epilog=EXAMPLES,
     )
     add_options(parser, UpdateOptions)

@@ -33,9 +33,9 @@ from forecast.version import DISTRIBUTION, installed_version
 DEBUG = "--debug"
 FLAG: dict[str, Any] = {"action": "store_true"}
 ELSEWHERE = (
-    "Each option may also stand in a file (--config) or in an environment variable: {variable} for {option}, in every "
-    "command that has the option. The command line wins over the file, the file over the environment. Commas separate "
-    "the values of a list; an empty variable counts as not set."
+    "Each option can also come from a file (--config) or from an environment variable: {variable} for {option}, in "
+    "every command that has the option. The command line overrides the file, and the file overrides the environment. "
+    "Commas separate the values of a list; an empty variable counts as not set."
 )
 _elsewhere: dict[str, str] = {}
 """The options that the command line did not give, with the place that did: an error names this place."""

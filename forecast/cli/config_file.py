@@ -42,7 +42,7 @@ def read_config(path: Path, settings: type[BaseModel]) -> dict[str, tuple[Any, s
     if document is None:
         return {}
     if not isinstance(document, yaml.MappingNode):
-        raise UsageError(f"`config` {path}: give an option on each line, for example `seed: 7`")
+        raise UsageError(f"`config` {path}: give one option per line, for example `seed: 7`")
     options, found = options_of(settings), dict[str, tuple[Any, str]]()
     for key, node in document.value:
         place = f"{path}, line {key.start_mark.line + 1}"
@@ -50,7 +50,7 @@ def read_config(path: Path, settings: type[BaseModel]) -> dict[str, tuple[Any, s
         name = written.replace("-", "_")
         if name not in options:
             hint = did_you_mean(name, options, most=1) or "--help lists the options"
-            raise UsageError(f"{place}: {written} is no option of this command; {hint}")
+            raise UsageError(f"{place}: {written} is not an option of this command; {hint}")
         if name in found:
             raise UsageError(f"{place}: {written} is given twice; omit one of the two")
         if any(not isinstance(part, yaml.ScalarNode) for part in _parts(node)):
@@ -88,7 +88,7 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
         given: names of those that the user gave; the others have their defaults, and are written as comments.
     """
     values = options.model_dump(mode="json", by_alias=True)
-    lines = [f"# Options of `{prog}`, for --config; those in comments have their defaults."]
+    lines = [f"# Options of `{prog}`, for --config; options in comments have their defaults."]
     for title, fields in groups_of(type(options)):
         lines += ["", f"# {title}:"]
         for name in fields:

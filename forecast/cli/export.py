@@ -29,7 +29,8 @@ class ExportOptions(BaseModel):
     check_windows: int = Field(
         200,
         ge=1,
-        description="number of random windows on which the file must give the forecasts of the checkpoint in torch",
+        description="number of random windows on which the file must give the same forecasts as the checkpoint in "
+        "torch",
     )
 
 
@@ -45,7 +46,7 @@ def export_command(options: ExportOptions, model: Path, exported: Path) -> int:
 
     if not is_exported(exported):
         raise UsageError(
-            f"{exported} does not end in {SUFFIX}, by which exported models are known; name it so"
+            f"{exported} does not end in {SUFFIX}, the suffix of exported models; choose a name that does"
         )
     from forecast.atomic import write_atomically
     from forecast.inference.agreement import exported_and_checked

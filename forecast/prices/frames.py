@@ -209,7 +209,7 @@ def read_frame(df: Any, config: DataConfig, columns: Columns, *, notify: Notify)
     except (TypeError, NarwhalsError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"`df` cannot be used ({reason}); give a DataFrame of pandas or polars in the long format"
+            f"`df` cannot be used ({reason}); give a pandas or polars DataFrame in the long format"
         ) from None
     names = [str(name) for name in frame.columns]
 
@@ -219,7 +219,7 @@ def read_frame(df: Any, config: DataConfig, columns: Columns, *, notify: Notify)
     columns = Columns(**{option: named(option, name) for option, name in vars(columns).items()})
     inputs = [named("input_columns", name) for name in config.input_columns]
     if not len(frame):
-        raise DataError(f"{ORIGIN} has no rows; give a frame with prices")
+        raise DataError(f"{ORIGIN} has no rows; give a DataFrame with prices")
     dates, stamps = frame[columns.time_col], _stamps(frame[columns.time_col], config)
     texts, codes, ids = _series_of(frame[columns.id_col])
     order = np.argsort(codes, kind="stable")
@@ -267,8 +267,8 @@ def _stamps(times: nw.Series[Any], config: DataConfig) -> Stamps:
     """
     if times.dtype.is_numeric() and config.date_format is None:
         raise UsageError(
-            f"`time_col` {times.name} has numbers ({times.dtype}), and the dates of forecasts come from a calendar; "
-            "give dates or times, or `date_format`"
+            f"`time_col` {times.name} has numbers ({times.dtype}), which no calendar can date; give dates or times, or "
+            "`date_format`"
         )
     return parse_dates(
         times.to_pandas().reset_index(drop=True),
@@ -288,11 +288,13 @@ def _series_of(names: nw.Series[Any]) -> tuple[tuple[str, ...], NDArray[np.intp]
     texts = [str(value).strip() for value in values]
     named = [place for place, text in enumerate(texts) if text]
     if not named:
-        raise DataError(f"{ORIGIN} names no series in its column {names.name}; choose another `id_col`")
+        raise DataError(
+            f"{ORIGIN} has no names of series in its column {names.name}; choose another `id_col`"
+        )
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise UsageError(
-            f"`id_col` {names.name} has {twice!r} as different values, such as a number and text; write it in one way"
+            f"`id_col` {names.name} has {twice!r} as different values, such as a number and text; write it in one form"
         )
     try:
         named.sort(key=lambda place: values[place])
