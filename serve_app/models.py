@@ -64,7 +64,7 @@ class Models:
         self._loading = ThreadPoolExecutor(1, "loading")
         self.catalog, self._cache = Catalog(), self._empty_cache()
         self.refusal: Refusal | None = None
-        self._links: dict[str, Path] = {}
+        self._links: dict[str, Path] | None = {}
 
     def _empty_cache(self) -> ModelCache:
         return ModelCache(self._engines, self._cache_mb, self._loading)
@@ -142,18 +142,34 @@ class Models:
         try:
             await self.load(checkpoint)
         except Exception as error:  # every kind: Serve ends a replica that raises
-            self.refusal = Refusal(str(error))
-            logger.error("new checkpoint refused, the old models stay in service: %s", error)
-            return ReloadOutcome(before, len(self.catalog.by_symbol), refused=str(error))
+            return self._keep_old(str(error))
         after = self.versions
         logger.info("serving %s instead of %s", _described(after), _described(before))
         unusable = tuple(str(refused.error()) for refused in self.catalog.refused.values())
         return ReloadOutcome(after, len(self.catalog.by_symbol), unusable)
 
+    def _keep_old(self, reason: str) -> ReloadOutcome:
+        """Keep and log a refusal."""
+        self.refusal = Refusal(reason)
+        logger.error("new checkpoint refused, the old models stay in service: %s", reason)
+        return ReloadOutcome(self.versions, len(self.catalog.by_symbol), refused=reason)
+
     async def follow(self) -> ReloadOutcome | None:
-        """Call ``replace`` if other versions have become current in a model store since the last attempt to load."""
+        """Call ``replace`` if other versions have become current in a model store since the last attempt to load.
+
+        A store that cannot be read, as while a network file system is gone, is a refusal; once it is back, its models
+        are loaded again.
+        """
         loop = asyncio.get_running_loop()
-        links = await loop.run_in_executor(self._loading, Store(Path(self.checkpoint)).links)
+        try:
+            links = await loop.run_in_executor(self._loading, Store(Path(self.checkpoint)).links)
+        except OSError as error:
+            if self._links is None:
+                return None  # it is refused already
+            self._links = None
+            return self._keep_old(
+                f"{self.checkpoint} cannot be read ({(error.strerror or str(error)).lower()})"
+            )
         return None if links == self._links else await self.replace()
 
     @property

@@ -342,6 +342,23 @@ def test_a_model_store_serves_the_current_versions_and_follows_their_changes(sto
         assert lines["^GSPC"]["version"] == versions["^GSPC"][0].version
 
 
+def test_a_store_that_cannot_be_read_for_a_while_is_followed_again_once_it_is_back(store):
+    with serving(store.root) as client:
+        models, aside = client.service.models, store.root.with_name("aside")
+        newest = store.versions("^GSPC")[1]
+        assert ask(client, "^GSPC").status_code == 200
+        store.promote("^GSPC", newest.version)
+        store.root.rename(aside)
+        store.root.symlink_to(store.root)  # neither missing nor a file: reading it fails
+        assert "cannot be read (too many levels" in asyncio.run(models.follow()).refused
+        assert asyncio.run(models.follow()) is None
+        assert ask(client, "^GSPC").status_code == 200
+        store.root.unlink()
+        aside.rename(store.root)
+        outcome = asyncio.run(models.follow())
+        assert (outcome.refused, outcome.versions["^GSPC"], models.refusal) == (None, newest.sha256, None)
+
+
 def test_a_damaged_version_is_refused_by_its_models_name_and_leaves_the_others_alone(store):
     with serving(store.root) as client:
         assert [ask(client, name).status_code for name in store.names()] == [200, 200]
