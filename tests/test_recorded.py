@@ -4,8 +4,8 @@ Recorded again since then, as defects of 0.1.0: the CRPS, which was 200/199 too 
 step. The parts of the bar that a model sees are another one: such a model is no longer trained to the same weights.
 
 ``recorded/`` holds its checkpoints, a job that was killed while a trial ran, and in ``answers.json`` its answers in
-Python, over HTTP and on the command line. The last digits of a number depend on the processor: they are compared only
-if torch's arithmetic here equals that of the recording.
+Python, over HTTP and on the command line. The last digits of a number depend on the processor: most are compared only
+if torch's arithmetic here seems to equal that of the recording, and none beyond the rounding of single precision.
 """
 
 import hashlib
@@ -81,12 +81,13 @@ def recorded_part(answer, recorded):
 
 @pytest.fixture(scope="module")
 def same():
-    """Assert that a value is the recorded one: to twelve digits, if this processor computes as the recording one did.
+    """Assert that a value is the recorded one: to six digits, if this processor computes as the recording one did.
 
-    The further digits of scores differ since quantiles of Student's t are interpolated.
+    Processors that agree on the small network of ``arithmetic`` still differ in the last bits of larger ones: by up to
+    6e-8 of a weight that was trained here.
     """
-    exact = arithmetic() == ANSWERS["arithmetic"]
-    tolerance = {"rel": 1e-12, "abs": 1e-12} if exact else {"rel": 1e-3, "abs": 1e-6}
+    alike = arithmetic() == ANSWERS["arithmetic"]
+    tolerance = {"rel": 1e-6, "abs": 1e-7} if alike else {"rel": 1e-3, "abs": 1e-6}
 
     def assert_same(found, recorded):
         found, recorded = numbers_of(found), numbers_of(recorded)
@@ -208,7 +209,7 @@ def test_a_backtest_gives_the_scores_and_tests_it_gave(same, tmp_path):
     same(found, {key: value for key, value in recorded["summary"].items() if key != "comparisons"})
     for now, then in comparisons:
         # The last digit of a mean depends on the processor even where all forecasts are the same.
-        others = dict.fromkeys(FITTED, {"rel": 1e-9 if arithmetic() == ANSWERS["arithmetic"] else 1e-3})  # noqa: RUF024
+        others = dict.fromkeys(FITTED, {"rel": 1e-6 if arithmetic() == ANSWERS["arithmetic"] else 1e-3})  # noqa: RUF024
         tolerances = FITTED if then["baseline"] in ("EWMA", "GARCH") else others
         assert {**now, **dict.fromkeys(tolerances)} == {**then, **dict.fromkeys(tolerances)}
         for name, tolerance in tolerances.items():
