@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import catches
 
+from forecast.__main__ import main as forecast_main
 from forecast.cli import completion, console, forms
 from forecast.cli.command import SETTINGS, run
 from forecast.cli.config_file import config_text, read_config
@@ -190,6 +191,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(t
         ("seed: {a: 1}\n", "{path}, line 1: seed has a nested value; give one value or a list"),
         ("symbols: [a, [b]]\n", "{path}, line 1: symbols has a nested value; give one value or a list"),
         ("seed: 1\nseed: 2\n", "{path}, line 2: seed is given twice; omit one of the two"),
+        ("? |\n  two\n  lines\n: 1\n", "{path}, line 1: two lines is not an option of this command; --help"),
         ("just text\n", "--config {path}: give one option per line, for example `seed: 7`"),
         (
             "seed: [1\n",
@@ -214,6 +216,17 @@ def test_a_file_that_is_missing_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == (
         "error: --config no/such.yaml cannot be read (no such file or directory); check the path\n"
     )
+
+
+def test_an_empty_path_as_of_a_variable_of_the_shell_that_is_not_set_is_refused(capsys):
+    assert run(pareto.main, ["--config", "", "--print-config"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_variable_that_contradicts_the_command_line_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("FORECAST_SOURCE", "snapshot")
+    assert run(forecast_main, ["infer", "--values", "1"]) == 2
+    assert "--latest and FORECAST_SOURCE each give the window" in capsys.readouterr().err
 
 
 def test_a_wrong_value_of_a_variable_names_the_variable_until_the_command_line_overrides_it(

@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
 def _add_from_elsewhere(given: dict[str, Any], settings: type[BaseModel]) -> None:
     """Add to ``given`` the options of the file that it names, and of the environment."""
     found = {name: (value, variable_of(name)) for name, value in from_environment(settings).items()}
-    if path := given.pop("config", None):
+    if (path := given.pop("config", None)) is not None:
         # Imported here so that a command without a file does not wait for PyYAML.
         from forecast.cli.config_file import read_config
 

@@ -46,7 +46,7 @@ def read_config(path: Path, settings: type[BaseModel]) -> dict[str, tuple[Any, s
     options, found = options_of(settings), dict[str, tuple[Any, str]]()
     for key, node in document.value:
         place = f"{path}, line {key.start_mark.line + 1}"
-        written = str(key.value)
+        written = " ".join(str(key.value).split())
         name = written.replace("-", "_")
         if name not in options:
             hint = did_you_mean(name, options, most=1) or "--help lists the options"

@@ -93,7 +93,7 @@ class InferOptions(AgeOptions, FileConfig):
         latest = self.latest or self.source is not None
         if (self.values is not None) + (self.file is not None) + latest > 1:
             raise ValueError(
-                "`values`, `file` and `latest` each give the window; use only one of these options"
+                "`values`, `file`, `latest` and `source` each give the window; use only one of these options"
             )
         return self
 
