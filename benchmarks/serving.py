@@ -235,18 +235,21 @@ def exported(rounds: int, seconds: float, slim: Path) -> None:
                     if not math.isclose(answer["prediction"], expected, rel_tol=1e-6):
                         raise SystemExit(f"error: {row} answers {answer}, not {expected}")
                     wrk(server.url, "/predict", body, 16, 2)
+                    _, before = server.cpu_seconds()
                     load = wrk(server.url, "/predict", body, 16, seconds)
+                    cost = 1000 * (server.cpu_seconds()[1] - before) / load.requests
                     memory = server.memory_mb(), server.proportional_memory_mb()
-                    seen[row].append((start, every, replica, *memory, load.per_second, load.failures))
+                    seen[row].append((start, every, replica, *memory, load.per_second, cost, load.failures))
                 print(f"round {number + 1}, {row}: {seen[row][-1]}", flush=True)
     print("medians; in brackets, those of the ratios to the checkpoint's of the same round")
     print(
-        "| replica | start s | CPU s of all | CPU s of the replica | RSS MB | PSS MB | req/s at 16 | failures |"
+        "| replica | start s | CPU s of all | CPU s of the replica | RSS MB | PSS MB | req/s at 16 | CPU ms each "
+        "| failures |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for row, found in seen.items():
         cells = []
-        for place, digits in enumerate((1, 1, 1, 0, 0, 0)):
+        for place, digits in enumerate((1, 1, 1, 0, 0, 0, 2)):
             own = statistics.median(one[place] for one in found)
             pairs = zip(found, seen["checkpoint"], strict=True)
             ratio = statistics.median(one[place] / base[place] for one, base in pairs)
