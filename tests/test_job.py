@@ -37,7 +37,8 @@ from tune_jobs.options import TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job, persistence_metrics
 from tune_jobs.search import search_and_pick
-from tune_jobs.searcher import Finished, SearchInput
+from tune_jobs.searcher import Finished, SearchInput, trial_checkpoint_path
+from tune_jobs.selection import pareto_front
 from tune_jobs.space import SPACES, SearchSpace
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
@@ -125,6 +126,18 @@ def test_only_the_front_is_scored_on_test_and_the_pick_is_on_it(finished):
     assert picked.trial_number == outcome.summary["pick"]["trial_number"]
     assert picked.trial_number == min(study_of(directory).best_trials, key=lambda t: t.values[2]).number
     assert picked.metrics_test == outcome.summary["pick"]["test"]
+
+
+def test_a_checkpoint_of_another_study_is_left_out_of_the_front(finished, tmp_path):
+    study, copied = study_of(finished[0]), tmp_path / "checkpoints"
+    shutil.copytree(finished[0] / "checkpoints", copied)
+    front, problems = pareto_front(study, copied, 1)
+    assert ({point.number for point in front}, problems) == ({each.number for each in study.best_trials}, [])
+    wrong = front[0].number
+    shutil.copy(trial_checkpoint_path(copied, (wrong + 1) % 6), trial_checkpoint_path(copied, wrong))
+    others, problems = pareto_front(study, copied, 1)
+    assert [point.number for point in others] == [point.number for point in front[1:]]
+    assert [f"trial {wrong} " in line and "is of another study" in line for line in problems] == [True]
 
 
 def test_the_pick_is_trained_again_on_later_rows_for_service_and_keeps_the_scores_of_the_scored_model(

@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from forecast.errors import CheckpointError, StudyError
-from forecast.model.checkpoint import load_checkpoint
 from forecast.model.panel import PreparedPanel
 from tune_jobs import study as studies
 from tune_jobs.cluster import Connect
@@ -32,7 +31,7 @@ from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job
 from tune_jobs.progress import SearchProgress
 from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_path
-from tune_jobs.selection import FrontPoint, pareto_front, pick, pick_within_one_se
+from tune_jobs.selection import FrontPoint, checkpoint_of, pareto_front, pick, pick_within_one_se
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
 from tune_jobs.tables import warm_start_lines
@@ -115,7 +114,7 @@ def _search(job: Job, connect: Connect, database: Database, storage: optuna.stor
     kept = StateStore.at(options.storage_path or str(output / TUNE_STATE_DIR), study.user_attrs[studies.JOB])
     stop = Stop()
     run = _run(job, connect, study, storage, samples, kept, stop, checkpoints) if samples else {"trials": 0}
-    front, problems = pareto_front(study, checkpoints)
+    front, problems = pareto_front(study, checkpoints, options.validation_folds)
     trials = study.get_trials(deepcopy=False)
     warm_start = studies.warm_start_of(study)
     left = studies.remaining(study, options.num_samples)
@@ -123,7 +122,7 @@ def _search(job: Job, connect: Connect, database: Database, storage: optuna.stor
         _remove(kept, options, output)
     for problem in problems:
         say(job.errors, f"warning: {problem}", "yellow")
-    finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     picked, luck = _pick(job, front, finished, checkpoints) if front else (None, None)
     stopped_by = stop.reason if left else None
     return Found(front, picked, luck, trials, stopped_by, run, study.user_attrs[studies.JOB], warm_start)
@@ -220,7 +219,7 @@ def _remove(states: StateStore, options: TuneOptions, output: Path) -> None:
 
 
 def _pick(
-    job: Job, front: Sequence[FrontPoint], finished: Sequence[int], checkpoints: Path
+    job: Job, front: Sequence[FrontPoint], finished: Sequence[FrozenTrial], checkpoints: Path
 ) -> tuple[FrontPoint, Luck]:
     """Pick a point of the front, and judge by the rows that it was chosen on what of it is luck.
 
@@ -235,11 +234,11 @@ def _pick(
     picked = pick_within_one_se(front, preference, costs) if options.one_se else pick(front, preference)
     chosen = costs[picked.number]
 
-    for number in finished:
+    for trial in finished:
         with contextlib.suppress(CheckpointError):
-            if number not in losses:
-                checkpoint = load_checkpoint(trial_checkpoint_path(checkpoints, number))
-                losses[number] = row_losses(checkpoint, *rows, names)
+            if trial.number not in losses:
+                checkpoint = checkpoint_of(trial, checkpoints, options.validation_folds)
+                losses[trial.number] = row_losses(checkpoint, *rows, names)
     persistence = persistence_losses(*rows, names)
     to_beat = sample_cost({name: job.to_beat[name] for name in names}, persistence, preference)
     luck = Luck(

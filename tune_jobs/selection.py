@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from forecast.errors import CheckpointError
 from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -57,13 +58,31 @@ class ScoredPoint(FrontPoint):
     same_as_pick: bool
 
 
-def pareto_front(study: optuna.Study, checkpoint_dir: Path) -> tuple[list[FrontPoint], list[str]]:
+def checkpoint_of(trial: FrozenTrial, directory: Path, folds: int) -> Checkpoint:
+    """Return the model of a finished trial, whose loss is the mean over ``folds`` validation folds.
+
+    Raises:
+        CheckpointError: when its file cannot be used, or is of another study, as in a directory that two have used.
+    """
+    path = trial_checkpoint_path(directory, trial.number)
+    checkpoint = load_checkpoint(path)
+    same = checkpoint.trial_params == trial.params
+    if folds == 1 and "val_loss_best" in trial.user_attrs:
+        same &= checkpoint.val_loss_best == trial.user_attrs["val_loss_best"]
+    if not same:
+        raise CheckpointError(
+            f"{path} is of another study, which has used this directory too; give each study its own `output_dir`"
+        )
+    return checkpoint
+
+
+def pareto_front(study: optuna.Study, checkpoint_dir: Path, folds: int) -> tuple[list[FrontPoint], list[str]]:
     """Return the front, sorted by the first objective, and a line for each point whose checkpoint cannot be used."""
     points, problems = [], []
     for trial in study.best_trials:
         path = trial_checkpoint_path(checkpoint_dir, trial.number)
         try:
-            checkpoint = load_checkpoint(path)
+            checkpoint = checkpoint_of(trial, checkpoint_dir, folds)
         except CheckpointError as error:
             problems.append(f"trial {trial.number} is on the front but left out: {error}")
             continue
