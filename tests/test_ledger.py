@@ -59,6 +59,16 @@ def test_a_forecast_is_recorded_once_however_often_it_is_issued(ledger):
     assert [row["horizon"] for row in ledger.published("A")] == [1, 5]
 
 
+def test_a_promoted_shadow_is_the_champion_of_a_session_also_without_new_forecasts_of_every_symbol(ledger):
+    of_both = [issued(symbol, model="shadow", width=1.1) for symbol in ("A", "B")]
+    ledger.issue("many", session(("A", "B")) | {"shadow": of_both})
+    ledger.issue("many", {"champion": of_both[:1]})
+    prices = np.full(len(DAYS), 100.0)
+    ledger.settle("many", known(11, A=prices, B=prices))
+    (row,) = [row for row in ledger.sessions("many", horizon=1) if row["model"] == "shadow"]
+    assert (row["role"], row["symbols"]) == ("champion", 2)
+
+
 def test_a_forecast_from_a_corrected_price_supersedes_the_earlier_one_which_stays_and_is_scored(ledger):
     prices = np.full(len(DAYS), 100.0)
     ledger.settle("A", known(10, A=prices))

@@ -720,7 +720,8 @@ def _summarize(connection: sa.Connection, name: str, scored: Sequence[Scored]) -
     means = (
         sa.select(
             *key,
-            sa.func.max(FORECASTS.c.role),
+            # A promoted shadow is the champion, even if some symbols have only its forecasts from before.
+            sa.func.min(FORECASTS.c.role),
             sa.func.count(),
             sa.func.avg(SCORES.c.crps / FORECASTS.c.unit),
             sa.func.avg(sa.func.abs(FORECASTS.c.prediction - SCORES.c.realized) / FORECASTS.c.unit),
