@@ -156,7 +156,11 @@ def score(source: Source) -> Score:
     ours = forecast_part(result.checkpoint, prepared, "test")
     others = {name: rows.losses("CRPS", BASELINES[name](prepared, (1,))[1]) for name in TO_BEAT}
     ahead = look_ahead(
-        Forecaster.of(result.checkpoint, networks(result.checkpoint)), prepared, "test", HORIZONS, interval_probabilities([MAIN_LEVEL])
+        Forecaster.of(result.checkpoint, networks(result.checkpoint)),
+        prepared,
+        "test",
+        HORIZONS,
+        interval_probabilities([MAIN_LEVEL]),
     )
     assert ahead.quantiles is not None
     assert ours.quantiles is not None

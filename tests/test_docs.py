@@ -4,7 +4,8 @@ A comment on the line before a block says how to treat it:
 
 - ``stays: URL``: it stays in the foreground, and answers at that address;
 - ``tested: FILE``: that file runs its commands, with other ports and hosts;
-- ``needs: cloud``, ``collector``, ``cron``, ``docker``, ``kubernetes`` or ``systemd``: it needs something that no test has.
+- ``needs: cloud``, ``collector``, ``cron``, ``docker``, ``kubernetes`` or ``systemd``: it needs something that no test
+  has.
 
 To save time, the ``python`` and the ``forecaster`` of these tests add options to the commands that train.
 """

@@ -24,7 +24,6 @@ from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from serve_app.deployment import app, replica_gpus
 from serve_app.flags import HAPROXY_SCRIPT, HAPROXY_VARIABLE, SERVE_FLAGS
 from serve_app.gateway import DRAIN_FACTOR, BodyTooLarge, decode
-from serve_app.options import ServeOptions
 from serve_app.ports import INTERNAL_PORTS, require_free_port, set_internal_ports
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
 from processes import catches
+from rich.console import Console
 from running_job import write_summary
 
 from forecast.cli.command import run
