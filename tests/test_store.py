@@ -122,6 +122,13 @@ def test_what_the_store_does_not_have_is_refused_in_one_line(store, wanted):
         store.promote(*wanted)
 
 
+@pytest.mark.parametrize("command", [["promote", "NOPE", "1"], ["rollback", "NOPE"], ["show", "NOPE"]])
+def test_a_name_that_the_store_lacks_is_refused_with_the_names_that_it_has(store, command):
+    with pytest.raises(StoreError, match=r"has no model 'NOPE'; its models: \^GSPC"):
+        models.main([*command, "--models", str(store.root)])
+    assert not store.directory("NOPE").exists()
+
+
 def test_a_second_process_is_told_which_one_has_the_lock(store):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom forecast.live.store import Store\n"

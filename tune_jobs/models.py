@@ -112,6 +112,7 @@ def main(argv: Sequence[str]) -> int:
         _add(store, *arguments)
     elif command == "promote":
         name, version = arguments
+        store.path(name, version)  # refused before the lock creates a directory
         with store.lock(name):
             store.complete(name)
             store.promote(name, version, details={"why": "by hand"})
@@ -119,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
         _follow(tracking, store, name)
     elif command == "rollback":
         (name,) = arguments
+        store.versions(name)  # refused before the lock creates a directory
         with store.lock(name):
             store.complete(name)
             print(f"{name}: {store.rollback(name, {'why': 'by hand'})} is the current version again")

@@ -120,11 +120,12 @@ class Store:
         """The directory of a version.
 
         Raises:
-            StoreError: when there is none.
+            StoreError: when the store has no such name, or the name has no such version.
         """
         path = self.directory(name) / version
         plain = re.fullmatch(r"[^./][^/]*", version) and version != CURRENT
         if not plain or not (path / MANIFEST_FILE).is_file():
+            self.versions(name)  # refuses an unknown name
             raise StoreError(
                 f"{name} has no version {version!r}; `python -m tune_jobs.models show {name}` lists the versions"
             )
