@@ -601,6 +601,23 @@ def add_by_hand(loop, rows):
     return loop.store.newest("WALK").version
 
 
+def test_an_older_version_that_was_added_by_hand_starts_no_job(loop, monkeypatch):
+    add_by_hand(loop, 100)
+    monkeypatch.setattr("tune_jobs.job.run_job", _killed)
+    loop.run(300, "--retune-every", "20")
+    assert loop.store.current("WALK").trained_until == str(DATES[299])
+
+
+def test_the_first_promotion_says_why_this_version_of_several(tmp_path):
+    loop = Loop(tmp_path, {"WALK": walk()})
+    add_by_hand(loop, 290)
+    newest = add_by_hand(loop, 300)
+    loop.run(300)
+    (event,) = loop.store.ledger.events("WALK", "promoted")
+    assert event["version"] == newest
+    assert event["details"]["why"].endswith("this one was added last")
+
+
 def test_a_challenger_is_not_judged_on_rows_that_it_has_seen(loop):
     add_by_hand(loop, 340)
     loop.run(340, "--retune-every", "100")

@@ -316,7 +316,8 @@ class Session:
                 return "there is no model yet"
             damage = self.store.damage(newest)
             return damage and f"no version can be used: {damage}"
-        since = _sessions_after(prices, self.store.versions(self.name)[-1].trained_until)
+        # An older version may have been added by hand after the newest one.
+        since = min(_sessions_after(prices, each.trained_until) for each in self.store.versions(self.name))
         if since >= self.options.retune_every:
             return f"the newest version is {since} sessions old"
         added = self.ledger.events(self.name, "added", limit=1)[0]["id"]
@@ -366,10 +367,14 @@ class Session:
 
     def _decide(self, prices: Mapping[str, Series], current: Version | None, session: str) -> str | None:
         """Decide on the newest version, or on the running shadow; return the decision and its reason in one line."""
-        newest = self.store.versions(self.name)[-1]
+        *others, newest = self.store.versions(self.name)
         if current is None:
-            alone = len(self.store.versions(self.name)) == 1
-            why = "there is no other version" if alone else "no other version can be used"
+            if not others:
+                why = "there is no other version"
+            elif all(map(self.store.damage, others)):
+                why = "no other version can be used"
+            else:
+                why = "there is no current version that can be used, and this one was added last"
             self.store.promote(self.name, newest.version, details={"why": why})
             return f"{newest.version} is promoted: {why}"
         if (shadow := self._shadow()) is not None:
