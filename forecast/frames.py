@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,10 +19,11 @@ import numpy as np
 from forecast.backtest.rolling import Fold, require_no_start
 from forecast.config import TrainConfig, parse_settings
 from forecast.errors import DataError, UsageError, WindowError
-from forecast.inference.frames import ALIAS, Asked, known_of, predict_frame, require_count
+from forecast.inference.frames import ALIAS, Asked, known_of, listener, predict_frame, require_count
 from forecast.inference.predictor import Predictor
 from forecast.inference.together import Known, forecast_each, say_doubts
 from forecast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from forecast.model.exported import is_exported
 from forecast.model.network import ARCHITECTURES
 from forecast.model.panel import Prepared, prepare_panel, too_few
 from forecast.model.split import service_split
@@ -29,7 +31,7 @@ from forecast.model.start import same_options, with_recursions_of
 from forecast.model.training import fit
 from forecast.model.windows import PreparedSeries, plain_window, prepare
 from forecast.names import did_you_mean
-from forecast.notices import Notify, each_once, say_on_stderr
+from forecast.notices import Notify, say_on_stderr
 from forecast.prices.frames import SOURCE, Columns, Dates, Form, Rows, read_frame, say_left_out
 from forecast.prices.panel import Panel
 from forecast.prices.series import Series
@@ -42,8 +44,10 @@ NOT_PARAMETERS = {
         "the DataFrame and the names of its columns determine it; omit it",
     ),
     "train_ratio": "all rows are used for training and validation; use `val_ratio_within_train`, or omit it",
+    "freq": "dates come from a calendar; omit it, or name the calendar as `calendar`",
+    "notify": "no parameter of the model; give it to `fit`, `predict` or `cross_validation`",
 }
-"""Options of a training that a frame has no use for, and why."""
+"""Names that are no parameters, and what to do: options of a training that a frame has no use for, and others'."""
 DEFAULTS: dict[str, Any] = {
     name: field.default for name, field in TrainConfig.model_fields.items() if name not in NOT_PARAMETERS
 }
@@ -112,8 +116,8 @@ class Forecaster:
             if name in NOT_PARAMETERS:
                 raise UsageError(f"`{name}`: {NOT_PARAMETERS[name]}")
             if name != "alias" and name not in DEFAULTS:
-                question = did_you_mean(name, DEFAULTS)
-                raise UsageError(f"`{name}`: no such parameter{question and '; '}{question or ''}")
+                hint = did_you_mean(name, DEFAULTS) or "the names are those of `Forecaster().get_params()`"
+                raise UsageError(f"`{name}`: no such parameter; {hint}")
         vars(self).update(parameters)
         return self
 
@@ -149,7 +153,7 @@ class Forecaster:
             TrainingError: when training diverges.
         """
         config = self._config(target_col)
-        say = each_once(notify)
+        say = listener(notify)
         long = read_frame(df, config, Columns(id_col, time_col, target_col), notify=say)
         start = None
         if config.start_from:
@@ -206,7 +210,8 @@ class Forecaster:
         if df is not None:
             return predict_frame(predictor, df, asked, self.form_.columns, notify=notify)
         asked.require(predictor)
-        say = each_once(notify)
+        asked.require_apart(self.form_.columns)
+        say = listener(notify)
         if self.history_ is None:
             known, dates = _from_checkpoint(predictor, asked.horizon)
         else:
@@ -266,11 +271,12 @@ class Forecaster:
             TrainingError: when training diverges.
         """
         asked = Asked.of(h, level, levels, quantiles, self.alias)
-        every = require_count("refit", refit) if refit is not False else n_windows
+        every = require_count("refit", refit, ", or True or False") if refit is not False else n_windows
         config = self._config(target_col)
         require_no_start(config)
-        say = each_once(notify)
+        say = listener(notify)
         long = read_frame(df, config, Columns(id_col, time_col, target_col), notify=say)
+        asked.require_apart(long.form.columns)
         prices = long.panel.series
         sessions = np.unique(np.concatenate([series.dates for series in prices.values()]))
         rows: list[Rows] = []
@@ -300,11 +306,24 @@ class Forecaster:
         """Write the model as a checkpoint, which commands and the server take as any other.
 
         Raises:
-            UsageError: when it is not fitted.
-            OSError: when the file cannot be written.
+            UsageError: when it is not fitted, the path is that of an exported model, or the file cannot be written.
         """
         self._fitted()
-        save_checkpoint(self.checkpoint_, path)
+        if is_exported(path):
+            raise UsageError(
+                f"`path` {path}: `save` writes a checkpoint, not an exported model; choose a name that ends in .pt, "
+                "then run `forecaster export`"
+            )
+        if Path(path).is_dir():
+            raise UsageError(
+                f"`path` {path} is a directory; give the path of a file, such as {path}/model.pt"
+            )
+        try:
+            save_checkpoint(self.checkpoint_, path)
+        except OSError as error:
+            raise UsageError(
+                f"`path` {path} cannot be written ({error.strerror}); choose a writable place"
+            ) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, alias: str = ALIAS) -> Forecaster:

@@ -14,7 +14,7 @@ from forecast.errors import ForecastError, UsageError
 from forecast.inference.predictor import Predictor
 from forecast.inference.together import Known, forecast_each, reading_of, say_doubts
 from forecast.notices import Notify, each_once
-from forecast.prices.frames import Columns, Rows, read_frame, say_left_out
+from forecast.prices.frames import CUTOFF, Columns, Rows, read_frame, say_left_out
 from forecast.prices.series import Series
 from forecast.scores.distribution import interval_probabilities
 
@@ -61,22 +61,25 @@ class Asked:
             alias: name of the point forecasts.
 
         Raises:
-            UsageError: when both levels are given, or a number is impossible.
+            UsageError: when both levels are given, a number is impossible, or the alias is no name.
         """
         horizon = require_count("h", horizon)
+        if not isinstance(alias, str) or not alias.strip():
+            raise UsageError(f"`alias` {alias!r}: give the name of the column of forecasts, such as {ALIAS}")
         if level is not None and levels is not None:
             raise UsageError("`level` and `levels` both give the levels of intervals; omit one of the two")
-        shares = {f"{100 * share:.10g}": share for share in _numbers(levels)}
-        for percent in _numbers(level):
+        shares = {f"{100 * share:.10g}": share for share in _numbers("levels", levels)}
+        for percent in _numbers("level", level):
             if not 1 <= percent < 100:
                 raise UsageError(
                     f"`level` {percent:g}: levels are percent, such as 90; give shares such as 0.9 as `levels`"
                 )
-            shares[f"{percent:.10g}"] = percent / 100
+            # 99.9 / 100 is not 0.999.
+            shares[f"{percent:.10g}"] = float(f"{percent / 100:.12g}")
         for share in shares.values():
             if not 0 < share < 1:
                 raise UsageError(f"`levels` {share:g}: levels are shares between 0 and 1, such as 0.9")
-        further = _numbers(quantiles)
+        further = _numbers("quantiles", quantiles)
         for probability in further:
             if not 0 < probability < 1:
                 raise UsageError(
@@ -104,27 +107,75 @@ class Asked:
         if self.levels:
             predictor.require_levels(self.levels, self.horizon)
 
+    def require_apart(self, columns: Columns) -> None:
+        """Check that no column of forecasts has the name of another column of a result.
+
+        Raises:
+            UsageError: when one has.
+        """
+        others = {name: f"`{option}`" for option, name in vars(columns).items()}
+        others[CUTOFF] = "the column of cutoffs"
+        for name in (self.alias, *self.names):
+            if name in others:
+                raise UsageError(
+                    f"`alias` {self.alias}: {name} is also the name of {others[name]}; choose another `alias`, or "
+                    "rename that column"
+                )
+
     def columns(self, prices: Array, quantiles: Array | None) -> dict[str, Array]:
         """The columns of prices (n,) and quantiles (n, k)."""
         bounds = [] if quantiles is None else list(quantiles.T)
         return {self.alias: prices, **dict(zip(self.names, bounds, strict=True))}
 
 
-def _numbers(given: Sequence[float] | None) -> list[float]:
-    """The numbers, of which one may be given without a list."""
-    found: list[float] = [] if given is None else np.atleast_1d(given).astype(np.float64).tolist()
+def _numbers(option: str, given: Sequence[float] | None) -> list[float]:
+    """The numbers, of which one may be given without a list.
+
+    Raises:
+        UsageError: when they are no numbers, or a table.
+    """
+    if given is None:
+        return []
+    _require_no_frame(option, given)
+    try:
+        found: list[float] = np.atleast_1d(given).astype(np.float64).tolist()
+    except (TypeError, ValueError):
+        raise UsageError(f"`{option}` {given!r}: give a list of numbers") from None
     return found
 
 
-def require_count(option: str, value: int) -> int:
+def require_count(option: str, value: int, others: str = "") -> int:
     """A number of one or more.
+
+    Args:
+        option: name of the parameter.
+        value: what is given.
+        others: for the message, what else it may be.
 
     Raises:
         UsageError: when it is none.
     """
+    _require_no_frame(option, value)
     if not isinstance(value, int | np.integer) or value < 1:
-        raise UsageError(f"`{option}` {value}: give a whole number, 1 or more")
+        raise UsageError(f"`{option}` {value}: give a whole number, 1 or more{others}")
     return int(value)
+
+
+def _require_no_frame(option: str, value: Any) -> None:
+    """Refuse a frame, which is the first argument of ``fit`` and which users give as that of ``predict`` too."""
+    if hasattr(value, "columns"):
+        raise UsageError(f"`{option}` is a {type(value).__name__}; give numbers, and the DataFrame as `df`")
+
+
+def listener(notify: Notify | None) -> Notify:
+    """What says each notice once.
+
+    Raises:
+        UsageError: when ``notify`` cannot be called.
+    """
+    if notify is not None and not callable(notify):
+        raise UsageError(f"`notify` {notify!r}: give a function that is called with each line, or None")
+    return each_once(notify)
 
 
 def known_of(predictor: Predictor, prices: Mapping[str, Series], notify: Notify) -> dict[str, Known]:
@@ -162,8 +213,9 @@ def predict_frame(
 ) -> Any:
     """Forecast each series of a frame from its end; see ``Predictor.predict_frame``."""
     asked.require(predictor)
-    say = each_once(notify)
+    say = listener(notify)
     long = read_frame(df, DataConfig(**reading_of(predictor)), columns, notify=say)
+    asked.require_apart(long.form.columns)
     known = known_of(predictor, long.panel.series, say)
     say_doubts(known, say)
     found = forecast_each(known, asked.horizon, asked.probabilities, say)
