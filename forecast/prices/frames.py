@@ -7,22 +7,26 @@ polars, is read by the rules of price files and answered with a frame of the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
-from narwhals.exceptions import NarwhalsError
+import pyarrow as pa
+from narwhals.exceptions import DuplicateError, NarwhalsError
 from numpy.typing import NDArray
 
 from forecast.config import DataConfig
-from forecast.errors import DataError, UsageError
+from forecast.errors import DataError, ForecastError, UsageError, spell_parameters
 from forecast.names import listed
 from forecast.notices import Notify
 from forecast.prices import calendars
+from forecast.prices.cells import cells_of
 from forecast.prices.dates import Stamps, parse_dates
 from forecast.prices.files import table_of_rows
 from forecast.prices.panel import Panel, panel_of_readers
@@ -36,6 +40,8 @@ SOURCE = "DataFrame"
 """The source of series that come from a frame; it cannot be read again."""
 ORIGIN = "the DataFrame"
 """What messages call the frame."""
+PARAMETERS = {"feature": "target_col", "symbol_column": "id_col", "date_column": "time_col"}
+"""The parameter of a frame for each option of a file that chooses a column."""
 CUTOFF = "cutoff"
 """Column of a cross-validation with the last date that each forecast knows."""
 
@@ -201,16 +207,10 @@ def read_frame(df: Any, config: DataConfig, columns: Columns, *, notify: Notify)
         notify: called with each line.
 
     Raises:
-        UsageError: when it is no frame, its dates are numbers, or two series have the same name as text.
+        UsageError: when it is no frame, its dates are numbers or periods, or two series have the same name as text.
         DataError: when a column is missing, a date is none, or no series can be used.
     """
-    try:
-        frame = nw.from_native(df, eager_only=True)
-    except (TypeError, NarwhalsError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"`df` cannot be used ({reason}); give a pandas or polars DataFrame in the long format"
-        ) from None
+    frame = _eager(df)
     names = [str(name) for name in frame.columns]
 
     def named(option: str, name: str) -> str:
@@ -221,6 +221,12 @@ def read_frame(df: Any, config: DataConfig, columns: Columns, *, notify: Notify)
     if not len(frame):
         raise DataError(f"{ORIGIN} has no rows; give a DataFrame with prices")
     dates, stamps = frame[columns.time_col], _stamps(frame[columns.time_col], config)
+    future = _in_future(stamps)
+    if future.any():
+        notify(
+            f"{ORIGIN} has {future.sum()} rows with a date in the future (the first is "
+            f"{stamps.days[future].min()}); they are left out"
+        )
     texts, codes, ids = _series_of(frame[columns.id_col])
     order = np.argsort(codes, kind="stable")
     ends = np.searchsorted(codes[order], np.arange(len(texts) + 1))
@@ -229,15 +235,25 @@ def read_frame(df: Any, config: DataConfig, columns: Columns, *, notify: Notify)
     if nameless:
         notify(f"{ORIGIN} has {nameless} rows without a {columns.id_col}; they are left out")
     prices = frame.select(columns.target_col, *inputs).to_pandas()
+    for name in prices.columns:
+        _require_readable(prices[name])
 
     def read(its: NDArray[np.intp]) -> Table:
+        its = its[~future[its]]
+        if not len(its):
+            raise DataError("all of its dates are in the future; give prices up to today")
         return table_of_rows(stamps[its], prices.iloc[its], ORIGIN, decimal=config.decimal)
 
     reading = config.model_copy(update={"feature": columns.target_col, "source": SOURCE})
     if reading.interval is None:
         # Hours are not to become days, as those of a file do: a frame is read in its own bars.
         reading = reading.model_copy(update={"interval": "auto"})
-    panel = panel_of_readers({symbol: partial(read, its) for symbol, its in own.items()}, reading, notify)
+    try:
+        panel = panel_of_readers({symbol: partial(read, its) for symbol, its in own.items()}, reading, notify)
+    except ForecastError as error:
+        raise type(error)(_in_terms_of_frames(str(error))) from None
+    left_out = {symbol: _in_terms_of_frames(reason) for symbol, reason in panel.left_out.items()}
+    panel = replace(panel, left_out=left_out)
     report = panel.integrity if len(panel) > 1 else next(iter(panel.series.values())).integrity
     if any(rule.found for rule in report.rules):
         for line in report.lines():
@@ -258,11 +274,70 @@ def say_left_out(left_out: Mapping[str, str], notify: Notify) -> None:
         notify(f"left out: {listed(f'{symbol} ({reason})' for symbol, reason in left_out.items())}")
 
 
+def _eager(df: Any) -> nw.DataFrame[Any]:
+    """The frame as narwhals has it.
+
+    Raises:
+        UsageError: when it is none.
+    """
+    kind = type(df).__name__
+    try:
+        frame = nw.from_native(df)
+    except DuplicateError:
+        raise _same_names(df.columns) from None
+    except (TypeError, NarwhalsError):
+        raise UsageError(
+            f"`df` cannot be used, because its type is {kind}; give a pandas or polars DataFrame in the long format"
+        ) from None
+    if isinstance(frame, nw.LazyFrame):
+        raise UsageError(f"`df` cannot be used, because a {kind} has no rows yet; give its `.collect()`")
+    if len(set(frame.columns)) < len(frame.columns):
+        raise _same_names(frame.columns)
+    return frame
+
+
+def _same_names(names: Iterable[Any]) -> UsageError:
+    """The error for a frame with several columns of one name."""
+    twice = listed(repr(name) for name, count in Counter(names).items() if count > 1)
+    return UsageError(f"`df` has several columns called {twice}; give each column its own name")
+
+
+def _require_readable(column: pd.Series[Any]) -> None:
+    """Check that numbers can be looked for in a column's cells.
+
+    Raises:
+        DataError: when they are of another kind, such as complex numbers.
+    """
+    try:
+        cells_of(column)
+    except pa.ArrowException:
+        raise DataError(
+            f"{ORIGIN} has no real numbers in its column {column.name} ({column.dtype}); choose another column"
+        ) from None
+
+
+def _in_terms_of_frames(message: str) -> str:
+    """A message on the rows of a file with the parameters of a frame."""
+    message = message.replace("`feature` or `source`", "`feature`")
+    return spell_parameters(
+        message, lambda name, value: f"`{PARAMETERS.get(name, name)}{'' if value is None else f'={value}'}`"
+    )
+
+
+def _in_future(stamps: Stamps) -> NDArray[np.bool_]:
+    """Which rows have a date or time in the future, shape (n,)."""
+    now = np.datetime64(dt.datetime.now(dt.UTC).replace(tzinfo=None), "s")
+    if stamps.offsets is None:
+        # Some clocks are ahead of UTC, and the rules of prices find the last bars that are not complete.
+        return stamps.local > now + calendars.DAY
+    return stamps.local - stamps.offsets.astype("timedelta64[s]") > now
+
+
 def _stamps(times: nw.Series[Any], config: DataConfig) -> Stamps:
     """The dates or times of all rows.
 
     Raises:
-        UsageError: for numbers.
+        UsageError: for numbers and for periods.
         DataError: when one is no date.
     """
     if times.dtype.is_numeric() and config.date_format is None:
@@ -270,11 +345,20 @@ def _stamps(times: nw.Series[Any], config: DataConfig) -> Stamps:
             f"`time_col` {times.name} has numbers ({times.dtype}), which no calendar can date; give dates or times, or "
             "`date_format`"
         )
-    return parse_dates(
-        times.to_pandas().reset_index(drop=True),
-        lambda row: f"{ORIGIN}, column {times.name}, row {row + 1},",
-        date_format=config.date_format,
-    )
+    written = times.to_pandas().reset_index(drop=True)
+    if isinstance(written.dtype, pd.PeriodDtype):
+        raise UsageError(
+            f"`time_col` {times.name} has periods of pandas ({written.dtype}); turn them into dates with "
+            "`.dt.to_timestamp()`"
+        )
+    try:
+        return parse_dates(
+            written,
+            lambda row: f"{ORIGIN}, column {times.name}, row {row + 1},",
+            date_format=config.date_format,
+        )
+    except DataError as error:
+        raise DataError(_in_terms_of_frames(str(error))) from None
 
 
 def _series_of(names: nw.Series[Any]) -> tuple[tuple[str, ...], NDArray[np.intp], nw.Series[Any]]:
