@@ -300,6 +300,19 @@ def test_aliases_follow_the_store_and_a_version_that_is_missing_is_logged(
 
 
 @pytest.mark.slow
+def test_a_version_without_a_job_s_summary_is_a_true_warning(mlflow, job, server, client, tmp_path, capsys):
+    store = Store(tmp_path / "models")
+    directory = other_job(tmp_path / "one", job, "one")
+    (directory / SUMMARY_FILE).unlink()
+    one = store.add("BARE", directory, "2020-01-01")
+    assert models.main(["promote", "BARE", one.version, "--models", str(store.root), "--mlflow", server]) == 0
+    assert store.current("BARE") == one
+    warning = " ".join(capsys.readouterr().err.split())
+    assert f"{one.version} was added without a job's summary.json, so MLflow cannot have it" in warning
+    assert "the next update" not in warning
+
+
+@pytest.mark.slow
 def test_an_update_goes_on_without_the_server_and_the_next_one_registers_its_champion(
     job, server, client, nowhere, tmp_path, monkeypatch, capsys
 ):

@@ -234,6 +234,7 @@ class Tracking:
             shadow: the version that runs as a shadow.
 
         Raises:
+            StoreError: when a version that is not registered lacks the job's summary.
             TrackingError: when MLflow fails; the next call completes the change.
         """
         model = model_name(name)
@@ -245,6 +246,11 @@ class Tracking:
             with self._one_line():
                 registered = self._version_of(model, version.sha256)
             if registered is None:
+                if SUMMARY_FILE not in version.files:
+                    raise StoreError(
+                        f"{version.version} was added without a job's {SUMMARY_FILE}, so MLflow cannot have it; the "
+                        f"{alias} of {name} stays as it is"
+                    )
                 self.log_job(name, store.path(name, version.version))
             with self._one_line():
                 registered = registered or self._version_of(model, version.sha256)
@@ -271,6 +277,8 @@ class Tracking:
         """Do as ``follow``; a failure is a warning, since the store says what is served."""
         try:
             self.follow(store, name, shadow)
+        except StoreError as error:
+            _warn(str(error))
         except ForecastError as error:
             _warn(f"{error}; the next update with `mlflow` sets the aliases of {name}")
 
