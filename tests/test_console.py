@@ -108,6 +108,11 @@ def test_help_errors_and_examples_name_the_form_that_the_user_typed(monkeypatch,
     [
         (["tun"], 2, "error: unknown command tun; did you mean tune? see forecaster --help\n"),
         (
+            ["serve", "relod"],
+            2,
+            "error: unexpected argument relod; did you mean reload? see forecaster serve --help\n",
+        ),
+        (
             ["tune", "--num-sample", "4"],
             2,
             "error: unrecognized option --num-sample 4; did you mean --num-samples? see forecaster tune --help\n",
@@ -337,6 +342,8 @@ def scripts(tmp_path_factory):
     (place / "job.yaml").touch()
     for shell in completion.SHELLS:
         done = subprocess.run([FORECASTER, "completion", shell], capture_output=True, text=True, check=True)
+        assert "`forecaster completion --help` says where to put it" in done.stdout
+        assert "Copy this" not in done.stdout
         (place / ("_forecaster" if shell == "zsh" else shell)).write_text(done.stdout)
     return place
 

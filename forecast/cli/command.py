@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from forecast.cli.forms import as_typed
+from forecast.cli.forms import as_typed, other_forms
 from forecast.cli.interrupts import EXIT_INTERRUPTED, hand_over
 from forecast.config import from_environment, kind_of, options_of, parse_settings, variable_of
 from forecast.errors import ForecastError, UsageError, spell_parameters
@@ -94,7 +94,8 @@ class Parser(argparse.ArgumentParser):
         """Raise for the arguments that nothing takes, which are all wrong if the first is a mistyped option."""
         name, given = rest[0].partition("=")[0], rest[0]
         if not name.startswith("-"):
-            self.error(f"unexpected argument {name}")
+            hint = did_you_mean(name, other_forms(self.prog), most=1)
+            self.error(f"unexpected argument {name}" + (f"; {hint}" if hint else ""))
         if given == name and len(rest) > 1 and not rest[1].startswith("-"):
             given += f" {rest[1]}"
         hint = did_you_mean(name, self._option_string_actions, most=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,16 @@ def main(argv: Sequence[str]) -> int:
     shell = build_parser().parse_args(argv).shell
     import shtab
 
-    print(shtab.complete(whole_parser(), shell))
+    script = shtab.complete(whole_parser(), shell)
+    # shtab's advice names other places than this command's help.
+    print(
+        re.sub(
+            r"^# Usage:\n(#.*\n)+",
+            f"# `{PROGRAM} completion --help` says where to put it.\n",
+            script,
+            flags=re.M,
+        )
+    )
     return 0
 
 

@@ -88,6 +88,11 @@ def short_form(text: str) -> str:
     return _LONG_FORM.sub(lambda found: _SHORT_FORMS[found[0]], text)
 
 
+def other_forms(prog: str) -> tuple[str, ...]:
+    """The subcommands that the user may give after ``forecaster NAME`` in place of options."""
+    return next((each.instead for name, each in COMMANDS.items() if prog == f"{PROGRAM} {name}"), ())
+
+
 _SHORT_FORMS = {command.long_form: f"{PROGRAM} {name}" for name, command in COMMANDS.items()} | {
     # Without a subcommand, or with another one.
     "python -m serve_app": f"{PROGRAM} serve",
