@@ -220,24 +220,44 @@ def test_names_of_columns_and_types_of_names_are_the_frames_own(pooled):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda df: df["y"].tolist(), "`df` cannot be used .*give a pandas or polars DataFrame"),
-        (lambda df: pl.from_pandas(df).lazy(), "`df` cannot be used"),
+        (lambda df: df["y"].tolist(), "`df` cannot be used, .* list; give a pandas or polars DataFrame"),
+        (lambda df: df["y"], "`df` cannot be used, .* Series; give a pandas or polars DataFrame"),
+        (lambda df: pl.from_pandas(df).lazy(), r"`df` cannot be used, .* LazyFrame .*`\.collect\(\)`"),
+        (lambda df: pd.concat([df, df["y"]], axis=1), "`df` has several columns called 'y'"),
+        (lambda df: pa.table([[1.0], [2.0]], names=["y", "y"]), "`df` has several columns called 'y'"),
+        (lambda df: df.assign(ds=df["ds"].dt.to_period("D")), r"`time_col` ds .*\.dt\.to_timestamp"),
+        (lambda df: df.assign(y=df["y"] + 0j), "no real numbers in its column y"),
+        (lambda df: df.assign(ds=df["ds"] + pd.Timedelta(days=36500)), "ACME: .*dates are in the future"),
         (lambda df: df.drop(columns="ds"), "has no column 'ds'; choose one of: unique_id, y, with `time_col`"),
         (lambda df: df.drop(columns="unique_id"), "no column 'unique_id'.*`id_col`"),
         (lambda df: df.head(0), "has no rows"),
         (lambda df: df.assign(ds=np.arange(len(df))), "`time_col` ds has numbers .*calendar"),
         (lambda df: df.assign(ds=df["ds"].where(df.index != 5)), "row 6, has no date"),
-        (lambda df: df.assign(ds="soon"), "column ds, row 1"),
-        (lambda df: df.assign(y="much"), "column y, row 1"),
+        (lambda df: df.assign(ds="soon"), "column ds, row 1.*`time_col`"),
+        (lambda df: df.assign(y="much"), "column y, row 1.*`target_col`"),
         (lambda df: df.assign(unique_id=None), "has no names of series"),
         (lambda df: df.assign(unique_id=[1, "1"] * (len(df) // 2)), "'1' as different values"),
-        (lambda df: df.assign(y=-1.0), "none of them good"),
+        (lambda df: df.assign(y=-1.0), "none of them good.*; choose another `target_col`$"),
+        (lambda df: df.assign(ds=df["ds"][0]), "several rows with different prices .*`id_col`"),
     ],
 )  # fmt: skip
 def test_a_frame_that_cannot_be_read_is_refused_in_one_line(change, message):
     with pytest.raises(ForecastError, match=message) as refused:
         read(change(one_series()))
     assert "\n" not in str(refused.value)
+
+
+def test_rows_in_the_future_are_left_out_with_their_number_and_the_rest_is_used():
+    today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
+    frame = one_series().assign(ds=pd.date_range(end=today + pd.Timedelta(days=50), periods=ROWS))
+    ahead = frame.assign(unique_id="AHEAD", ds=frame["ds"] + pd.Timedelta(days=ROWS))
+    said = []
+    long = read(pd.concat([frame, ahead]), said.append)
+    count = ROWS + 49
+    assert any(f"{count} rows with a date in the future (the first is {today + pd.Timedelta(days=2):%F})" in line
+               for line in said)  # fmt: skip
+    assert "in the future" in long.panel.left_out["AHEAD"]
+    assert long.panel.series["ACME"].dates[-1] == np.datetime64(today - pd.Timedelta(days=1), "D")
 
 
 # Parameters
@@ -265,6 +285,14 @@ def test_every_option_of_a_training_is_a_parameter_or_is_refused_with_the_reason
     ("use", "message"),
     [
         (lambda: Forecaster(hiden_size=3), "`hiden_size`: no such parameter; did you mean hidden_size"),
+        (lambda: Forecaster(zzz=3), "`zzz`: no such parameter; the names are"),
+        (lambda: Forecaster(freq="D"), "`freq`: .*`calendar`$"),
+        (lambda: Forecaster(notify=print), "`notify`: .*`fit`"),
+        (lambda: Forecaster().fit(one_series(), notify="x"), "`notify` 'x': give a function"),
+        (lambda: Forecaster(alias="").cross_validation(one_series()), "`alias` ''"),
+        (lambda: Forecaster(alias="y").cross_validation(one_series()), "`alias` y: y .* `target_col`"),
+        (lambda: Forecaster(alias="ds").cross_validation(one_series()), "`alias` ds: ds .* `time_col`"),
+        (lambda: Forecaster(alias="cutoff").cross_validation(one_series()), "`alias` cutoff: .* cutoffs"),
         (lambda: Forecaster(hidden_size=0).fit(one_series()), "`hidden_size` 0: "),
         (lambda: Forecaster(network="none").fit(one_series()), "`network` none"),
         (lambda: Forecaster().predict(), "not fitted; call `fit` first"),
@@ -272,7 +300,7 @@ def test_every_option_of_a_training_is_a_parameter_or_is_refused_with_the_reason
         (lambda: Forecaster(**FAST).fit(one_series().head(60), notify=quiet), "ACME: .* validation rows"),
         (lambda: Forecaster(**FAST).cross_validation(one_series(), 100, 5, 3), "100 windows of 5 steps"),
         (lambda: Forecaster(**FAST).cross_validation(one_series(), 0), "`n_windows` 0"),
-        (lambda: Forecaster(**FAST).cross_validation(one_series(), refit=-1), "`refit` -1"),
+        (lambda: Forecaster(**FAST).cross_validation(one_series(), refit=-1), "`refit` -1: .* True or False"),
         (lambda: Forecaster(start_from="x.pt").cross_validation(one_series()), "`start_from`"),
     ],
 )
@@ -290,7 +318,11 @@ def test_what_cannot_be_done_is_refused_in_one_line(use, message):
         ({"quantiles": [1.0]}, UsageError, "`quantiles` 1"),
         ({"h": 0}, UsageError, "`h` 0"),
         ({"h": 1.5}, UsageError, "`h` 1.5"),
-        ({"level": [99.999]}, LevelError, "is too high"),
+        ({"level": [99.9]}, LevelError, r"level 0\.999 is too high"),
+        ({"level": ["x"]}, UsageError, r"`level` \['x'\]: give a list of numbers"),
+        ({"level": one_series()}, UsageError, "`level` is a DataFrame; .*`df`"),
+        ({"h": one_series()}, UsageError, "`h` is a DataFrame; .*`df`"),
+        ({"notify": "x"}, UsageError, "`notify` 'x'"),
     ],
 )
 def test_a_forecast_that_cannot_be_made_is_refused_in_one_line(pooled, asked, kind, message):
@@ -299,6 +331,21 @@ def test_a_forecast_that_cannot_be_made_is_refused_in_one_line(pooled, asked, ki
 
 
 # The model
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.onnx", "writes a checkpoint.*`forecaster export`"),
+        (".", "is a directory; give the path of a file"),
+        ("file/model.pt", "cannot be written"),
+    ],
+)
+def test_a_model_is_not_saved_where_it_cannot_be_and_nothing_is_left_there(pooled, tmp_path, name, message):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=message):
+        pooled.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_saved_model_forecasts_the_same_in_python_and_behind_the_server(pooled, saved):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -284,22 +284,19 @@ def _eager(df: Any) -> nw.DataFrame[Any]:
     try:
         frame = nw.from_native(df)
     except DuplicateError:
-        raise _same_names(df.columns) from None
+        # Those of a table of pyarrow are its columns' names only by this attribute.
+        names = getattr(df, "column_names", None) or df.columns
+        twice = listed(repr(name) for name, count in Counter(names).items() if count > 1)
+        raise UsageError(f"`df` has several columns called {twice}; give each column its own name") from None
     except (TypeError, NarwhalsError):
         raise UsageError(
             f"`df` cannot be used, because its type is {kind}; give a pandas or polars DataFrame in the long format"
         ) from None
     if isinstance(frame, nw.LazyFrame):
-        raise UsageError(f"`df` cannot be used, because a {kind} has no rows yet; give its `.collect()`")
-    if len(set(frame.columns)) < len(frame.columns):
-        raise _same_names(frame.columns)
+        raise UsageError(
+            f"`df` cannot be used, because a {kind} has no rows yet; give a DataFrame, its `.collect()`"
+        )
     return frame
-
-
-def _same_names(names: Iterable[Any]) -> UsageError:
-    """The error for a frame with several columns of one name."""
-    twice = listed(repr(name) for name, count in Counter(names).items() if count > 1)
-    return UsageError(f"`df` has several columns called {twice}; give each column its own name")
 
 
 def _require_readable(column: pd.Series[Any]) -> None:
