@@ -282,7 +282,7 @@ def _eager(df: Any) -> nw.DataFrame[Any]:
     """
     kind = type(df).__name__
     try:
-        frame = nw.from_native(df)
+        frame: nw.DataFrame[Any] | nw.LazyFrame[Any] = nw.from_native(df)
     except DuplicateError:
         # Those of a table of pyarrow are its columns' names only by this attribute.
         names = getattr(df, "column_names", None) or df.columns
@@ -326,8 +326,10 @@ def _in_future(stamps: Stamps) -> NDArray[np.bool_]:
     now = np.datetime64(dt.datetime.now(dt.UTC).replace(tzinfo=None), "s")
     if stamps.offsets is None:
         # Some clocks are ahead of UTC, and the rules of prices find the last bars that are not complete.
-        return stamps.local > now + calendars.DAY
-    return stamps.local - stamps.offsets.astype("timedelta64[s]") > now
+        late: NDArray[np.bool_] = stamps.local > now + calendars.DAY
+    else:
+        late = stamps.local - stamps.offsets.astype("timedelta64[s]") > now
+    return late
 
 
 def _stamps(times: nw.Series[Any], config: DataConfig) -> Stamps:
