@@ -7,14 +7,16 @@ answers nothing, and SIGTERM, which stops containers, aborts the requests under 
 from __future__ import annotations
 
 import http.client
+import logging
 import signal
 from types import FrameType
 
 import ray
 from ray import serve
+from ray._common.utils import get_default_ray_temp_dir
 from ray.serve.config import ProxyLocation
 
-from forecast.errors import UsageError
+from forecast.errors import ForecastError, UsageError
 from serve_app.deployment import DRAIN_MARGIN_S, LOCAL, build, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
 from serve_app.ports import require_free_port, set_internal_ports
@@ -30,7 +32,8 @@ def serve_until_stopped(options: RunOptions) -> None:
 
     Raises:
         UsageError: when Serve already runs on that cluster: its host and port are fixed, and it is not ours to stop.
-        ForecastError: when the port is taken, the checkpoint cannot be used or the cluster lacks the resources.
+        ForecastError: when the port is taken, the checkpoint cannot be used, Ray does not start or the cluster lacks
+            the resources.
         KeyboardInterrupt: when a signal arrives before the application answers.
     """
     application = build(options)
@@ -46,10 +49,14 @@ def serve_until_stopped(options: RunOptions) -> None:
         signal.default_int_handler(signum, frame)
 
     if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
+        # Where its dashboard does not start, Ray logs the end of the dashboard's log in twenty lines.
+        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
         try:
             ray.init(ray_address(), namespace="serve")
         except SystemExit as ended:  # from Ray's own handler of SIGTERM
             raise KeyboardInterrupt from ended
+        except Exception as error:  # Ray raises bare ones too
+            raise _not_connected(error) from error
     # Ray has just installed its own handlers, which end the process at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -80,6 +87,19 @@ def serve_until_stopped(options: RunOptions) -> None:
             ray.shutdown()
         else:
             serve.shutdown()
+
+
+def _not_connected(error: Exception) -> ForecastError:
+    reason = str(error).strip().partition("\n")[0]
+    if ray_address() == LOCAL:
+        return ForecastError(
+            f"Ray could not start on this machine ({reason}); its logs are in {get_default_ray_temp_dir()}; or start a "
+            "cluster with `ray start --head`, and set RAY_ADDRESS=auto"
+        )
+    return ForecastError(
+        f"RAY_ADDRESS={ray_address()}: there is no Ray cluster ({reason}); start one with `ray start --head`, or unset "
+        "RAY_ADDRESS for a local one"
+    )
 
 
 def _answers(options: RunOptions) -> bool:

@@ -19,7 +19,10 @@ from processes import family, replicas
 
 from forecast import Predictor, save_checkpoint
 from forecast.__main__ import main as forecast_main
+from forecast.errors import ForecastError
+from serve_app import foreground
 from serve_app.flags import SERVE_FLAGS
+from serve_app.options import RunOptions
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +143,22 @@ def test_a_taken_port_is_named_in_one_line_with_what_holds_it_and_the_remedy(
         f"error: port 8000 is taken by haproxy (pid {haproxy}); stop that process, or use another port: "
         "python -m serve_app run --port n"
     )
+
+
+def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch):
+    def fail(*_, **__):
+        raise Exception("the node timed out\nand more lines")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(foreground, "build", lambda _: None)
+    monkeypatch.setattr(foreground, "require_free_port", lambda *_: None)
+    monkeypatch.setattr(foreground, "set_internal_ports", lambda *_: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(
+        ForecastError, match=r"Ray could not start on this machine \(the node timed out\); its logs"
+    ):
+        foreground.serve_until_stopped(RunOptions())
 
 
 def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_their_own(
