@@ -118,6 +118,7 @@ def test_infer_uses_the_latest_window_of_the_models_source_by_default(tiny_check
         (["--file", "no/such.txt"], 2, "--file no/such.txt cannot be read"),
         (["--latest", "--source", "no/such.csv"], 1, "no file at no/such.csv"),
         (["--checkpoint", "no/such.pt"], 1, "no checkpoint at no/such.pt"),
+        (["--checkpoint", "no/such.pt"], 1, "for example --checkpoint model.pt"),
         (["--device", "tpu"], 2, "--device tpu"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from forecast.config import AgeOptions, DataConfig, FileConfig, TrainConfig
-from forecast.errors import UsageError
+from forecast.errors import CheckpointError, UsageError
 from forecast.names import listed
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ def infer_command(options: InferOptions) -> int:
     from forecast.inference.predictor import Predictor
     from forecast.prices.source import say_on_stderr
 
+    if not options.checkpoint.exists():
+        raise CheckpointError(
+            f"no checkpoint at {options.checkpoint}; make one with `python -m tune_jobs.pareto`, or name that of "
+            "`python -m forecast train`, for example `checkpoint=model.pt`"
+        )
     predictor = Predictor(options.checkpoint, options.device)
     if predictor.whole.symbols and options.symbol is None:
         return _infer_all(options, predictor)
