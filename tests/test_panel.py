@@ -236,6 +236,7 @@ def test_all_symbols_are_split_at_the_same_dates_and_normalized_each_on_its_own(
     prepared = prepare_panel(panel, SMALL, 20)
     assert list(prepared.series) == [*SYMBOLS, "LATE"]
     assert "0 training rows" in prepared.left_out["NEW"]
+    assert "shorter windows (sequence_length) need fewer rows" in prepared.left_out["NEW"]
     assert "do not vary" in prepared.left_out["FLAT"]
     for symbol, part in prepared.series.items():
         dates = panel.series[symbol].dates

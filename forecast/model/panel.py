@@ -245,6 +245,7 @@ def too_few(split: Split, longest_window: int, *, tested: bool) -> str | None:
         if count < MIN_TARGETS:
             return (
                 f"{count} {name} rows can be forecast from windows of {longest_window}, but at least {MIN_TARGETS} "
-                "are needed: its history is too short or ends too early"
+                "are needed: its history is too short or ends too early; shorter windows (sequence_length) need fewer "
+                "rows"
             )
     return None
