@@ -61,6 +61,27 @@ def test_infer_reads_values_from_a_file_or_standard_input_in_any_usual_form(
         assert json.loads(capsys.readouterr().out)["prediction"] == expected(tiny_checkpoint)
 
 
+def test_a_file_whose_symbol_was_not_given_is_said_to_be_of_the_default(tmp_path, capsys):
+    path = tmp_path / "acme.csv"
+    days = np.arange("2024-01-01", "2024-06-01", dtype="datetime64[D]")
+    rows = (f"{day},{100 + number % 7}" for number, day in enumerate(days))
+    path.write_text("Date,Close\n" + "\n".join(rows) + "\n")
+    command = [
+        *TRAIN,
+        "--source",
+        str(path),
+        "--sequence-length",
+        "5",
+        "--checkpoint",
+        str(tmp_path / "a.pt"),
+    ]
+    notice = "no symbol is given: the prices are taken to be those of BTC-USD; to name another one, give --symbol\n"
+    assert run(main, command) == 0
+    assert notice in capsys.readouterr().err
+    assert run(main, [*command, "--symbol", "ACME"]) == 0
+    assert "BTC-USD" not in capsys.readouterr().err
+
+
 def test_infer_takes_values_from_the_command_line(tiny_checkpoint, capsys):
     values = [str(value) for value in WINDOW]
     assert run(main, ["infer", "--checkpoint", str(tiny_checkpoint), "--json", "--values", *values]) == 0

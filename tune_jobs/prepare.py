@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from forecast.atomic import require_writable
+from forecast.cli.command import spell_options
 from forecast.errors import StudyError
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
 from forecast.model.network import ARCHITECTURES
@@ -108,7 +109,7 @@ def prepare_job(options: TuneOptions) -> Job:
             sessions_line(prices, prepared),
         ]
     else:
-        prices = series_from_config(options, notify=lambda line: say(errors, line, "yellow"))
+        prices = series_from_config(options, notify=lambda line: say(errors, spell_options(line), "yellow"))
         require_rows(len(prices), longest, options.train_ratio, options.val_ratio_within_train)
         prepared = prepare(prices, options).fitted()
         earlier = prepare_earlier_folds(prices, options.validation_folds, options, longest)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from forecast.cli.command import spell_options
 from forecast.errors import DataError, ForecastError, StoreError, WindowError
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
 from forecast.live.alarms import OLD, SILENT, Alarm, alarms_on, old, record_alarms, silent
@@ -165,7 +166,7 @@ class Session:
         """
 
         def notice(line: str) -> None:
-            say(self.errors, line, "yellow")
+            say(self.errors, spell_options(line), "yellow")
 
         recorded = recorded_subject(self.ledger, self.name)
         if recorded is not None and self.options.calendar is None:

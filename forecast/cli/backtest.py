@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from forecast.backtest.settings import BacktestSettings
+from forecast.cli.command import spell_options
 from forecast.config import TrainConfig
 from forecast.errors import UsageError
 
@@ -119,7 +120,7 @@ def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Se
     """The configuration, the rows, and the checkpoint that they come from, if any."""
     from forecast.model.loading import load_card
     from forecast.model.reproduce import series_of
-    from forecast.prices.source import series_from_config
+    from forecast.prices.source import say_on_stderr, series_from_config
 
     if "train_ratio" in given:
         raise UsageError(
@@ -127,7 +128,11 @@ def _subject(options: BacktestOptions, given: set[str]) -> tuple[TrainConfig, Se
         )
     if options.from_trial is None:
         config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.model_fields})
-        return config, series_from_config(options), None
+        return (
+            config,
+            series_from_config(options, notify=lambda line: say_on_stderr(spell_options(line))),
+            None,
+        )
     require_only_from_trial(given, {"device", "source", "threads", "seed"})
     checkpoint = load_card(options.from_trial)
     changes: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from forecast.cli.backtest import require_only_from_trial
+from forecast.cli.command import spell_options
 from forecast.config import PanelOptions, TrainConfig
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
         sessions_line,
     )
     from forecast.prices.panel import Panel, panel_from_config
-    from forecast.prices.source import say_on_stderr, series_from_config
+    from forecast.prices.source import assumed_symbol, say_on_stderr, series_from_config
     from forecast.scores.metrics import mean_evaluation
 
     trial = start = None
@@ -104,6 +105,8 @@ def train_command(options: TrainOptions, given: set[str]) -> int:
             apart = held_out(series, options, config.seed, start.symbols if start else ())
         else:
             series = series_from_config(config, notify=say_on_stderr)
+            if line := assumed_symbol(options):
+                say_on_stderr(spell_options(line))
     if isinstance(series, Panel):
         described = panel_lines(series)
     else:

@@ -169,7 +169,16 @@ def series_from_config(config: DataConfig, *, notify: Notify | None = say_on_std
     if table.fallback is not None:
         first, last = table.dates.min(), table.dates.max()
         say(f"{table.fallback}; using {table.origin} of {config.symbol} instead, {first} to {last}")
+    if line := assumed_symbol(config):
+        say(line)
     return series_of_table(table, config, notify=say)
+
+
+def assumed_symbol(config: DataConfig) -> str | None:
+    """A line that says which symbol the rows of a file or a table get, if none was given; else None."""
+    if "symbol" in config.model_fields_set or config.source in SOURCES:
+        return None
+    return f"no symbol is given: the prices are taken to be those of {config.symbol}; to name another one, give `symbol`"
 
 
 def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Series:
