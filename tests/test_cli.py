@@ -75,7 +75,7 @@ def test_a_file_whose_symbol_was_not_given_is_said_to_be_of_the_default(tmp_path
         "--checkpoint",
         str(tmp_path / "a.pt"),
     ]
-    notice = "no symbol is given: the prices are taken to be those of BTC-USD; to name another one, give --symbol\n"
+    notice = "no symbol is given: the prices are taken to be those of BTC-USD; name another with --symbol\n"
     assert run(main, command) == 0
     assert notice in capsys.readouterr().err
     assert run(main, [*command, "--symbol", "ACME"]) == 0

@@ -178,7 +178,9 @@ def assumed_symbol(config: DataConfig) -> str | None:
     """A line that says which symbol the rows of a file or a table get, if none was given; else None."""
     if "symbol" in config.model_fields_set or config.source in SOURCES:
         return None
-    return f"no symbol is given: the prices are taken to be those of {config.symbol}; to name another one, give `symbol`"
+    return (
+        f"no symbol is given: the prices are taken to be those of {config.symbol}; name another with `symbol`"
+    )
 
 
 def series_of_table(table: Table, config: DataConfig, *, notify: Notify) -> Series:
