@@ -13,12 +13,14 @@ KEEPERS = {
     "forecast/model/adam.py": "torch's fused kernels",
     "tune_jobs/study.py": "Optuna's",
     "forecast/prices/calendars.py": "exchange_calendars'",
+    "forecast/cli/command.py": "argparse's",
+    "forecast/cli/completion.py": "argparse's",
     "serve_app/__main__.py": "atexit's",
     "serve_app/deployment.py": "Ray's",
 }
 """The files that may use private names of a library."""
-PUBLIC = {"_exit"}
-"""``os._exit`` is documented."""
+PUBLIC = {"_exit", "_replace"}
+"""``os._exit`` and the method of named tuples are documented."""
 
 
 def is_self(node):
