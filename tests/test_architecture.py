@@ -17,6 +17,7 @@ KEEPERS = {
     "forecast/cli/completion.py": "argparse's",
     "serve_app/__main__.py": "atexit's",
     "serve_app/deployment.py": "Ray's",
+    "serve_app/foreground.py": "Ray's",
 }
 """The files that may use private names of a library."""
 PUBLIC = {"_exit", "_replace"}
