@@ -448,7 +448,7 @@ def big_ledger(directory: Path, rows: int) -> dict[str, bool]:
 def universe(file: Path, directory: Path) -> dict[str, bool]:
     """Measure one session of every symbol of a file, one of which is broken."""
     frame = pd.read_parquet(file)
-    dates, broken = np.sort(frame["Date"].unique()), frame["Symbol"].min()
+    dates, broken = np.sort(frame["Date"].unique()), frame["Symbol"].iloc[0]
     path, models = directory / "prices.parquet", directory / "models"
     argv = ["--source", str(path), "--symbols", "all", "--models", str(models), "--space", "small",
             "--num-samples", "2", "--windows-per-epoch", "20000"]  # fmt: skip
