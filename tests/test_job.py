@@ -625,7 +625,7 @@ def test_a_signal_ends_the_job_with_everything_finished_kept(tmp_path, number):
     assert (tmp_path / "best_pareto_lstm.pt").exists()
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("after", [1, 3, 5])
 def test_sigterm_while_ray_starts_is_one_line_and_exit_code_130(tmp_path, after):
     process = start_job(tmp_path, "--num-samples", "100", "--quiet")
     time.sleep(after)
