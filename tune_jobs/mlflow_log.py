@@ -40,6 +40,7 @@ from forecast.prices.locations import masked
 from forecast.version import DISTRIBUTION, installed_version
 from tune_jobs.console import say
 from tune_jobs.databases import STUDY_FILE, SqliteFile
+from tune_jobs.options import FIXED
 from tune_jobs.study import INTERRUPTED, REASON
 
 if TYPE_CHECKING:
@@ -52,23 +53,7 @@ PICKED, CHAMPION, CHALLENGER = "pick", "champion", "challenger"
 """Aliases of a registered model: the pick that was logged last; of a store, the current version and the shadow."""
 JOB, TRIAL, ON_FRONT, SHA256 = (f"forecaster.{name}" for name in ("job", "trial", "front", "sha256"))
 """Tags by which a run, a nested run and a version are found again."""
-PARAMS = (
-    "symbol",
-    "symbols",
-    "feature",
-    "input_columns",
-    "train_ratio",
-    "val_ratio_within_train",
-    "log_prices",
-    "network",
-    "target",
-    "likelihood",
-    "market",
-    "objectives",
-    "objectives_on",
-    "validation_folds",
-    "space",
-)
+PARAMS = (*FIXED, "symbols", "objectives")
 """Settings that a job never changes when it is resumed, as MLflow never changes a parameter."""
 SETTINGS = (
     "source",
@@ -428,9 +413,8 @@ class Tracking:
             save_model(predictor, path, run_id=run_id, model_id=model.model_id)
             self._client.log_model_artifacts(model.model_id, str(path))
         self._client.finalize_logged_model(model.model_id, "READY")
-        with contextlib.suppress(
-            MlflowException
-        ):  # it is there; whatever else is wrong fails in the next call
+        # It may be there; whatever else is wrong fails in the next call.
+        with contextlib.suppress(MlflowException):
             self._client.create_registered_model(name)
         return self._client.create_model_version(
             name, model.artifact_location, run_id, tags={SHA256: sha256}, model_id=model.model_id

@@ -18,6 +18,22 @@ LEAST, WEIGHTED = "min_", "weighted"
 
 UNIVERSE = "universe"
 """The default name of a model of many symbols."""
+FIXED = (
+    "symbol",
+    "feature",
+    "input_columns",
+    "train_ratio",
+    "val_ratio_within_train",
+    "log_prices",
+    "network",
+    "target",
+    "likelihood",
+    "market",
+    "objectives_on",
+    "validation_folds",
+    "space",
+)
+"""Options on which the metrics of a study's trials depend: a job that is resumed has the same."""
 
 
 def metric_of(objective: str) -> str:

@@ -26,7 +26,7 @@ from tune_jobs.console import say
 from tune_jobs.costs import Preference, persistence_losses, row_losses, sample_cost
 from tune_jobs.databases import Database, database_of, study_errors
 from tune_jobs.luck import Luck, p_value_of_best
-from tune_jobs.options import TuneOptions
+from tune_jobs.options import FIXED, TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job
 from tune_jobs.progress import SearchProgress
@@ -254,28 +254,14 @@ def _pick(
 def _basis(job: Job) -> dict[str, Any]:
     """Return the settings that the metrics of a study's trials depend on, other than hyperparameters."""
     options, where = job.options, job.prices.provenance
-    shared = (
-        "symbol",
-        "feature",
-        "train_ratio",
-        "val_ratio_within_train",
-        "log_prices",
-        "network",
-        "target",
-        "likelihood",
-    )
     return {
         "rows": f"{where.first_date} to {where.last_date} (sha256 {where.sha256[:12]})",
-        **{name: getattr(options, name) for name in shared},
+        **{name: getattr(options, name) for name in FIXED},
         "input_columns": list(options.input_columns),
         **({"CRPS": "integrated over all probabilities"} if "CRPS" in options.objective_names else {}),
-        "objectives_on": options.objectives_on,
-        "validation_folds": options.validation_folds,
         "windows_per_epoch": options.windows_per_epoch if _draws_windows(job) else None,
-        "market": options.market,
         "held_out": sorted(job.prepared.held_out) if isinstance(job.prepared, PreparedPanel) else [],
         "start_from": job.start and f"a model with sha256 {(job.start.sha256 or '')[:12]}",
-        "space": options.space,
     }
 
 

@@ -240,10 +240,8 @@ class Session:
 
     def _silence_without_prices(self) -> list[Alarm] | None:
         """The same alarm when the source does not answer; None if the ledger has no calendar yet."""
-        timeline, last = (
-            Timeline.of(self.ledger.last_timeline(self.name)),
-            self.ledger.last_session(self.name),
-        )
+        timeline = Timeline.of(self.ledger.last_timeline(self.name))
+        last = self.ledger.last_session(self.name)
         return self._silence(timeline, timeline.parse(last)) if timeline and last else None
 
     def _age(self, prices: Mapping[str, Series], current: Version | None) -> list[Alarm]:
@@ -431,12 +429,13 @@ class Session:
         """
         current = self.store.current(self.name)
         assert current is not None
-        known, outdated = (
-            self.ledger.origins(self.name, current.sha256),
-            self.ledger.outdated(self.name),
-        )
+        known = self.ledger.origins(self.name, current.sha256)
         ends = {symbol: series.timeline.text(series.dates[-1:])[0] for symbol, series in prices.items()}
-        again = {symbol for symbol in outdated & ends.keys() if ends[symbol] == known.get(symbol)}
+        again = {
+            symbol
+            for symbol in self.ledger.outdated(self.name) & ends.keys()
+            if ends[symbol] == known.get(symbol)
+        }
         due = {
             symbol: series
             for symbol, series in prices.items()
