@@ -476,6 +476,16 @@ def test_a_source_of_many_symbols_that_does_not_answer_is_not_asked_for_all():
     assert str(answers["S99"]) == "no answer; try again (prices of 0 of 100 symbols fetched)"
 
 
+def test_symbols_that_are_asked_for_side_by_side_get_one_reason_when_their_source_stops():
+    def ask(symbol):
+        time.sleep(0.01)
+        raise SourceUnavailable(f"no answer to {symbol} after {time.monotonic()} s")
+
+    answers = many.ask_for_many([f"S{number}" for number in range(100)], ask, print, at_a_time=4)
+    assert len(answers) == 100
+    assert len({str(answer) for answer in answers.values()}) == 1
+
+
 def test_progress_of_many_symbols_is_a_line_now_and_then_and_a_bug_is_raised(monkeypatch):
     monkeypatch.setattr(many, "PROGRESS_SECONDS", 0.0)
     table, said = Table(np.array([], "datetime64[D]"), pd.DataFrame(), dt.date(2024, 1, 1), "x"), []

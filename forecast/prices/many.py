@@ -108,21 +108,28 @@ class _Inquiry:
     def _take(self, symbol: str, answer: Table | BaseException) -> None:
         if not isinstance(answer, Table | DataError):
             raise answer
-        if isinstance(answer, RateLimited) and self._stopped is None:
-            self._left.appendleft(symbol)
-            self._pause(answer)
+        if isinstance(answer, SourceUnavailable):
+            self._take_failure(symbol, answer)
             return
         self._answers[symbol] = answer
-        if isinstance(answer, SourceUnavailable):
-            self._unanswered.append(symbol)
-            if len(self._unanswered) >= MOST_UNANSWERED:
-                self._stop(answer)
-            return
         self._unanswered.clear()
         self._limits_in_a_row = 0
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
             self._notify(self._progress())
+
+    def _take_failure(self, symbol: str, error: SourceUnavailable) -> None:
+        if self._stopped is not None:
+            # Its request was under way at the stop. One reason for all of them makes one line for a person.
+            self._answers[symbol] = self._stopped
+        elif isinstance(error, RateLimited):
+            self._left.appendleft(symbol)
+            self._pause(error)
+        else:
+            self._answers[symbol] = error
+            self._unanswered.append(symbol)
+            if len(self._unanswered) >= MOST_UNANSWERED:
+                self._stop(error)
 
     def _pause(self, limit: RateLimited) -> None:
         now = time.monotonic()
