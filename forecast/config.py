@@ -128,7 +128,7 @@ class DataConfig(FileConfig):
         """Keep a relative path as it is resolved here: a checkpoint is used in other places than it is made in."""
         if found := SQLITE_FILE.match(source):
             return f"{found['scheme']}{Path(found['path']).absolute()}{found['options'] or ''}"
-        path = Path(source).expanduser()
+        path = home_expanded(source)
         named = source in NAMED_SOURCES or source in {
             entry.name for entry in entry_points(group="forecast.sources")
         }
@@ -196,7 +196,7 @@ class ExperimentConfig(DataConfig):
     @classmethod
     def _anywhere(cls, path: Path | None) -> Path | None:
         """Keep a relative path as it is resolved here, as that of a source."""
-        return path and path.expanduser().absolute()
+        return path and home_expanded(path).absolute()
 
 
 class TrainConfig(ExperimentConfig):
@@ -298,8 +298,22 @@ def kind_of(field: FieldInfo) -> Any:
 
 
 def from_text(field: FieldInfo, text: str) -> Any:
-    """The value of an option that stands in one text: names or numbers of a list are separated by commas."""
-    return split_names(text) if get_origin(kind_of(field)) in (list, tuple) else text
+    """The value of an option that stands in one text: names or numbers of a list are separated by commas.
+
+    No shell has replaced the ``~`` of a path.
+    """
+    kind = kind_of(field)
+    if kind is Path:
+        return home_expanded(text)
+    return split_names(text) if get_origin(kind) in (list, tuple) else text
+
+
+def home_expanded(path: str | Path) -> Path:
+    """The path with a leading ``~`` as the home directory; ``~name`` stays if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def variable_of(option: str) -> str:

@@ -268,6 +268,17 @@ def test_print_config_writes_what_config_reads_and_starts_nothing(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
+def test_a_path_in_a_file_or_a_variable_may_begin_with_the_home_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/us")
+    monkeypatch.setenv("FORECAST_WARM_START", "~/earlier")
+    Path("job.yaml").write_text("output_dir: ~/jobs\n")
+    options = tune_options("--config", "job.yaml")
+    assert (options.output_dir, options.warm_start) == (Path("/home/us/jobs"), Path("/home/us/earlier"))
+    assert run(pareto.main, ["--config", "~nobody-here/job.yaml"]) == 2
+    assert "--config ~nobody-here/job.yaml cannot be read (no such file" in capsys.readouterr().err
+
+
 def test_print_config_refuses_what_the_command_would_refuse(capsys):
     assert run(pareto.main, ["--print-config", "--num-samples", "0"]) == 2
     assert capsys.readouterr().out == ""

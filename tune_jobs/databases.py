@@ -88,7 +88,7 @@ class SqliteFile(Database):
     """A file; the lock of the output directory keeps other jobs away."""
 
     path: Path
-    elsewhere = "`study_name` or `output_dir`"
+    elsewhere = "`output_dir`"
     shared = False
     patience = 0.0
 
@@ -188,7 +188,7 @@ class PostgresServer(Database):
 
     address: str
     study: str
-    elsewhere = "`study_name`"
+    elsewhere = "`study_name` and `output_dir`"
     shared = True
     patience = LOST_WAIT
 

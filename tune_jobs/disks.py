@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+from forecast.config import home_expanded
 from forecast.errors import StudyError
 from tune_jobs.options import TuneOptions
 from tune_jobs.ray_internals import temporary_directory
@@ -70,7 +71,7 @@ def _places(options: TuneOptions) -> list[tuple[Path, str]]:
         (Path(temporary_directory()), "set RAY_TMPDIR to a directory on another disk"),
     ]
     if options.storage_path and "://" not in options.storage_path:
-        places.append((Path(options.storage_path).expanduser().absolute(), "choose another `storage_path`"))
+        places.append((home_expanded(options.storage_path).absolute(), "choose another `storage_path`"))
     return places
 
 

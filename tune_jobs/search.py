@@ -102,6 +102,7 @@ def _search(job: Job, connect: Connect, database: Database, storage: optuna.stor
         objectives=options.objective_names,
         basis=_basis(job),
     )
+    _refuse_checkpoints_of_others(study, checkpoints)
     if database.shared:
         say(job.console, f"Study {options.study} in {database}")
         _claim(study, database, output, checkpoints)
@@ -126,6 +127,19 @@ def _search(job: Job, connect: Connect, database: Database, storage: optuna.stor
     picked, luck = _pick(job, front, finished, checkpoints) if front else (None, None)
     stopped_by = stop.reason if left else None
     return Found(front, picked, luck, trials, stopped_by, run, study.user_attrs[studies.JOB], warm_start)
+
+
+def _refuse_checkpoints_of_others(study: optuna.Study, checkpoints: Path) -> None:
+    """Keep a new study from writing over the checkpoints of another one.
+
+    Raises:
+        StudyError: when the study has no trial yet, but the directory has checkpoints.
+    """
+    if not study.get_trials(deepcopy=False) and trial_checkpoint_path(checkpoints, 0).exists():
+        raise StudyError(
+            f"{checkpoints} holds the models of another study's trials, which {study.study_name!r} would replace; give "
+            "each study its own `output_dir`"
+        )
 
 
 def _claim(study: optuna.Study, database: Database, output: Path, checkpoints: Path) -> None:

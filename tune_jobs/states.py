@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pyarrow
 import pyarrow.fs
@@ -13,6 +13,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from forecast.config import home_expanded
 from forecast.errors import StudyError
 
 NODE_ANSWER = 60.0
@@ -34,7 +35,7 @@ class StateStore:
     @classmethod
     def at(cls, place: str, job: str) -> StateStore:
         """Return the store of ``job`` in ``place``: an address, or a path that may be relative."""
-        return cls(place if "://" in place else str(Path(place).expanduser().absolute()), job)
+        return cls(place if "://" in place else str(home_expanded(place).absolute()), job)
 
     @property
     def _opened(self) -> tuple[pyarrow.fs.FileSystem, PurePosixPath]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from forecast.cli.command import groups_of
-from forecast.config import from_text, options_of
+from forecast.config import from_text, home_expanded, options_of
 from forecast.errors import UsageError
 from forecast.names import did_you_mean
 
@@ -32,7 +32,7 @@ def read_config(path: Path, settings: type[BaseModel]) -> dict[str, tuple[Any, s
         UsageError: when the file cannot be read, is no YAML, or has a key that is no option; names the file.
     """
     try:
-        document = yaml.compose(path.expanduser().read_bytes(), Loader=yaml.SafeLoader)
+        document = yaml.compose(home_expanded(path).read_bytes(), Loader=yaml.SafeLoader)
     except OSError as error:
         raise UsageError(
             f"`config` {path} cannot be read ({(error.strerror or str(error)).lower()}); check the path"

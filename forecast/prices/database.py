@@ -17,7 +17,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import URL, Connection, make_url
 
-from forecast.config import FileConfig
+from forecast.config import FileConfig, home_expanded
 from forecast.errors import DataError, SourceUnavailable, UsageError
 from forecast.names import plain_name
 from forecast.prices.files import Sheet, sheet_of_frame
@@ -131,7 +130,7 @@ def _parsed(source: str, address: str) -> tuple[URL, str | None, str | None]:
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     elif url.get_backend_name() == "sqlite":
-        path = Path(url.database or "").expanduser()
+        path = home_expanded(url.database or "")
         if not path.is_file():
             raise DataError(f"no database at {url.database or source}; check the path given as `source`")
         # Python's sqlite3 creates a missing file, and opens one to write, unless a URI says otherwise.

@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from forecast.config import DataConfig, parse_settings
+from forecast.config import DataConfig, home_expanded, parse_settings
 from forecast.errors import DataError, SourceStopped, UsageError
 from forecast.names import listed
 from forecast.prices.files import Sheet, read_file
@@ -169,7 +168,7 @@ def named_symbols(symbols: Sequence[str]) -> list[str]:
             names.append(name)
             continue
         try:
-            text = Path(name[len(LISTED) :]).expanduser().read_text("utf-8-sig")
+            text = home_expanded(name[len(LISTED) :]).read_text("utf-8-sig")
             names += re.findall(r"[^\s,;]+", text)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"

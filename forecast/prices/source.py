@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from forecast.config import DataConfig, parse_settings
+from forecast.config import DataConfig, home_expanded, parse_settings
 from forecast.errors import DataError, UsageError
 from forecast.notices import Notify as Notify
 from forecast.notices import each_once as each_once
@@ -298,7 +298,7 @@ def source_path(source: str) -> Path | None:
     resolved = locations.resolve(source)
     if locations.is_address(resolved):
         return None
-    path = Path(resolved).expanduser()
+    path = home_expanded(resolved)
     if not path.exists() and not {ending.lower() for ending in path.suffixes} & {*READABLE, *PACKED}:
         raise UsageError(
             f"`source` {source}: give {', '.join(SOURCES)}, the path of a file such as prices.csv or of a directory, "
