@@ -70,6 +70,7 @@ def test_covariates_of_days_made_of_hours_are_those_of_the_whole_day(tmp_path):
     [
         (lambda frame: frame, "5m", "has bars of 1h, which are not bars of 5m; use `interval=1h`"),
         (lambda frame: frame[::24], "1h", "has bars of 1d, which are not bars of 1h; use `interval=1d`"),
+        (lambda frame: frame[:12], None, "has bars of 1h, but no complete session of .*`interval=auto` to use"),
         (lambda frame: frame[:: 24 * 7], "1d", "has bars of 1wk, which are not bars of 1d"),
         (
             lambda frame: frame.assign(Datetime=frame["Datetime"].dt.strftime("%Y-%m-%d")),
@@ -77,7 +78,7 @@ def test_covariates_of_days_made_of_hours_are_those_of_the_whole_day(tmp_path):
             "several rows with different prices for 100 of its dates",
         ),
     ],
-    ids=["shorter", "days as hours", "weeks as days", "hours without times"],
+    ids=["shorter", "days as hours", "half a day", "weeks as days", "hours without times"],
 )
 def test_rows_that_are_not_bars_of_the_length_asked_for_are_refused(tmp_path, make, interval, message):
     path = written(make(SERIES["BTC-USD"]), tmp_path / "prices.csv")

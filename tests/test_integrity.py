@@ -82,6 +82,7 @@ def test_rows_of_days_that_were_not_over_are_dropped():
     _, values, report = check(daily(5), [1, 2, 3, 4, 5], as_of=dt.date(2024, 1, 4))
     assert values.tolist() == [1, 2, 3]
     assert found(report) == {"partial_last_day": 2}
+    assert "partial last day: 2, rows dropped (from 2024-01-04 on, not over yet)" in report.lines()
 
 
 def sessions(first, last):

@@ -100,6 +100,11 @@ def arrange(
         found = replace(found, fit=fit)
         if days_from_times:
             dates, matrix, left_out = _days_of(dates, matrix, columns, found.calendar, grid)
+            if not len(dates):
+                raise DataError(
+                    f"{table.origin} has bars of {shown}, but no complete session of {found.calendar.name}; give more "
+                    "rows, another `calendar`, or `interval=auto` to use the bars as they are"
+                )
             notes.append(
                 f"{table.origin} has bars of {shown}; the last one of each session is its day's price"
             )

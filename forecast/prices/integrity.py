@@ -97,7 +97,9 @@ def check_integrity(
     dates, matrix = dates[last_of_day], matrix[last_of_day]
 
     complete = dates < np.datetime64(as_of)
-    rules.append(RuleResult("partial_last_day", int((~complete).sum()), "rows dropped"))
+    unfinished = dates[~complete]
+    detail = f"from {show(unfinished[:1])[0]} on, not over yet" if len(unfinished) > 1 else ""
+    rules.append(RuleResult("partial_last_day", len(unfinished), "rows dropped", detail))
     dates, matrix = dates[complete], matrix[complete]
 
     rules.append(_holes(dates, expected, unit, show))
