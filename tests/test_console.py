@@ -268,6 +268,15 @@ def test_print_config_writes_what_config_reads_and_starts_nothing(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
+def test_print_config_writes_an_address_with_a_password_as_a_comment_with_the_remedy(capsys):
+    with pytest.raises(SystemExit):
+        run(pareto.main, ["--print-config", "--study-storage", "postgresql://us:hunter2@db/s"])
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text) is None
+    (line,) = (line for line in text.splitlines() if "study_storage" in line)
+    assert line.startswith("# study_storage: postgresql://us:***@db/s  # its password is not written; name")
+
+
 def test_a_path_in_a_file_or_a_variable_may_begin_with_the_home_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/us")

@@ -21,6 +21,9 @@ from forecast.names import did_you_mean
 
 NULL = "tag:yaml.org,2002:null"
 DOCUMENT_END = "...\n"
+MASK = "***"
+"""Stands for a password in the options as they are written."""
+HIDDEN = "its password is not written; name an environment variable in its place, such as ${DB_PASSWORD}"
 
 
 def read_config(path: Path, settings: type[BaseModel]) -> dict[str, tuple[Any, str]]:
@@ -92,7 +95,9 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
     for title, fields in groups_of(type(options)):
         lines += ["", f"# {title}:"]
         for name in fields:
-            if name in given:
+            if MASK in str(values[name]):
+                lines.append(f"# {_line(name, values[name])}  # {HIDDEN}")
+            elif name in given:
                 lines.append(_line(name, values[name]))
             else:
                 lines.append(f"# {name}:" if values[name] is None else f"# {_line(name, values[name])}")
