@@ -70,7 +70,11 @@ def test_covariates_of_days_made_of_hours_are_those_of_the_whole_day(tmp_path):
     [
         (lambda frame: frame, "5m", "has bars of 1h, which are not bars of 5m; use `interval=1h`"),
         (lambda frame: frame[::24], "1h", "has bars of 1d, which are not bars of 1h; use `interval=1d`"),
-        (lambda frame: frame[:12], None, "has bars of 1h, but no complete session of .*`interval=auto` to use"),
+        (
+            lambda frame: frame[:12],
+            None,
+            "has bars of 1h, but no complete session of .*`interval=auto` to use",
+        ),
         (lambda frame: frame[:: 24 * 7], "1d", "has bars of 1wk, which are not bars of 1d"),
         (
             lambda frame: frame.assign(Datetime=frame["Datetime"].dt.strftime("%Y-%m-%d")),
