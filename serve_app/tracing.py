@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from forecast.errors import UsageError
+from forecast.model.card import first_line
 from serve_app.batching import Batcher, Window
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def spans() -> Spans | None:
         from serve_app.spans import Spans
 
         return Spans.of_environment()
-    except (ImportError, UsageError) as error:
-        logger.error("requests are not traced: %s", error)
+    except Exception as error:  # also what OpenTelemetry raises for a variable's value
+        logger.error("requests are not traced: %s", first_line(error))
         return None
 
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,13 +24,15 @@ from untrained import BARS, bars, chosen, config_of, panel_of, untrained
 from forecast import Predictor, load_checkpoint, save_checkpoint
 from forecast.__main__ import main
 from forecast.cli.command import run
-from forecast.errors import CheckpointError, UsageError
+from forecast.errors import CheckpointError, UsageError, WindowError
 from forecast.inference.agreement import differences
+from forecast.inference.engines import random_inputs
 from forecast.model.card import ModelCard
 from forecast.model.export import describe, exported_model
-from forecast.model.exported import CHECKSUM, load_exported
+from forecast.model.exported import CHECKSUM, KIND, _text, load_exported
 from forecast.model.header import read_header
 from forecast.model.loading import load_card
+from forecast.model.tracing import Recorder
 
 ROOT = Path(__file__).parents[1]
 LARGEST = 1e-6
@@ -96,6 +100,77 @@ def pair(snapshot, tmp_path_factory):
     save_checkpoint(model.model_copy(update={"latest_window": window}), checkpoint)
     assert run(main, ["export", str(checkpoint), str(exported), "--check-windows", "20"]) == 0
     return checkpoint, exported
+
+
+@pytest.mark.parametrize("log_prices", [True, False])
+@pytest.mark.parametrize("columns", [(), BARS])
+def test_the_graph_gives_no_number_for_a_window_that_a_predictor_refuses(snapshot, log_prices, columns):
+    series = chosen(bars(snapshot), ("Close", *columns))
+    checkpoint = untrained(series, config_of(log_prices=log_prices, input_columns=columns, volatility="gjr"))
+    session = onnxruntime.InferenceSession(exported_model(checkpoint).SerializeToString())
+    predictor, least = Predictor.of(checkpoint), checkpoint.sequence_length
+    whole = series.matrix[-checkpoint.rows_used :].copy()
+
+    def answers(window):
+        return [session.run([name], {"prices": window[np.newaxis]})[0] for name in ("price", "quantiles")]
+
+    def changed(row, value):
+        window = whole.copy()
+        window[row, -1] = value
+        return window
+
+    shorter = whole.copy()
+    shorter[:-least] = np.nan
+    for window in (whole, whole[-least:], shorter):
+        assert all(np.isfinite(answer).all() for answer in answers(window))
+    impossible = [np.nan, np.inf, *([0.0, -5.0] if log_prices else [])]
+    places = [-1, -3, -least] + ([-least - 5] if len(whole) > least + 5 else [])
+    refused = [changed(row, value) for row in places for value in impossible]
+    for window in [*refused, whole[-least + 1 :], whole[:0]]:
+        with pytest.raises(WindowError):
+            predictor.predict([window if columns else window[:, 0]])
+        assert all(np.isnan(answer).all() for answer in answers(window))
+
+
+def test_the_graph_gives_no_number_for_a_new_symbol_whose_prices_do_not_vary(pooled_pair):
+    session = onnxruntime.InferenceSession(pooled_pair[1].read_bytes())
+    prices = np.full((2, 60, 1), 0.1)
+    (found,) = session.run(["price"], {"prices": prices, "symbol": np.array([-1, 0])})
+    assert np.isnan(found).tolist() == [True, False]
+
+
+def test_a_graph_that_gives_no_number_does_not_agree(pair):
+    import onnx
+
+    model = onnx.load(pair[1])
+    tensor = next(each for each in model.graph.initializer if each.name.endswith("regressor_bias"))
+    tensor.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32("nan"), tensor.name)
+    )
+    assert np.isnan(differences(load_checkpoint(pair[0]), model.SerializeToString(), 32)).all()
+
+
+def test_both_engines_refuse_inputs_that_overflow(pair):
+    for path in pair:
+        predictor = Predictor(path, "cpu")
+        inputs = [
+            np.zeros((2, *each.shape[1:]), np.float32) for each in random_inputs(predictor.checkpoint, 2)
+        ]
+        inputs[0][1, -1, 0] = np.nan
+        assert np.isnan(predictor.engine(inputs)).reshape(2, -1).any(axis=1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("count", [60, 150])
+def test_a_model_that_sees_the_market_is_checked_with_it_and_without_it(snapshot, count):
+    checkpoint = untrained(panel_of(snapshot, count), config_of(likelihood="student_t", market=True))
+    found = differences(checkpoint, exported_model(checkpoint).SerializeToString(), 16)
+    assert found.max() <= LARGEST
+    other = replace(checkpoint.market, change_std=2 * checkpoint.market.change_std)
+    wrong = exported_model(checkpoint.model_copy(update={"market": other})).SerializeToString()
+    found = differences(checkpoint, wrong, 16)
+    shown, hidden = np.split(found, 2)
+    assert shown.max() > LARGEST
+    assert hidden.max() <= LARGEST
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +302,39 @@ def test_a_damaged_foreign_or_newer_file_is_refused_in_one_line(pair, tmp_path):
         assert str(path) in str(refused.value), name
     with pytest.raises(CheckpointError, match="no exported model at"):
         Predictor(tmp_path / "missing.onnx")
+
+
+def test_a_field_that_is_there_twice_is_refused_for_readers_take_either():
+    node = b"\x22\x04Relu"
+    assert _text(memoryview(node), KIND) == "Relu"
+    with pytest.raises(ValueError, match="is there twice"):
+        _text(memoryview(node + b"\x22\x06Expand"), KIND)
+
+
+def test_a_slice_with_a_step_is_not_exported():
+    traced = Recorder().input("prices", np.zeros((2, 6)))
+    for step in (2, -1):
+        with pytest.raises(TypeError, match="a slice with a step"):
+            traced[:, ::step]
+
+
+def test_the_card_is_json_also_of_a_file_that_does_not_know_its_loss(pair, tmp_path):
+    import onnx
+
+    checkpoint = load_checkpoint(pair[0]).model_copy(update={"val_loss_best": float("nan")})
+    (tmp_path / "model.onnx").write_bytes(exported_model(checkpoint).SerializeToString())
+    metadata = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    json.loads(metadata["card"], parse_constant=pytest.fail)
+    assert np.isnan(load_card(tmp_path / "model.onnx").val_loss_best)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_export(pair, tmp_path, capsys):
+    (tmp_path / "model.onnx").mkdir()
+    assert run(main, ["export", str(pair[0]), str(tmp_path / "model.onnx")]) == 2
+    assert run(main, ["export", str(pair[0]), str(pair[1] / "model.onnx")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "model.onnx is a directory; give the path of a file" in lines[0]
+    assert str(pair[1]) in lines[1]
 
 
 @settings(max_examples=200, deadline=None)

@@ -222,22 +222,28 @@ def test_only_the_standard_variables_ask_for_traces(environment, asked):
     assert tracing.is_asked_for(environment) is asked
 
 
-def test_an_exporter_that_is_not_installed_is_one_line_and_requests_are_answered(traced, window):
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "no_such_exporter"}, "install pareto-price-forecaster[tracing]"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "256"}, "max_queue_size"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "0"}, "must be a positive integer"),
+    ],
+)
+def test_what_cannot_be_traced_is_one_line_and_requests_are_answered(traced, window, environment, reason):
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger("ray.serve").addHandler(handler)
     try:
-        answers, _ = traced(
-            *[request("POST", "/predict", json={"values": window})] * 2,
-            environment={"OTEL_TRACES_EXPORTER": "no_such_exporter"},
-        )
+        sent = request("POST", "/predict", json={"values": window})
+        answers, _ = traced(sent, sent, environment=environment)
     finally:
         logging.getLogger("ray.serve").removeHandler(handler)
     assert [answer.status_code for answer in answers] == [200, 200]
     (line,) = lines
-    assert "no_such_exporter" in line
-    assert "install pareto-price-forecaster[tracing]" in line
+    assert line.startswith("requests are not traced: ")
+    assert reason in line
 
 
 def test_without_the_variables_nothing_is_imported_or_wrapped(monkeypatch, tiny_checkpoint):

@@ -48,10 +48,13 @@ def export_command(options: ExportOptions, model: Path, exported: Path) -> int:
         raise UsageError(
             f"{exported} does not end in {SUFFIX}, the suffix of exported models; choose a name that does"
         )
-    from forecast.atomic import write_atomically
+    if exported.is_dir():
+        raise UsageError(f"{exported} is a directory; give the path of a file")
+    from forecast.atomic import require_writable, write_atomically
     from forecast.inference.agreement import exported_and_checked
     from forecast.model.checkpoint import load_checkpoint
 
+    require_writable(exported.parent)
     data, difference = exported_and_checked(load_checkpoint(model), exported, options.check_windows)
     write_atomically(exported, lambda stream: stream.write(data))
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ Array = NDArray[np.float64]
 
 UNSEEN = -1
 """The number of a symbol that a model of many was not trained on."""
+UNSEEN_ONES = 4
+"""Windows of such symbols in a batch at least."""
 
 
 def exported_and_checked(
@@ -55,11 +58,11 @@ def exported_and_checked(
     return data, difference
 
 
-def random_prices(normalization: Normalization, count: int, rows: int, seed: int) -> Array:
-    """Random walks of prices (count, rows, columns) in and beyond the training range."""
+def random_prices(normalization: Normalization, rows: int, seed: int) -> Array:
+    """A random walk of prices (rows, columns) in and beyond the training range."""
     generator, scales = np.random.default_rng(seed), normalization.change_stds
-    changes = generator.standard_t(3, (count, rows, len(scales))) * scales
-    return normalization.denormalize(generator.normal(0, 1, (count, 1, 1)) + np.cumsum(changes, axis=1))
+    changes = generator.standard_t(3, (rows, len(scales))) * scales
+    return normalization.denormalize(generator.normal() + np.cumsum(changes, axis=0))
 
 
 def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 0) -> Array:
@@ -69,8 +72,9 @@ def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 
     price is less; and of models of log prices, also to the logarithm of a quantile's distance from the last price where
     that is a factor of more than e: networks compute logarithms, with the seven digits of float32.
 
-    The windows have lengths from the least to the most that a forecast uses. A model of many symbols forecasts these
-    and ones that it has never seen, and half of the times all windows as those of one session.
+    The windows of a batch have different numbers of rows, from the least to the most that a forecast uses. A model of
+    many symbols forecasts all of these and ones that it has never seen. One that sees the market forecasts the windows
+    of the first batch, and then of every second one, as those of one session; it gets two batches at least.
     """
     import onnxruntime
 
@@ -80,38 +84,40 @@ def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     given = [each.name for each in session.get_outputs()]
     generator, run = np.random.default_rng(seed), networks(checkpoint)
-    symbols, found = list(checkpoint.symbols), []
-    at_a_time = max(len(symbols), 32)
-    for start in range(0, windows, at_a_time):
-        count = min(at_a_time, windows - start)
-        rows = int(generator.integers(checkpoint.sequence_length, checkpoint.rows_used, endpoint=True))
+    symbols, left = list(checkpoint.symbols), windows
+    found: list[Array] = []
+    sees_market = checkpoint.market is not None
+    while left > 0 or (sees_market and len(found) < 2):
+        whole = max(len(symbols) + UNSEEN_ONES, 32)
+        count = whole if sees_market else min(whole, left)
+        left -= count
+        most = int(generator.integers(checkpoint.sequence_length, checkpoint.rows_used, endpoint=True))
+        lengths = generator.integers(checkpoint.sequence_length, most, size=count, endpoint=True)
+        lengths[generator.random(count) < 0.5] = most
+        lengths[0] = most
         feeds: dict[str, NDArray[Any]] = {}
         numbers = np.full(count, UNSEEN)
         if symbols:
-            numbers = generator.permutation(np.arange(UNSEEN, max(count, len(symbols))))[:count]
-            numbers[numbers >= len(symbols)] = UNSEEN
-            feeds[SYMBOL] = numbers
-        own = [checkpoint.of_symbol(symbols[n]) if n >= 0 else checkpoint for n in numbers]
-        seeds = generator.integers(2**31, size=count)
-        prices = np.concatenate(
-            [
-                random_prices(each.normalization, 1, rows, each_seed)
-                for each, each_seed in zip(own, seeds, strict=True)
-            ]
-        )
+            numbers = np.pad(np.arange(len(symbols)), (0, whole - len(symbols)), constant_values=UNSEEN)
+            numbers = feeds[SYMBOL] = generator.permutation(numbers)[:count]
+        prices = np.full((count, most, 1 + len(checkpoint.config.input_columns)), np.nan)
+        for window, number, length in zip(prices, numbers, lengths, strict=True):
+            own = checkpoint.of_symbol(symbols[number]) if number >= 0 else checkpoint
+            window[-length:] = random_prices(own.normalization, length, int(generator.integers(2**31)))
         feeds[PRICES] = prices
-        together = checkpoint.market is not None and bool(generator.integers(2))
-        if checkpoint.market is not None:
+        together = sees_market and len(found) % 2 == 0
+        if sees_market:
             feeds[SAME_SESSION] = np.array([together])
         answers = dict(zip(given, session.run(None, feeds), strict=True))
-        found.append(_differences(checkpoint, run, prices, numbers, answers, together=together))
+        windows_ = [window[-length:] for window, length in zip(prices, lengths, strict=True)]
+        found.append(_differences(checkpoint, run, windows_, numbers, answers, together=together))
     return np.concatenate(found)
 
 
 def _differences(
     checkpoint: Checkpoint,
     run: Any,
-    prices: Array,
+    windows: Sequence[Array],
     numbers: NDArray[np.int64],
     answers: dict[str, Array],
     *,
@@ -120,7 +126,7 @@ def _differences(
     config, symbols = checkpoint.config, list(checkpoint.symbols)
     names = [config.feature, *config.input_columns]
     cards, rows = [], []
-    for window, number in zip(prices, numbers, strict=True):
+    for window, number in zip(windows, numbers, strict=True):
         card = checkpoint
         if number >= 0:
             card = checkpoint.of_symbol(symbols[number])
@@ -130,18 +136,18 @@ def _differences(
         rows.append(card.normalization.normalize(window))
     market = None
     if checkpoint.market is not None and together and (numbers >= 0).sum() >= least_symbols(len(symbols)):
-        changes = [
-            np.diff(own[:, 0]) / card.normalization.feature.change_std
-            for own, card, number in zip(rows, cards, numbers, strict=True)
-            if number >= 0
-        ]
-        count = prices.shape[1]
-        market = checkpoint.market.columns(moves_of(changes, [np.arange(1, count)] * len(changes), count))[
-            np.newaxis
-        ]
+        count = max(map(len, rows))
+        known = [(own, card) for own, card, number in zip(rows, cards, numbers, strict=True) if number >= 0]
+        changes = [np.diff(own[:, 0]) / card.normalization.feature.change_std for own, card in known]
+        places = [np.arange(count - len(own) + 1, count) for own, _ in known]
+        market = checkpoint.market.columns(moves_of(changes, places, count))
     forecasters = [Forecaster.of(card, run) for card in cards]
     seen = [
-        each.inputs(each.encoding.with_market(own[np.newaxis], market))
+        each.inputs(
+            each.encoding.with_market(
+                own[np.newaxis], None if market is None else market[np.newaxis, -len(own) :]
+            )
+        )
         for each, own in zip(forecasters, rows, strict=True)
     ]
     outputs = run([np.concatenate(views) for views in zip(*(inputs for inputs, _ in seen), strict=True)])
@@ -150,7 +156,7 @@ def _differences(
     wanted: dict[str, NDArray[Any]] = {PRICE: point_forecasts(outputs)[:, np.newaxis]}
     if exact is not None:
         wanted[QUANTILES] = exact.quantiles(PROBABILITIES)
-    largest = np.zeros(len(prices))
+    largest = np.zeros(len(windows))
     for name, values in wanted.items():
         for index, (each, own) in enumerate(zip(forecasters, rows, strict=True)):
             right = each.encoding.prices(values[index : index + 1], own[-1:, 0])[0]
@@ -161,5 +167,6 @@ def _differences(
             else:
                 scale = np.maximum(np.abs(right), feature.std)
             answer = np.atleast_1d(answers[name][index])
-            largest[index] = max(largest[index], float(np.max(np.abs(answer - right) / scale)))
+            # Python's max would lose an answer that is not a number.
+            largest[index] = np.maximum(largest[index], np.max(np.abs(answer - right) / scale))
     return largest

@@ -97,6 +97,10 @@ class OnnxEngine:
         """Outputs (n, members, outputs) for the inputs (n, length, channels) of each view."""
         named = {f"{INPUTS}{number}": values for number, values in enumerate(inputs)}
         outputs: Array = self._session.run(None, named)[0]
+        for values in inputs:
+            if not np.isfinite(values).all():
+                # ONNX Runtime's LSTM makes numbers of what is none; torch does not.
+                outputs[~np.isfinite(values).all(axis=(1, 2))] = np.nan
         return outputs
 
     @classmethod

@@ -6,6 +6,7 @@ This file does not import torch: a server of exported models never needs it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Self, TypeVar
@@ -116,7 +117,9 @@ class ModelCard(BaseModel):
     normalization: Normalization = Field(
         description="the scaling of each column, fitted on its training rows, the feature's first"
     )
-    val_loss_best: float = Field(description="lowest validation loss, in units of the model's output")
+    val_loss_best: Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)] = Field(
+        description="lowest validation loss, in units of the model's output"
+    )
     calibration_scores: Scores | None = Field(
         default=None,
         description="`forecast.model.likelihood.calibration_scores` on the validation rows, ascending; none in files "
@@ -400,15 +403,15 @@ def _from_original(content: dict[str, Any]) -> dict[str, Any]:
         "config": known,
         "normalization": {"mean": mean, "std": std, "change_std": 1.0, "log": False},
         "val_loss_best": float(content.get("val_loss_best", float("nan"))),
-        "metrics_test": metrics and {name: value for name, value in metrics.items() if _is_number(value)},
+        "metrics_test": metrics and {name: value for name, value in metrics.items() if _is_finite(value)},
         "trial_number": number if isinstance(number, int) else None,
         "trial_params": params,
         "schema_version": 0,
     }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def first_line(error: Exception) -> str:

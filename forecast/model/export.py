@@ -7,6 +7,7 @@ own code on traced arrays (``forecast.model.tracing``), around the graphs of the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from forecast.model.likelihood import OUTPUTS as NUMBERS
 from forecast.model.likelihood import distribution, point_forecasts
 from forecast.model.market import Market, bounded, least_symbols, moves_of_sums
 from forecast.model.network import multiply_adds, onnx_graph
-from forecast.model.normalization import Normalization
+from forecast.model.normalization import Normalization, rounding_of
 from forecast.model.tracing import Recorder, Traced
 from forecast.model.windows import Encoding, views
 from forecast.scores.distribution import PROBABILITIES, Distribution, StudentT, t_polynomials
@@ -128,8 +129,12 @@ def exported_model(checkpoint: Checkpoint) -> onnx.ModelProto:
 def _add_card(model: onnx.ModelProto, checkpoint: Checkpoint) -> None:
     weights: Any = {"model_state": True, "further_members": {"__all__": {"model_state"}}}
     card = {**checkpoint.model_dump(mode="json", exclude=weights), "schema_version": SCHEMA_VERSION}
+    if not math.isfinite(
+        checkpoint.val_loss_best
+    ):  # of a file that does not know it; JSON has no such number
+        card["val_loss_best"] = None
     cost = sum(multiply_adds(member.config) for member in checkpoint.members)
-    describe(model, {CARD: json.dumps(card), COST: str(cost)})
+    describe(model, {CARD: json.dumps(card, allow_nan=False), COST: str(cost)})
 
 
 def describe(model: onnx.ModelProto, metadata: dict[str, str]) -> None:
@@ -176,6 +181,7 @@ class _Tracing:
         market = self._market(normalized, symbols, encoding, checkpoint.market)
         rows = encoding.with_market(normalized, market) if checkpoint.config.market else normalized
         views_, volatility = forecaster.inputs(rows)
+        usable = self._usable(prices, normalized, views_)
         for number, each in enumerate(views_):
             recorder.nodes.append(_named("Identity", [recorder.named(each)], f"{INPUTS}{number}"))
         self.split = len(recorder.nodes)
@@ -184,10 +190,12 @@ class _Tracing:
         last = normalized[:, -1, 0]
         points: Any = point_forecasts(outputs)
         # As columns, (n, 1): the units of each window then are one too.
-        self._output(PRICE, encoding.prices(points[:, np.newaxis], last)[:, 0])
+        price = encoding.prices(points[:, np.newaxis], last)[:, 0]
+        self._output(PRICE, np.where(usable, price, np.nan))
         found = distribution(checkpoint.config.likelihood, outputs, volatility, checkpoint.calibration_scores)
         if found is not None:
-            self._output(QUANTILES, encoding.prices(_quantiles(found), last))
+            quantiles = encoding.prices(_quantiles(found), last)
+            self._output(QUANTILES, np.where(usable[:, np.newaxis], quantiles, np.nan))
             self._output(PROBABILITIES_OF, recorder.record("Identity", [PROBABILITIES], PROBABILITIES))
 
     def _prices(self) -> Any:
@@ -231,6 +239,8 @@ class _Tracing:
                 scaled = scaled - feature
             mean, std = _moments(scaled)
             _, change_std = _moments(np.diff(scaled, axis=1))
+            varies = (std > rounding_of(mean)) & (change_std > rounding_of(mean))
+            std = np.where(varies, std, np.nan)
             numbers = {"mean": mean, "std": std, "change_std": change_std / std}
             for name, own in numbers.items():
                 table = np.array([getattr(scaling[column], name) for scaling in parts])
@@ -256,7 +266,25 @@ class _Tracing:
         shown = same & (trained >= float(least_symbols(len(self._checkpoint.symbols))))
         # An axis of the windows, (n, 1, 1), whatever their symbols.
         each = (symbols >= symbols)[:, np.newaxis, np.newaxis]
-        return np.where(shown & each, columns[np.newaxis], np.nan)
+        # What the market did before a window's own rows is unknown to it.
+        own = np.isfinite(normalized[..., :1])
+        return np.where(shown & each & own, columns[np.newaxis], np.nan)
+
+    def _usable(self, prices: Any, normalized: Any, views_: Sequence[Any]) -> Any:
+        """Whether each window (n,) has the rows that the model needs, all of prices that it can take.
+
+        ``Predictor`` refuses the others. Networks in ONNX Runtime do not: its LSTM makes numbers of what is none.
+        """
+        whole, length = float(self._columns), self._checkpoint.sequence_length
+        known = np.isfinite(normalized).astype(np.float64).sum(axis=2) >= whole
+        empty = np.isnan(prices).astype(np.float64).sum(axis=2) >= whole
+        wrong = [~known & ~empty, known[:, :-1] & empty[:, 1:], ~known[:, -length:]]
+        counts = [each.astype(np.float64).sum(axis=1) for each in wrong]
+        counts += [(~np.isfinite(each)).astype(np.float64).sum(axis=2).sum(axis=1) for each in views_]
+        total = counts[0]
+        for count in counts[1:]:
+            total = total + count
+        return total < 1.0
 
     def _input(self, name: str, example: NDArray[Any], shape: list[Any], *, default: bool = False) -> Traced:
         from onnx import helper, numpy_helper

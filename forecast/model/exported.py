@@ -35,8 +35,15 @@ INPUTS, OUTPUTS = "inputs_", "outputs"
 
 SIZED_BY_VALUES = frozenset(
     {
+        "BlackmanWindow",
         "ConstantOfShape",
+        "ConvTranspose",
+        "DFT",
         "Expand",
+        "HammingWindow",
+        "HannWindow",
+        "MaxUnpool",
+        "MelWeightMatrix",
         "Multinomial",
         "OneHot",
         "Pad",
@@ -44,11 +51,12 @@ SIZED_BY_VALUES = frozenset(
         "RandomUniform",
         "Range",
         "Resize",
+        "RoiAlign",
         "Tile",
         "Upsample",
     }
 )
-"""Operators with which a small file could fill the memory; no network needs them."""
+"""Operators whose output has the size that a value says; no network needs them."""
 
 VERSION, GRAPH, OPERATORS, METADATA = 1, 7, 8, 14
 """Numbers of the fields of a model."""
@@ -83,7 +91,7 @@ class Exported:
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether a path is that of an exported model, by its name."""
-    return Path(path).suffix == SUFFIX
+    return Path(path).suffix.lower() == SUFFIX
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -272,11 +280,13 @@ def _all(data: bytes | memoryview, wanted: int) -> list[memoryview]:
 
 
 def _number(data: bytes | memoryview, wanted: int) -> int:
-    for number, value in _fields(data):
-        if number == wanted and isinstance(value, int):
-            return value
-    raise ValueError(f"no field {wanted}")
+    (value,) = (value for number, value in _fields(data) if number == wanted and isinstance(value, int))
+    return value
 
 
 def _text(data: memoryview, wanted: int) -> str:
-    return "".join(str(value, "utf-8") for value in _all(data, wanted))
+    # Readers of Protocol Buffers take the last of several values: none of them may see another one than this.
+    values = _all(data, wanted)
+    if len(values) > 1:
+        raise ValueError(f"field {wanted} is there twice")
+    return str(values[0], "utf-8") if values else ""

@@ -106,7 +106,7 @@ def _onnx_graph(state: dict[str, Tensor]) -> onnx.ModelProto:
     channels, outputs = weights["lstm.weight_ih_l0"].shape[1], len(weights["regressor.bias"])
     constants = {
         "first": np.array([0], np.int64),
-        "second": np.array([1], np.int64),
+        **({"second": np.array([1], np.int64)} if layers > 1 else {}),
         "regressor_weight": weights["regressor.weight"].T,
         "regressor_bias": weights["regressor.bias"],
     }

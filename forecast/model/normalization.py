@@ -26,6 +26,11 @@ def as_numbers(values: ArrayLike) -> Array:
     return numbers
 
 
+def rounding_of(mean: Any) -> Any:
+    """The largest standard deviation that rounding errors could give values that are all equal to ``mean``."""
+    return 1e-12 * np.maximum(1.0, np.absolute(mean))
+
+
 @dataclass(frozen=True)
 class Scaling:
     """The scaling ``z = (f(price) - mean) / std``, with ``f`` the natural logarithm if ``log``, else the identity.
@@ -74,9 +79,7 @@ class Scaling:
             scaled = scaled - (np.log(feature) if log else feature)
         mean, std = float(scaled.mean()), float(scaled.std())
         change_std = float(np.diff(scaled).std())
-        # Rounding errors give even a constant series a standard deviation above zero.
-        tiny = 1e-12 * max(1.0, abs(mean))
-        if not (std > tiny and change_std > tiny):
+        if not (std > rounding_of(mean) and change_std > rounding_of(mean)):
             shown = scaled if part else train_values
             raise DataError(
                 f"the {len(shown)} training {name} do not vary (first value {shown[0]:g}); "

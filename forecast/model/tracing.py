@@ -149,6 +149,8 @@ class Traced(NDArrayOperatorsMixin):
                 added.append(axis)
                 continue
             if isinstance(key, slice):
+                if key.step not in (None, 1):
+                    raise TypeError("a slice with a step cannot be exported")
                 start, stop = key.start or 0, TO_THE_END if key.stop is None else key.stop
             else:
                 start, stop = key, key + 1 if key != -1 else TO_THE_END
