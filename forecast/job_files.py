@@ -1,4 +1,9 @@
-"""Names of the files that a tuning job leaves in its output directory, which other commands read."""
+"""The files that a tuning job leaves in its output directory, which other commands read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 PICK_FILE = "best_pareto_lstm.pt"
 """The pick, trained for service."""
@@ -8,3 +13,14 @@ SUMMARY_FILE = "summary.json"
 FRONT_FILE = "pareto_trials.csv"
 SYMBOLS_FILE = "symbols.csv"
 REPORT_FILE = "report.html"
+
+TIME_BUDGET = "time budget"
+"""What has stopped a search that ended as planned before its last trial."""
+PICK_INTERRUPTED = "interrupted; continue with --resume"
+"""The problem of a pick whose training a signal ended."""
+
+
+def is_complete(summary: Mapping[str, Any]) -> bool:
+    """Whether the job of a summary ended as planned, with a pick."""
+    pick, planned = summary["pick"], summary["stopped_by"] in (None, TIME_BUDGET)
+    return planned and pick is not None and pick["problem"] != PICK_INTERRUPTED

@@ -5,6 +5,7 @@ Without them, nothing is wrapped and ``serve_app.spans`` is not imported.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,10 +48,14 @@ def spans() -> Spans | None:
     try:
         from serve_app.spans import Spans
 
-        return Spans.of_environment()
+        made = Spans.of_environment()
     except Exception as error:  # also what OpenTelemetry raises for a variable's value
         logger.error("requests are not traced: %s", first_line(error))
         return None
+    # What the exporters say later, such as that a collector does not answer, would be in no log of a replica.
+    for handler in logger.handlers:
+        logging.getLogger("opentelemetry").addHandler(handler)
+    return made
 
 
 def make_batcher(

@@ -90,6 +90,24 @@ def test_rows_that_are_not_bars_of_the_length_asked_for_are_refused(tmp_path, ma
         loaded(path, "BTC-USD", interval)
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 5, 12, 66])
+@pytest.mark.parametrize("step", ["B", "h"])
+def test_rows_of_the_future_are_no_prices_however_many(tmp_path, step, ahead):
+    now = pd.Timestamp.now("UTC").tz_localize(None).normalize()
+    dates = pd.date_range(end=now, periods=300, freq=step)
+    dates = dates.append(pd.date_range(dates[-1], periods=ahead + 1, freq=step)[1:])
+    written_as = dates.strftime("%Y-%m-%d") if step == "B" else dates.tz_localize("UTC").astype(str)
+    frame = pd.DataFrame({"Date": written_as, "Close": np.arange(1, len(dates) + 1)})
+    path = tmp_path / "prices.csv"
+    frame.to_csv(path, index=False)
+    series = loaded(str(path), "X", "1d" if step == "B" else "1h")
+    over = dates[
+        dates + pd.Timedelta(1, "D" if step == "B" else "h") <= pd.Timestamp.now("UTC").tz_localize(None)
+    ]
+    assert len(over) - 1 <= len(series) <= len(over) + 1
+    assert series.dates[-1] <= np.datetime64("now")
+
+
 @pytest.mark.parametrize(("step", "interval"), [("W-FRI", "1wk"), ("MS", "1mo")])
 def test_longer_bars_are_used_as_they_are_and_it_is_said(tmp_path, step, interval):
     dates, said = pd.date_range("2010-01-01", periods=60, freq=step), []

@@ -244,12 +244,12 @@ def test_a_finished_study_is_refused_without_resume_and_resumed_with_it(finished
     assert again.summary["search"]["trials"] == 0
 
 
-def test_a_new_study_does_not_write_over_the_checkpoints_of_another(finished):
-    directory, _ = finished
+def test_a_new_study_does_not_write_over_the_checkpoints_of_another(finished, tmp_path):
+    directory = tmp_path / "job"
+    shutil.copytree(finished[0], directory)
+    (directory / "checkpoints" / "trial_00000.pt").unlink()  # as after an interruption
     before = {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()}
-    with pytest.raises(
-        StudyError, match=r"holds the models of another study's trials, which 'other' would replace"
-    ):
+    with pytest.raises(StudyError, match=r"models of another study's trials, which 'other' would replace"):
         jobs.run_job(options(directory, study_name="other"))
     assert {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()} == before
 

@@ -22,9 +22,10 @@ from test_monitoring import free_port
 from test_panel import closes, write_long
 from test_update import Loop, train_without_a_cluster, walk
 
-from forecast import Predictor, save_checkpoint, train
+from forecast import Predictor, load_checkpoint, save_checkpoint, train
 from forecast.cli.command import run
-from forecast.errors import TrackingError, UsageError, WindowError
+from forecast.config import parse_settings
+from forecast.errors import StoreError, TrackingError, UsageError, WindowError
 from forecast.inference.predictor import forecast_together, market_of
 from forecast.inference.pyfunc import TableModel
 from forecast.job_files import PICK_FILE, SCORED_FILE, SUMMARY_FILE
@@ -34,6 +35,7 @@ from forecast.version import DISTRIBUTION
 from tune_jobs import models
 from tune_jobs.job import run_job
 from tune_jobs.mlflow_log import JOB, SHA256, TRIAL, Tracking, quietly, save_model
+from tune_jobs.options import TuneOptions
 from tune_jobs.space import SPACES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outside the training range:UserWarning")
@@ -188,6 +190,10 @@ def test_the_registered_pick_forecasts_what_the_predictor_does(
     assert later["prediction"].tolist() == predictor.predict_steps(windows[:1], 3)[0].tolist()
     assert later.columns.tolist() == ["step", "prediction", "lower_50", "upper_50"]
     assert model.predict(model.input_example)["prediction"].notna().all()
+    assert model.metadata.metadata["columns"] == ["Close"]
+    assert model.metadata.metadata["sequence_length"] == predictor.sequence_length
+    with pytest.raises(WindowError, match="0 values are too few"):
+        model.predict(pd.DataFrame({"window": [np.array([])]}))
     (version,) = client.search_model_versions("name = 'BTC-USD'")
     assert version.tags[SHA256] == predictor.whole.sha256
     place = client.download_artifacts(version.run_id, SUMMARY_FILE, str(tmp_path))
@@ -205,6 +211,66 @@ def test_a_job_that_is_logged_again_has_no_second_run_or_version(job, server, cl
     assert {number: run.info for number, run in after[1].items()}.keys() == before[1].keys()
     assert aliases_of(client, "BTC-USD") == {"pick": 1}
     assert len(client.search_logged_models([before[0].info.experiment_id])) == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_is_resumed_when_nothing_is_left_keeps_its_version(job, server, client, cluster):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPACES, "small", TINY_SPACE)
+        run_job(options(job, num_samples=2, members=1, report=True, mlflow=server, resume=True))
+    assert aliases_of(client, "BTC-USD") == {"pick": 1}
+    assert len(registered_versions(client, "BTC-USD")) == 1
+
+
+@pytest.mark.slow
+def test_a_job_of_another_symbol_is_not_logged_under_a_models_name(job, server, client, tmp_path, capsys):
+    directory = other_job(tmp_path / "job", job, "of another symbol")
+    model = load_checkpoint(job / PICK_FILE)
+    config = model.config.model_copy(update={"symbol": "ACME"})
+    save_checkpoint(model.model_copy(update={"config": config}), directory / PICK_FILE)
+    assert run(models.main, ["log", "BTC-USD", str(directory), "--mlflow", server]) == 1
+    assert "BTC-USD has models of BTC-USD (Close), this one is of ACME (Close)" in capsys.readouterr().err
+    assert aliases_of(client, "BTC-USD") == {"pick": 1}
+
+
+@pytest.mark.slow
+def test_persistence_has_the_rows_of_the_objectives_and_states_that_are_over_are_zero(
+    job, server, client, tmp_path
+):
+    directory = other_job(tmp_path / "job", job, "on test rows")
+    summary = json.loads((directory / SUMMARY_FILE).read_text())
+    waiting = {**summary["trials"], "WAITING": 3}
+    for objectives_on, trials in (("validation", waiting), ("test", summary["trials"])):
+        changed = summary | {"objectives_on": objectives_on, "trials": trials}
+        (directory / SUMMARY_FILE).write_text(json.dumps(changed))
+        Tracking(server).log_job("rows", directory)
+        (found,) = client.search_runs(
+            [client.get_experiment_by_name("rows").experiment_id], f"tags.`{JOB}` != ''"
+        )
+        assert found.data.metrics["persistence_MAE"] == summary["persistence"][objectives_on]["MAE"]
+        assert found.data.metrics["trials_waiting"] == trials.get("WAITING", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stopped_by": "SIGINT"}, "has no finished job; finish it with `resume`"),
+        ({"objectives_on": None}, "has a summary.json without objectives_on"),
+    ],
+)
+def test_a_job_that_is_not_finished_or_not_of_this_version_is_not_logged(
+    job, server, tmp_path, changes, message
+):
+    directory = other_job(tmp_path / "job", job, "unfinished")
+    summary = json.loads((directory / SUMMARY_FILE).read_text()) | changes
+    (directory / SUMMARY_FILE).write_text(
+        json.dumps(
+            {name: value for name, value in summary.items() if value is not None or name not in changes}
+        )
+    )
+    with pytest.raises(StoreError, match=message):
+        Tracking(server).log_job("unfinished", directory)
 
 
 @pytest.mark.slow
@@ -298,6 +364,16 @@ def test_aliases_follow_the_store_and_a_version_that_is_missing_is_logged(
     assert aliases_of(client, registered)["champion"] == first
     assert len(registered_versions(client, registered)) == 2
 
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    another = load_checkpoint(job / PICK_FILE).model_copy(update={"created": "2020-01-03T00:00:00+00:00"})
+    save_checkpoint(another, bare / PICK_FILE)
+    third = store.add(name, bare, "2020-01-03")
+    store.promote(name, third.version)
+    with pytest.raises(StoreError, match=f"no champion of {name} now: .* without a job's summary"):
+        Tracking(server).follow(store, name, two)
+    assert aliases_of(client, registered) == {"challenger": second, "pick": second}
+
 
 @pytest.mark.slow
 def test_a_version_without_a_job_s_summary_is_a_true_warning(mlflow, job, server, client, tmp_path, capsys):
@@ -308,7 +384,9 @@ def test_a_version_without_a_job_s_summary_is_a_true_warning(mlflow, job, server
     assert models.main(["promote", "BARE", one.version, "--models", str(store.root), "--mlflow", server]) == 0
     assert store.current("BARE") == one
     warning = " ".join(capsys.readouterr().err.split())
-    assert f"{one.version} was added without a job's summary.json, so MLflow cannot have it" in warning
+    assert (
+        f"MLflow has no champion of BARE now: {one.version} was added without a job's summary.json" in warning
+    )
     assert "the next update" not in warning
 
 
@@ -348,11 +426,16 @@ def test_without_mlflow_a_line_names_the_extra(monkeypatch, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("secret", ["me:geheim@", "geheim@"])
+@pytest.mark.parametrize("secret", ["me:geheim@", "geheim@", "me:${PASSWORD}@"])
 def test_an_address_with_a_password_is_refused_without_showing_it(secret):
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        Tracking(f"https://{secret}mlflow.example.com")
+        parse_settings(TuneOptions, {"mlflow": f"https://{secret}mlflow.example.com"})
     assert "geheim" not in str(caught.value)
+
+
+def test_what_is_no_address_is_refused_before_a_job(tmp_path):
+    with pytest.raises(UsageError, match="give an address, such as http://localhost:5000"):
+        parse_settings(TuneOptions, {"mlflow": "127.0.0.1:5000"})
 
 
 @pytest.fixture(scope="module")

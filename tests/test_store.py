@@ -153,6 +153,9 @@ def test_the_command_lists_shows_promotes_and_rolls_back(store, capsys):
     models.main(["promote", "^GSPC", one, *where])
     models.main(["list", *where])
     assert one in capsys.readouterr().out.splitlines()[-1]
+    capsys.readouterr()
+    models.main(["promote", "^GSPC", one, *where])
+    assert capsys.readouterr().out == f"^GSPC: {one} is the current version already\n"
     models.main(["rollback", "^GSPC", *where])
     models.main(["show", "^GSPC", *where, "--json"])
     text = capsys.readouterr().out

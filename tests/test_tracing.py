@@ -227,7 +227,7 @@ def test_only_the_standard_variables_ask_for_traces(environment, asked):
     [
         ({"OTEL_TRACES_EXPORTER": "no_such_exporter"}, "install pareto-price-forecaster[tracing]"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "256"}, "max_queue_size"),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "0"}, "must be a positive integer"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "0"}, "must be positive"),
     ],
 )
 def test_what_cannot_be_traced_is_one_line_and_requests_are_answered(traced, window, environment, reason):
@@ -244,6 +244,24 @@ def test_what_cannot_be_traced_is_one_line_and_requests_are_answered(traced, win
     (line,) = lines
     assert line.startswith("requests are not traced: ")
     assert reason in line
+
+
+def test_a_collector_that_does_not_answer_is_said_in_the_log_of_the_replica(traced, window):
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("ray.serve").addHandler(handler)
+    try:
+        nowhere = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        }
+        answers, _ = traced(request("POST", "/predict", json={"values": window}), environment=nowhere)
+    finally:
+        for name in ("ray.serve", "opentelemetry"):
+            logging.getLogger(name).removeHandler(handler)
+    assert [answer.status_code for answer in answers] == [200]
+    assert any("127.0.0.1" in line or "export" in line for line in lines), lines
 
 
 def test_without_the_variables_nothing_is_imported_or_wrapped(monkeypatch, tiny_checkpoint):

@@ -14,6 +14,7 @@ import ray
 
 from forecast.config import TrainConfig
 from forecast.errors import ForecastError
+from forecast.job_files import PICK_INTERRUPTED
 from forecast.model.checkpoint import Checkpoint
 from forecast.model.device import DEFAULT_GPU_SHARE, device_for_share
 from forecast.model.panel import Prepared, PreparedPanel, prepare_panel
@@ -29,8 +30,6 @@ from tune_jobs.prepare import Job
 from tune_jobs.selection import ScoredPoint
 from tune_jobs.trial import in_one_line, most_epochs
 
-INTERRUPTED = "interrupted; continue with --resume"
-"""The problem of a pick whose training a signal ended."""
 SECONDS_HERE = 15.0
 """Seconds of training that are done sooner in this process: on the cluster, each network needs a new worker process,
 which takes seconds to import torch."""
@@ -74,7 +73,7 @@ def train_final(job: Job, pick: ScoredPoint, connect: Connect, trial_seconds: fl
     try:
         return _trained(job, pick, connect, trial_seconds)
     except KeyboardInterrupt:
-        return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, INTERRUPTED)
+        return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, PICK_INTERRUPTED)
     except (ForecastError, ray.exceptions.RayError) as error:
         return FinalModels(pick.checkpoint, pick.test, pick.checkpoint, in_one_line(error))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forecast.errors import StudyError
+from forecast.job_files import PICK_INTERRUPTED, is_complete
 from tune_jobs.options import TuneOptions
 from tune_jobs.prepare import only_job_in, prepare_job
 from tune_jobs.startup import ClusterBeside, cluster_beside, only_imports
@@ -46,10 +47,8 @@ def run_job(options: TuneOptions, cluster: ClusterBeside | None = None) -> Outco
 
             from tune_jobs.databases import database_of
             from tune_jobs.disks import full_disk_named
-            from tune_jobs.final import INTERRUPTED
             from tune_jobs.report import report_job
             from tune_jobs.search import search_and_pick
-            from tune_jobs.stopping import TIME_BUDGET
 
         tracking = options.tracking
         if tracking:
@@ -59,13 +58,12 @@ def run_job(options: TuneOptions, cluster: ClusterBeside | None = None) -> Outco
             found = search_and_pick(job, cluster.connect)
             summary = report_job(job, found, started, cluster.connect)
     pick = summary["pick"]
-    interrupted = found.stopped_by is not None or (pick is not None and pick["problem"] == INTERRUPTED)
+    interrupted = found.stopped_by is not None or (pick is not None and pick["problem"] == PICK_INTERRUPTED)
     if not found.picked and not interrupted:
         raise StudyError(
             f"no trial finished with usable metrics ({found.states.get('FAIL', 0)} failed); the reasons are in the "
             f"study {job.options.study} in {database_of(job.options)}"
         )
-    complete = found.stopped_by in (None, TIME_BUDGET) and pick is not None and pick["problem"] != INTERRUPTED
-    if tracking and complete:
+    if tracking and is_complete(summary):
         tracking.log_or_warn(options.default_name, options.output_dir, job.console, found.trials)
     return Outcome(summary, interrupted)

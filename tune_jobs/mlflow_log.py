@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import importlib.util
 import json
 import logging
 import math
@@ -29,14 +28,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from forecast.cli.command import spell_options
-from forecast.errors import ForecastError, StoreError, TrackingError, UsageError
+from forecast.errors import ForecastError, StoreError, TrackingError
 from forecast.inference import pyfunc
 from forecast.inference.predictor import Predictor
-from forecast.job_files import PICK_FILE, SUMMARY_FILE
+from forecast.job_files import PICK_FILE, SUMMARY_FILE, is_complete
 from forecast.live.judge import seen_until
 from forecast.live.store import FILES, Store, Version
+from forecast.model.card import ModelCard
 from forecast.model.checkpoint import Checkpoint, load_checkpoint
-from forecast.prices.locations import masked
 from forecast.version import DISTRIBUTION, installed_version
 from tune_jobs.console import say
 from tune_jobs.databases import STUDY_FILE, SqliteFile
@@ -51,8 +50,10 @@ if TYPE_CHECKING:
 
 PICKED, CHAMPION, CHALLENGER = "pick", "champion", "challenger"
 """Aliases of a registered model: the pick that was logged last; of a store, the current version and the shadow."""
-JOB, TRIAL, ON_FRONT, SHA256 = (f"forecaster.{name}" for name in ("job", "trial", "front", "sha256"))
-"""Tags by which a run, a nested run and a version are found again."""
+JOB, TRIAL, ON_FRONT, SHA256, SUBJECT = (
+    f"forecaster.{name}" for name in ("job", "trial", "front", "sha256", "subject")
+)
+"""Tags by which a run, a nested run and a version are found again, and of whose prices a version is."""
 PARAMS = (*FIXED, "symbols", "objectives")
 """Settings that a job never changes when it is resumed, as MLflow never changes a parameter."""
 SETTINGS = (
@@ -70,6 +71,21 @@ SETTINGS = (
 """Settings that a resumed job may change: tags."""
 MEASURED = ("val_loss_best", "epoch", "best_epoch", "seconds", "gpus")
 """Attributes of a trial that are metrics of its run; ``seconds`` is its training time."""
+NEEDED = frozenset(
+    {
+        "study",
+        "trials",
+        "stopped_by",
+        "objectives",
+        "objectives_on",
+        "pick",
+        "front",
+        "persistence",
+        "total_seconds",
+    }
+    | {"data", "options", "versions"}
+)
+"""The fields of a summary that a log needs."""
 LONGEST_VALUE = 500
 """Largest number of characters of a parameter or tag."""
 MOST_RUNS = 50_000
@@ -83,21 +99,6 @@ QUIET = {
 }
 """Settings of MLflow unless the environment has others: it would report its use to its makers, draw progress bars, and
 try for minutes to reach a server that is down."""
-
-
-def require_mlflow(uri: str) -> None:
-    """Check what can be checked without a server.
-
-    Raises:
-        UsageError: when MLflow is not installed, or the address holds a password.
-    """
-    if importlib.util.find_spec("mlflow") is None:
-        raise UsageError(f"`mlflow` {uri}: MLflow is not installed; pip install '{DISTRIBUTION}[mlflow]'")
-    if (shown := masked(uri)) != uri:
-        raise UsageError(
-            f"`mlflow` {shown}: a password here would be kept in summary.json; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, instead"
-        )
 
 
 @contextlib.contextmanager
@@ -150,15 +151,10 @@ class Logged:
 
 
 class Tracking:
-    """An MLflow server, or a database or directory that MLflow uses itself."""
+    """An MLflow server, or a database that MLflow uses itself."""
 
     def __init__(self, uri: str) -> None:
-        """Use the server at ``uri``, as MLflow's tracking URIs.
-
-        Raises:
-            UsageError: as ``require_mlflow``.
-        """
-        require_mlflow(uri)
+        """Use the server at ``uri``, as MLflow's tracking URIs."""
         self.uri = uri
 
     @cached_property
@@ -185,7 +181,7 @@ class Tracking:
             trials: the study's trials; unless given, those of the study in the directory, if there is one.
 
         Raises:
-            StoreError: when the directory has no finished job.
+            StoreError: when the directory has no finished job, or the registered model is of other prices.
             TrackingError: when MLflow fails; the same call completes the log.
         """
         summary = _summary(directory)
@@ -195,8 +191,9 @@ class Tracking:
         # The name that the same model has as a version of a model store.
         title = f"{(seen_until(model) or '').replace(':', '')}-{(model.sha256 or '')[:8]}"
         with self._one_line():
+            self._require_same_subject(registered, model)
             experiment = self._experiment(registered)
-            run = self._job_run(experiment, model, title, summary)
+            run = self._job_run(experiment, model, title, summary, trials)
             logged = self._log_trials(run, trials, summary)
             for file in FILES:
                 if (directory / file).is_file():
@@ -205,13 +202,14 @@ class Tracking:
                 run, registered, title, directory / PICK_FILE
             )
             self._point(registered, PICKED, version)
-            self._client.set_terminated(run.info.run_id, "FINISHED")
+            self._client.set_terminated(run.info.run_id, "FINISHED", _end_of(trials))
         return Logged(self._place_of(run), logged, registered, str(version.version))
 
     def follow(self, store: Store, name: str, shadow: Version | None) -> None:
         """Make the aliases of a model say what the store says: the current version, and the shadow.
 
-        A version that is not registered yet is logged from the store's copy of its files.
+        A version that is not registered yet is logged from the store's copy of its files. The alias of one that MLflow
+        cannot have is removed: it would name another model.
 
         Args:
             store: the store.
@@ -219,28 +217,37 @@ class Tracking:
             shadow: the version that runs as a shadow.
 
         Raises:
-            StoreError: when a version that is not registered lacks the job's summary.
+            StoreError: when a version that is not registered lacks the summary of a finished job.
             TrackingError: when MLflow fails; the next call completes the change.
         """
-        model = model_name(name)
+        problem: StoreError | None = None
         for alias, version in ((CHAMPION, store.current(name)), (CHALLENGER, shadow)):
-            if version is None:
-                with self._one_line():
-                    self._drop(model, alias)
-                continue
+            registered = None
+            if version is not None:
+                try:
+                    registered = self._registered(store, name, version)
+                except StoreError as error:
+                    problem = StoreError(f"MLflow has no {alias} of {name} now: {error}")
             with self._one_line():
-                registered = self._version_of(model, version.sha256)
-            if registered is None:
-                if SUMMARY_FILE not in version.files:
-                    raise StoreError(
-                        f"{version.version} was added without a job's {SUMMARY_FILE}, so MLflow cannot have it; the "
-                        f"{alias} of {name} stays as it is"
-                    )
-                self.log_job(name, store.path(name, version.version))
+                if registered is None:
+                    self._drop(model_name(name), alias)
+                else:
+                    self._point(model_name(name), alias, registered)
+        if problem is not None:
+            raise problem
+
+    def _registered(self, store: Store, name: str, version: Version) -> ModelVersion:
+        """The registered version of one in a store, which is logged if MLflow lacks it; errors as ``follow``."""
+        with self._one_line():
+            registered = self._version_of(model_name(name), version.sha256)
+        if registered is None:
+            if SUMMARY_FILE not in version.files:
+                raise StoreError(f"{version.version} was added without a job's {SUMMARY_FILE}")
+            self.log_job(name, store.path(name, version.version))
             with self._one_line():
-                registered = registered or self._version_of(model, version.sha256)
-                assert registered is not None
-                self._point(model, alias, registered)
+                registered = self._version_of(model_name(name), version.sha256)
+        assert registered is not None
+        return registered
 
     def log_or_warn(
         self, name: str, directory: Path, console: Console, trials: Sequence[FrozenTrial] | None = None
@@ -298,14 +305,23 @@ class Tracking:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _job_run(self, experiment: str, model: Checkpoint, title: str, summary: Mapping[str, Any]) -> Run:
+    def _job_run(
+        self,
+        experiment: str,
+        model: Checkpoint,
+        title: str,
+        summary: Mapping[str, Any],
+        trials: Sequence[FrozenTrial],
+    ) -> Run:
         """The job's run, with parameters, metrics and tags."""
-        pick, options = summary["pick"], summary["options"]
+        pick, options, optimized = summary["pick"], summary["options"], summary["objectives_on"]
         job = summary.get("job") or model.sha256  # summaries of version 0.1.0 do not name their job
         found = self._client.search_runs([experiment], f"tags.`{JOB}` = '{job}'", max_results=1)
-        run = found[0] if found else self._client.create_run(experiment, tags={JOB: job}, run_name=title)
         if found:
+            (run,) = found
             self._client.update_run(run.info.run_id, name=title)
+        else:
+            run = self._client.create_run(experiment, _start_of(trials), {JOB: job}, title)
         params = {name: _text(options.get(name)) for name in PARAMS if options.get(name) not in (None, [])}
         known = run.data.params
         tags = {name: _text(options[name]) for name in SETTINGS if options.get(name) is not None}
@@ -315,14 +331,18 @@ class Tracking:
             "rows": f"{summary['data']['first_date']} to {summary['data']['last_date']}",
             f"{DISTRIBUTION}.version": summary["versions"].get(DISTRIBUTION) or installed_version(),
         }
-        states = {f"trials_{state.lower()}": count for state, count in summary["trials"].items()}
+        states = {state: summary["trials"].get(state.name, 0) for state in TrialState}
+        if trials:  # those that were interrupted run again, and are no failures
+            states[TrialState.FAIL] = sum(
+                trial.state == TrialState.FAIL for trial in trials if _has_ended(trial)
+            )
         metrics = {
             **_point_metrics(pick),
-            **{f"persistence_{name}": value for name, value in summary["persistence"]["validation"].items()},
+            **{f"persistence_{name}": value for name, value in summary["persistence"][optimized].items()},
             **{f"persistence_test_{name}": value for name, value in summary["persistence"]["test"].items()},
-            **{name: count for name, count in states.items() if name != "trials_asked"},
+            **{f"trials_{state.name.lower()}": count for state, count in states.items()},
             "total_seconds": summary["total_seconds"],
-            "search_p_value": (summary["luck"] or {}).get("p_value"),
+            "search_p_value": (summary.get("luck") or {}).get("p_value"),
         }
         new = {name: value for name, value in params.items() if name not in known}
         self._log(run.info.run_id, metrics, new, tags)
@@ -396,12 +416,21 @@ class Tracking:
         versions = self._client.search_model_versions(f"name = '{name}'")
         return next((each for each in versions if each.tags.get(SHA256) == sha256), None)
 
+    def _require_same_subject(self, name: str, model: Checkpoint) -> None:
+        """Let nobody who loads a model by its name get one of another symbol."""
+        subject = _subject(model)
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if (other := version.tags.get(SUBJECT, subject)) != subject:
+                raise StoreError(
+                    f"MLflow: {name} has models of {other}, this one is of {subject}; give another name"
+                )
+
     def _register(self, run: Run, name: str, title: str, checkpoint: Path) -> ModelVersion:
         """Log the pick as a model, and register it as a version."""
         from mlflow.exceptions import MlflowException
 
         predictor = Predictor(checkpoint, device="cpu")
-        sha256 = predictor.whole.sha256 or ""
+        sha256, subject = predictor.whole.sha256 or "", _subject(predictor.whole)
         experiment, run_id = run.info.experiment_id, run.info.run_id
         # One that an interrupted call left is completed.
         unregistered = self._client.search_logged_models([experiment], f"tags.`{SHA256}` = '{sha256}'")
@@ -417,7 +446,7 @@ class Tracking:
         with contextlib.suppress(MlflowException):
             self._client.create_registered_model(name)
         return self._client.create_model_version(
-            name, model.artifact_location, run_id, tags={SHA256: sha256}, model_id=model.model_id
+            name, model.artifact_location, run_id, {SHA256: sha256, SUBJECT: subject}, model_id=model.model_id
         )
 
     def _point(self, name: str, alias: str, version: ModelVersion) -> None:
@@ -467,9 +496,24 @@ def save_model(
             data_path=predictor.path,
             mlflow_model=Model(run_id=run_id, model_id=model_id),
             signature=signature_of(predictor),
+            metadata=described(predictor),
             input_example=example_for(predictor),
             pip_requirements=[f"{DISTRIBUTION}=={installed_version()}"],
         )
+
+
+def _subject(model: ModelCard) -> str:
+    return f"{model.config.symbol} ({model.config.feature})"
+
+
+def described(predictor: Predictor) -> dict[str, Any]:
+    """What the signature cannot say of a window: its columns in their order, its least length, what it is of."""
+    config = predictor.whole.config
+    return {
+        "symbol": config.symbol,
+        "columns": [*predictor.columns],
+        "sequence_length": predictor.sequence_length,
+    }
 
 
 def signature_of(predictor: Predictor) -> ModelSignature:
@@ -512,14 +556,21 @@ def _summary(directory: Path) -> dict[str, Any]:
     """The summary of a finished job.
 
     Raises:
-        StoreError: when there is none, or it has no pick.
+        StoreError: when there is none, or it lacks what a log needs.
     """
     try:
         summary: dict[str, Any] = json.loads((directory / SUMMARY_FILE).read_text())
     except (OSError, ValueError):
         summary = {}
-    if not summary.get("pick") or not (directory / PICK_FILE).is_file():
-        raise StoreError(f"{directory} has no finished job; give the output directory of a finished job")
+    if missing := NEEDED - summary.keys():
+        has = f"a {SUMMARY_FILE} without {', '.join(sorted(missing))}" if summary else f"no {SUMMARY_FILE}"
+        raise StoreError(
+            f"{directory} has {has}; give the output directory of a finished job of this version"
+        )
+    if not is_complete(summary) or not (directory / PICK_FILE).is_file():
+        raise StoreError(
+            f"{directory} has no finished job; finish it with `resume`, or give another directory"
+        )
     return summary
 
 
@@ -553,6 +604,16 @@ def _point_metrics(point: Mapping[str, Any]) -> dict[str, float | None]:
 def _text(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def _start_of(trials: Sequence[FrozenTrial]) -> int | None:
+    return _milliseconds(min((each.datetime_start for each in trials if each.datetime_start), default=None))
+
+
+def _end_of(trials: Sequence[FrozenTrial]) -> int | None:
+    return _milliseconds(
+        max((each.datetime_complete for each in trials if each.datetime_complete), default=None)
+    )
 
 
 def _milliseconds(local: dt.datetime | None) -> int | None:

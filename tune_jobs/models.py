@@ -70,6 +70,8 @@ COMMANDS: dict[str, tuple[str, tuple[tuple[str, str, type], ...]]] = {
     ),
 }
 """The description of each command, and its arguments."""
+UNTIL_UPDATE = "; its published forecasts and their record begin with the next update"
+"""What a change of the current version does not change at once."""
 IN_MLFLOW = ("promote", "rollback", "log")
 """The commands whose changes MLflow can follow."""
 
@@ -115,15 +117,17 @@ def main(argv: Sequence[str]) -> int:
         store.path(name, version)  # refused before the lock creates a directory
         with store.lock(name):
             store.complete(name)
-            store.promote(name, version, details={"why": "by hand"})
-        print(f"{name}: {version} is the current version")
+            if is_new := (current := store.current(name)) is None or current.version != version:
+                store.promote(name, version, details={"why": "by hand"})
+        print(f"{name}: {version} is the current version{UNTIL_UPDATE if is_new else ' already'}")
         _follow(tracking, store, name)
     elif command == "rollback":
         (name,) = arguments
         store.versions(name)  # refused before the lock creates a directory
         with store.lock(name):
             store.complete(name)
-            print(f"{name}: {store.rollback(name, {'why': 'by hand'})} is the current version again")
+            again = store.rollback(name, {"why": "by hand"})
+        print(f"{name}: {again} is the current version again{UNTIL_UPDATE}")
         _follow(tracking, store, name)
     elif command == "log":
         if tracking is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, model_validator
 
 from forecast.config import Config, ExperimentConfig, PanelOptions
 from forecast.names import split_names
+from forecast.version import DISTRIBUTION
 
 if TYPE_CHECKING:
     from tune_jobs.mlflow_log import Tracking
@@ -71,13 +73,30 @@ class MlflowOptions(Config):
         "pick becomes a registered model, whose aliases follow the model store; needs the extra mlflow",
     )
 
+    # Of all fields: a field's own validator would show the password.
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        if self.mlflow is None:
+            return self
+        # Imported here so that --help does not wait for pandas.
+        from forecast.prices.locations import VARIABLE, masked
+
+        if (shown := masked(self.mlflow)) != self.mlflow or VARIABLE.search(self.mlflow):
+            raise ValueError(
+                f"`mlflow` {shown}: a password here would be kept in summary.json; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, instead"
+            )
+        if "://" not in self.mlflow:
+            raise ValueError(f"`mlflow` {shown}: give an address, such as http://localhost:5000")
+        if importlib.util.find_spec("mlflow") is None:
+            raise ValueError(
+                f"`mlflow` {shown}: MLflow is not installed; pip install '{DISTRIBUTION}[mlflow]'"
+            )
+        return self
+
     @property
     def tracking(self) -> Tracking | None:
-        """What logs in MLflow; None without a server.
-
-        Raises:
-            UsageError: when MLflow is not installed, or the address holds a password.
-        """
+        """What logs in MLflow; None without a server."""
         if self.mlflow is None:
             return None
         # Imported here because most commands log nothing.

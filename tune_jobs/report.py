@@ -22,8 +22,9 @@ from forecast.job_files import (
     SCORED_FILE,
     SUMMARY_FILE,
     SYMBOLS_FILE,
+    TIME_BUDGET,
 )
-from forecast.model.checkpoint import library_versions, save_checkpoint
+from forecast.model.checkpoint import is_saved, library_versions, save_checkpoint
 from forecast.model.panel import PreparedPanel
 from forecast.scores.metrics import METRICS, Evaluation
 from tune_jobs.cluster import Connect
@@ -35,7 +36,6 @@ from tune_jobs.prepare import Job
 from tune_jobs.report_page import Findings, write_report
 from tune_jobs.search import Found
 from tune_jobs.selection import ScoredPoint, score_on_test
-from tune_jobs.stopping import TIME_BUDGET
 from tune_jobs.symbols import (
     BASELINE,
     METRIC,
@@ -87,8 +87,10 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
     lines = [*warm_start_lines(found.warm_start), *search_lines(found.run), *early]
     findings = _score_front(job, found, lines, connect)
     if findings:
-        save_checkpoint(findings.final.scored, output / SCORED_FILE)
-        save_checkpoint(findings.final.served, output / PICK_FILE)
+        for model, file in ((findings.final.scored, SCORED_FILE), (findings.final.served, PICK_FILE)):
+            # A job that is resumed when nothing is left trains the same models again: their files keep their hashes.
+            if not is_saved(model, output / file):
+                save_checkpoint(model, output / file)
     # An earlier run's may be those of another pick.
     (output / SYMBOLS_FILE).unlink(missing_ok=True)
     if findings and isinstance(job.prepared, PreparedPanel) and findings.final.problem is None:

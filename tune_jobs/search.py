@@ -30,7 +30,7 @@ from tune_jobs.options import FIXED, TuneOptions
 from tune_jobs.placement import Placement
 from tune_jobs.prepare import Job
 from tune_jobs.progress import SearchProgress
-from tune_jobs.searcher import SearchInput, put_back_running, trial_checkpoint_path
+from tune_jobs.searcher import ANY_TRIAL, SearchInput, put_back_running, trial_checkpoint_path
 from tune_jobs.selection import FrontPoint, checkpoint_of, pareto_front, pick, pick_within_one_se
 from tune_jobs.states import StateStore
 from tune_jobs.stopping import Stop
@@ -133,9 +133,10 @@ def _refuse_checkpoints_of_others(study: optuna.Study, checkpoints: Path) -> Non
     """Keep a new study from writing over the checkpoints of another one.
 
     Raises:
-        StudyError: when the study has no trial yet, but the directory has checkpoints.
+        StudyError: when no trial of the study is finished, but the directory has checkpoints of trials that it lacks.
     """
-    if not study.get_trials(deepcopy=False) and trial_checkpoint_path(checkpoints, 0).exists():
+    own = [trial_checkpoint_path(checkpoints, trial.number) for trial in study.get_trials(deepcopy=False)]
+    if not studies.completed(study) and set(checkpoints.glob(ANY_TRIAL)) - set(own):
         raise StudyError(
             f"{checkpoints} holds the models of another study's trials, which {study.study_name!r} would replace; give "
             "each study its own `output_dir`"

@@ -330,6 +330,10 @@ def put_back_running(study: optuna.Study, checkpoint_dir: Path) -> int:
     return len(numbers)
 
 
+ANY_TRIAL = "trial_*.pt"
+"""The names of all trials' checkpoints."""
+
+
 def trial_checkpoint_path(directory: Path, number: int) -> Path:
     """Return the path of trial ``number``'s checkpoint."""
     return directory / f"trial_{number:05d}.pt"

@@ -13,8 +13,7 @@ from typing import Any
 
 from ray import tune
 
-TIME_BUDGET = "time budget"
-"""The reason of a search that ended as planned."""
+from forecast.job_files import TIME_BUDGET
 
 
 @dataclass

@@ -64,12 +64,12 @@ class TableModel:
         windows = [_plain(window) for window in table[WINDOW]]
         predictors = self._predictors(table, windows)
         same_session = bool(asked.get(SAME_SESSION)) and horizon == 1
-        for doubt in self._doubts(predictors, windows, same_session, horizon):
-            warnings.warn(doubt, stacklevel=2)
         if same_session:
             prices, bounds = _together(predictors, windows, levels)
         else:
             prices, bounds = _each_alone(predictors, windows, levels, horizon)
+        for doubt in self._doubts(predictors, windows, same_session, horizon):
+            warnings.warn(doubt, stacklevel=2)
         columns: dict[str, Any] = {
             STEP: np.tile(np.arange(1, horizon + 1), len(windows)),
             PREDICTION: prices.ravel(),

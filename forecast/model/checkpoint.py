@@ -280,14 +280,36 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
     Raises:
         OSError: when ``path`` cannot be written or the disk is full; ``path`` is then unchanged.
     """
+    write_atomically(path, lambda stream: torch.save(_content(checkpoint), stream))
+
+
+def is_saved(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> bool:
+    """Whether the file at ``path`` holds this model to the bit, whenever it was trained."""
+    try:
+        content, _ = _read(Path(path))
+    except CheckpointError:
+        return False
+    return _are_equal({**content, "created": None}, {**_content(checkpoint), "created": None})
+
+
+def _content(checkpoint: Checkpoint) -> dict[str, Any]:
     feature = checkpoint.normalization.feature
-    content = {
+    return {
         **checkpoint.model_dump(),
         "feature_mean": feature.mean,
         "feature_std": feature.std,
         "schema_version": SCHEMA_VERSION,
     }
-    write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return bool(one == other)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

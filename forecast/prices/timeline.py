@@ -21,6 +21,8 @@ Dates = NDArray[np.datetime64]
 
 RECENT = np.timedelta64(30, "D")
 """Days among which the last session is sought."""
+LONGEST_SHORT_BAR = np.timedelta64(3, "D")
+"""Days within which a bar that is shorter than a day has ended, whatever its calendar."""
 RECENT_DATES = 8
 """Number of a series' last dates that show how weeks and months are labelled."""
 UNITS = {"1d": "session", "1wk": "week", "1mo": "month"}
@@ -174,7 +176,11 @@ class Timeline:
             now: with a zone.
         """
         moment = np.datetime64(now.astimezone(dt.UTC).replace(tzinfo=None), "s")
-        recent = dates[-10:]
+        # Every bar that began before has ended; a file may have many rows of the future.
+        before = moment - (LONGEST_SHORT_BAR if self.is_intraday else 2 * RECENT)
+        recent = dates[np.searchsorted(dates, before) :]
+        if not len(recent):
+            recent = dates[-1:]
         ends = self.calendar.closes(recent, self.interval, self.grid)
         # A row that the calendar does not have ends with its day, or with its length.
         length = np.timedelta64(INTERVALS[self.interval].seconds or 86_400, "s")
