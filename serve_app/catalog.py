@@ -244,7 +244,7 @@ class Catalog:
         asked = "several models are served"
         if symbol is not None:
             close = did_you_mean(symbol[:100], self.by_symbol)
-            asked = f"there is no model for {symbol[:100]!r}{f', {close}' if close else ''}"
+            asked = f"there is no model for {symbol[:100]!r}{f' ({close})' if close else ''}"
         unusable = f"; {len(self.refused)} more cannot be used, see GET /models" if self.refused else ""
         raise ModelNotFound(f"{asked}; give symbol as one of: {listed(self.by_symbol)}{unusable}")
 

@@ -38,7 +38,7 @@ def require_free_port(host: str, port: int) -> None:
                 f"cannot listen on port {port} of {host}: {reason}; use another `host` or `port`"
             ) from None
         raise ForecastError(
-            f"port {port} is taken by {_holder(port)}; stop that process, or use another port: "
+            f"port {port} is taken by {_holder(port)}; stop it, or use another port: "
             "python -m serve_app run --port N"
         ) from None
 
@@ -78,5 +78,7 @@ def _holder(port: int) -> str:
     with contextlib.suppress(psutil.Error):
         for found in psutil.net_connections("tcp"):
             if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
-                return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
+                name = psutil.Process(found.pid).name()
+                server = " of a running server" if name == "haproxy" else ""
+                return f"{name} (pid {found.pid}){server}"
     return "another process"

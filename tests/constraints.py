@@ -14,6 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from pip._vendor.packaging.requirements import Requirement
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "constraints.txt"
 HEADER = "# The versions that the tests pass with, for Python {pythons}. `make upgrade` renews them.\n"
@@ -72,13 +74,34 @@ def resolve(python: str, pinned: dict[str, str]) -> dict[str, str]:
         # Of another Python: its own packages do not count, and pip asks for a target although it installs nothing.
         command += ["--ignore-installed", f"--python-version={python}", f"--target={directory}"]
         command += ["--only-binary=:all:", f"--constraint={constraints}", *requirements()]
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    found = {each["metadata"]["name"]: each["metadata"]["version"] for each in report["install"]}
+        more: set[str] = set()
+        while True:
+            done = subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE, text=True)
+            installed = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+            found = {each["name"]: each["version"] for each in installed}
+            missing = needed_on(python, installed) - {normalized(name) for name in found}
+            if not missing:
+                break
+            more |= missing
     # A build of torch has its device in a local version (2.13.0+cpu), which only some indexes have.
     return {
         normalized(name): version.partition("+")[0]
         for name, version in found.items()
         if not normalized(name).startswith(BY_TORCH)
+    }
+
+
+def needed_on(python: str, installed: list[dict[str, Any]]) -> set[str]:
+    """Return the normalized names of what packages need on a version of Python: pip asks the markers of its own.
+
+    Args:
+        python: the version.
+        installed: metadata of the packages, without extras.
+    """
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    needed = (Requirement(line) for each in installed for line in each.get("requires_dist", ()))
+    return {
+        normalized(each.name) for each in needed if each.marker is None or each.marker.evaluate(environment)
     }
 
 

@@ -236,7 +236,7 @@ def test_another_python_than_the_environments_is_told_so(capsys):
 
 def test_infer_gives_intervals_of_the_levels_and_steps_that_are_asked_for(tiny_checkpoint, capsys):
     command = ["infer", "--checkpoint", str(tiny_checkpoint), "--values", *map(str, WINDOW), "--horizon", "3"]
-    assert main([*command, "--levels", "0.5", "0.9", "--json"]) == 0
+    assert main([*command, "--levels", "0.5,0.9", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     bounds = Predictor(tiny_checkpoint).predict_intervals([WINDOW], [0.5, 0.9], 3)[0]
     assert answer["predictions"] == pytest.approx(Predictor(tiny_checkpoint).predict_steps([WINDOW], 3)[0])

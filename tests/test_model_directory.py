@@ -298,7 +298,7 @@ def test_a_refusal_of_a_mistyped_symbol_names_those_that_are_close(place, tiny_r
             for answer in (ask(client, symbol), client.get("/model", params={"symbol": symbol})):
                 assert answer.status_code == 422
                 (problem,) = answer.json()["detail"]
-                assert f"there is no model for {symbol!r}, did you mean AAPL" in problem["msg"]
+                assert f"there is no model for {symbol!r} (did you mean AAPL" in problem["msg"]
                 assert "give symbol as one of: AAA, AAPL, BBB" in problem["msg"]
         assert "did you mean" not in ask(client, "ZYZYZY").text
 

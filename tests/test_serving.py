@@ -140,7 +140,7 @@ def test_a_taken_port_is_named_in_one_line_with_what_holds_it_and_the_remedy(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].lower() == (
-        f"error: port 8000 is taken by haproxy (pid {haproxy}); stop that process, or use another port: "
+        f"error: port 8000 is taken by haproxy (pid {haproxy}) of a running server; stop it, or use another port: "
         "python -m serve_app run --port n"
     )
 

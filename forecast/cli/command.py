@@ -27,7 +27,7 @@ from forecast.cli.forms import as_typed, other_forms
 from forecast.cli.interrupts import EXIT_INTERRUPTED, hand_over
 from forecast.config import from_environment, kind_of, options_of, parse_settings, variable_of
 from forecast.errors import ForecastError, UsageError, spell_parameters
-from forecast.names import did_you_mean
+from forecast.names import did_you_mean, split_names
 from forecast.version import DISTRIBUTION, installed_version
 
 DEBUG = "--debug"
@@ -84,6 +84,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             parser.refuse(rest)
         if settings is not None:
+            _split_numbers(given, settings)
             _add_from_elsewhere(given, settings)
             if given.pop("print_config", False):
                 print(_config_text(parser.prog, settings, given), end="")
@@ -111,6 +112,14 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             hint = did_you_mean(value, action.choices, most=1) or f"choose from {', '.join(action.choices)}"
             raise argparse.ArgumentError(None, f"unknown command {value}; {hint}")
+
+
+def _split_numbers(given: dict[str, Any], settings: type[BaseModel]) -> None:
+    """Let commas separate the numbers of a list, as spaces do: a name may hold one, a number does not."""
+    for name, field in options_of(settings).items():
+        kind = kind_of(field)
+        if get_origin(kind) in (list, tuple) and get_args(kind)[0] in (int, float) and name in given:
+            given[name] = split_names(given[name])
 
 
 def _add_from_elsewhere(given: dict[str, Any], settings: type[BaseModel]) -> None:

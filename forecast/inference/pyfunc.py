@@ -131,9 +131,15 @@ def _each_alone(
         rows_of.setdefault(id(predictor), []).append(row)
     for rows in rows_of.values():
         predictor, own = predictors[rows[0]], [windows[row] for row in rows]
-        prices[rows] = predictor.predict_steps(own, horizon)
-        if levels:
-            bounds[rows] = predictor.predict_intervals(own, levels, horizon, prices[rows])
+        try:
+            prices[rows] = predictor.predict_steps(own, horizon)
+            if levels:
+                bounds[rows] = predictor.predict_intervals(own, levels, horizon, prices[rows])
+        except WindowError as error:
+            if len(rows) == len(windows):
+                raise
+            # Numbers of windows in its text are those of this symbol's windows.
+            raise WindowError(f"{predictor.checkpoint.config.symbol}: {error}") from None
     return prices, bounds
 
 

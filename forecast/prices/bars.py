@@ -272,5 +272,6 @@ def _require_one_row_each(dates: Dates, matrix: Values, origin: str, interval: s
         first = dates[1:][disagree][0]
         raise DataError(
             f"{origin} has several rows with different prices for {repeated} of its dates (the first is {first}), "
-            f"where bars of {interval} allow one; if it holds several symbols, name their column with `symbol_column`"
+            f"where bars of {interval} allow one; delete the wrong rows, or name the column of the symbols with "
+            "`symbol_column`"
         )
