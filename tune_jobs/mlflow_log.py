@@ -71,20 +71,8 @@ SETTINGS = (
 """Settings that a resumed job may change: tags."""
 MEASURED = ("val_loss_best", "epoch", "best_epoch", "seconds", "gpus")
 """Attributes of a trial that are metrics of its run; ``seconds`` is its training time."""
-NEEDED = frozenset(
-    {
-        "study",
-        "trials",
-        "stopped_by",
-        "objectives",
-        "objectives_on",
-        "pick",
-        "front",
-        "persistence",
-        "total_seconds",
-    }
-    | {"data", "options", "versions"}
-)
+NEEDED = {"data", "front", "objectives", "objectives_on", "options", "persistence", "pick", "stopped_by", "study",
+          "total_seconds", "trials", "versions"}  # fmt: skip
 """The fields of a summary that a log needs."""
 LONGEST_VALUE = 500
 """Largest number of characters of a parameter or tag."""

@@ -109,8 +109,8 @@ def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 
         if sees_market:
             feeds[SAME_SESSION] = np.array([together])
         answers = dict(zip(given, session.run(None, feeds), strict=True))
-        windows_ = [window[-length:] for window, length in zip(prices, lengths, strict=True)]
-        found.append(_differences(checkpoint, run, windows_, numbers, answers, together=together))
+        given_windows = [window[-length:] for window, length in zip(prices, lengths, strict=True)]
+        found.append(_differences(checkpoint, run, given_windows, numbers, answers, together=together))
     return np.concatenate(found)
 
 

@@ -129,10 +129,8 @@ def exported_model(checkpoint: Checkpoint) -> onnx.ModelProto:
 def _add_card(model: onnx.ModelProto, checkpoint: Checkpoint) -> None:
     weights: Any = {"model_state": True, "further_members": {"__all__": {"model_state"}}}
     card = {**checkpoint.model_dump(mode="json", exclude=weights), "schema_version": SCHEMA_VERSION}
-    if not math.isfinite(
-        checkpoint.val_loss_best
-    ):  # of a file that does not know it; JSON has no such number
-        card["val_loss_best"] = None
+    if math.isnan(checkpoint.val_loss_best):
+        card["val_loss_best"] = None  # an original checkpoint may lack it, and JSON has no such number
     cost = sum(multiply_adds(member.config) for member in checkpoint.members)
     describe(model, {CARD: json.dumps(card, allow_nan=False), COST: str(cost)})
 
@@ -281,10 +279,7 @@ class _Tracing:
         wrong = [~known & ~empty, known[:, :-1] & empty[:, 1:], ~known[:, -length:]]
         counts = [each.astype(np.float64).sum(axis=1) for each in wrong]
         counts += [(~np.isfinite(each)).astype(np.float64).sum(axis=2).sum(axis=1) for each in views_]
-        total = counts[0]
-        for count in counts[1:]:
-            total = total + count
-        return total < 1.0
+        return sum(counts) < 1.0
 
     def _input(self, name: str, example: NDArray[Any], shape: list[Any], *, default: bool = False) -> Traced:
         from onnx import helper, numpy_helper
