@@ -14,6 +14,7 @@ from types import FrameType
 import ray
 from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants
 from ray.serve.config import ProxyLocation
 
 from forecast.errors import ForecastError, UsageError
@@ -51,12 +52,17 @@ def serve_until_stopped(options: RunOptions) -> None:
     if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
         # Where its dashboard does not start, Ray logs the end of the dashboard's log in twenty lines.
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
+        setting = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
         try:
+            # Its handler in C++ would abort at a signal that arrives before those below are set.
+            ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
             ray.init(ray_address(), namespace="serve")
         except SystemExit as ended:  # from Ray's own handler of SIGTERM
             raise KeyboardInterrupt from ended
         except Exception as error:  # Ray raises bare ones too
             raise _not_connected(error) from error
+        finally:
+            ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = setting
     # Ray has just installed its own handlers, which end the process at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)

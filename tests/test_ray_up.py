@@ -67,7 +67,7 @@ def test_a_cluster_made_by_ray_up_tunes_on_both_nodes_and_each_serves_the_pick(h
 
     def ray(command, *arguments):
         # Version 2 of Ray's autoscaler, the default, never starts a worker of this provider.
-        return hosts.run("ray", command, *arguments, cwd=ROOT, RAY_UP_enable_autoscaler_v2="0")
+        return hosts.run("ray", command, *arguments, cwd=ROOT, seconds=300, RAY_UP_enable_autoscaler_v2="0")
 
     hosts.run("ray", "get-auth-token", "--generate")
     ray("up", cluster, "--yes", "--disable-usage-stats")

@@ -118,8 +118,10 @@ def _split_numbers(given: dict[str, Any], settings: type[BaseModel]) -> None:
     """Let commas separate the numbers of a list, as spaces do: a name may hold one, a number does not."""
     for name, field in options_of(settings).items():
         kind = kind_of(field)
-        if get_origin(kind) in (list, tuple) and get_args(kind)[0] in (int, float) and name in given:
-            given[name] = split_names(given[name])
+        if name in given and get_origin(kind) in (list, tuple):
+            item = get_args(kind)[0]
+            if getattr(item, "__origin__", item) in (int, float):  # of an annotated number
+                given[name] = split_names(given[name])
 
 
 def _add_from_elsewhere(given: dict[str, Any], settings: type[BaseModel]) -> None:

@@ -95,7 +95,7 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
     for title, fields in groups_of(type(options)):
         lines += ["", f"# {title}:"]
         for name in fields:
-            if MASK in str(values[name]):
+            if not fields[name].repr and MASK in str(values[name]):
                 lines.append(f"# {_line(name, values[name])}  # {HIDDEN}")
             elif name in given:
                 lines.append(_line(name, values[name]))
