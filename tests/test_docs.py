@@ -72,13 +72,15 @@ SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
     "readme",
 )
 NOT_HERE = {"cloud", "collector", "cron", "docker", "kubernetes", "systemd"}
+SHORT = "--windows-per-epoch 320"
+"""Jobs of the pages train as little as they can."""
 REPLACED = """\
 #!/bin/bash
 case "$*" in
   "-m tune_jobs.pareto"* | "tune "*)
     asked=$(sed -nE 's/.*--num-samples ([0-9]+).*/\\1/p' <<< "$*")
-    set -- "$@" --num-samples $((${{asked:-10}} / 10)) --space small --address "$CLUSTER" ;;
-  "-m tune_jobs.update"* | "update "*) set -- "$@" --num-samples 1 --space small --address "$CLUSTER" ;;
+    set -- "$@" --num-samples $((${{asked:-10}} / 10)) --space small {SHORT} --address "$CLUSTER" ;;
+  "-m tune_jobs.update"* | "update "*) set -- "$@" --num-samples 1 --space small {SHORT} --address "$CLUSTER" ;;
   "-m forecast train"* | "train"*) set -- "$@" --max-epochs 1 ;;
   "-m forecast backtest"*--from-trial*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 ;;
   "-m forecast backtest"*) set -- "$@" --folds 2 --fold-rows 40 --seeds 1 --max-epochs 1 ;;
@@ -164,8 +166,8 @@ class Reader:
             os.utime(self.place / name, (0, 0))  # the environment exists already
         wrappers = place / "bin"
         wrappers.mkdir()
-        forecaster = REPLACED.format(program=Path(sys.executable).with_name(PROGRAM))
-        python = REPLACED.format(program=sys.executable)
+        forecaster = REPLACED.format(program=Path(sys.executable).with_name(PROGRAM), SHORT=SHORT)
+        python = REPLACED.format(program=sys.executable, SHORT=SHORT)
         for name, text in (("python", python), (PROGRAM, forecaster), ("curl", CURL)):
             (wrappers / name).write_text(text)
             (wrappers / name).chmod(0o755)

@@ -214,8 +214,16 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
     assert httpx.get(f"{URL}/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("reached", ["", "is not set", "Started a local Ray instance", "Started Serve"])
+@pytest.mark.parametrize(
+    ("number", "reached"),
+    [
+        (signal.SIGTERM, ""),
+        (signal.SIGINT, "is not set"),
+        (signal.SIGTERM, "Started a local Ray instance"),
+        (signal.SIGINT, "Started a local Ray instance"),
+        (signal.SIGTERM, "Started Serve"),
+    ],
+)
 def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_path, number, reached):
     log = tmp_path / "log"
     with log.open("w") as stream:
