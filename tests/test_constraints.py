@@ -11,6 +11,7 @@ from constraints import (
     FILE,
     HEADER,
     ROOT,
+    needed_on,
     normalized,
     pins,
     project,
@@ -75,3 +76,13 @@ def test_every_supported_python_is_checked_by_the_workflow_and_this_is_one_of_th
     supported = SpecifierSet(project()["requires-python"])
     assert all(python in supported for python in pythons())
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in pythons()
+
+
+def test_a_newer_python_gets_what_only_it_needs():
+    installed = [
+        {"requires_dist": ["Only_New; python_version >= '3.12'", "only-old; python_version < '3.12'"]},
+        {"requires_dist": ["always>=1", "optional; extra == 'more'"]},
+        {},
+    ]
+    assert needed_on("3.11", installed) == {"only-old", "always"}
+    assert needed_on("3.13", installed) == {"only-new", "always"}

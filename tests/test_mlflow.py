@@ -161,6 +161,8 @@ def test_a_job_is_a_run_with_a_nested_run_for_each_trial(job, client):
     for point in summary["front"]:
         assert nested[point["trial_number"]].data.metrics["test_MAE"] == point["test"]["MAE"]
     assert parent.info.status == "FINISHED"
+    assert parent.info.start_time == min(each.info.start_time for each in nested.values())
+    assert parent.info.end_time == max(each.info.end_time for each in nested.values())
     assert parent.data.metrics["test_MAE"] == summary["pick"]["test"]["MAE"]
     assert parent.data.params["objectives"] == "mae,rmse,mape"
     assert parent.data.tags["pick"] == str(summary["pick"]["trial_number"])
@@ -474,6 +476,9 @@ def test_a_symbol_that_a_model_has_never_seen_is_normalized_by_its_window(pooled
     with pytest.warns(UserWarning, match="does not know what the market did"):
         found = TableModel(predictor).predict(pd.DataFrame({"symbol": ["NEW"], "window": [window]}))
     assert found["prediction"].tolist() == [predictor.of_window(window, "NEW").predict_next(window)]
+    two = pd.DataFrame({"symbol": ["A", "B"], "window": [windows["A"], windows["B"][:3]]})
+    with pytest.raises(WindowError, match=r"^B: 3 values are too few"):
+        TableModel(predictor).predict(two)
     with pytest.raises(WindowError, match="no column `symbol`"):
         TableModel(predictor).predict(pd.DataFrame({"window": [window]}))
 

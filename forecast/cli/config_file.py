@@ -21,8 +21,6 @@ from forecast.names import did_you_mean
 
 NULL = "tag:yaml.org,2002:null"
 DOCUMENT_END = "...\n"
-MASK = "***"
-"""Stands for a password in the options as they are written."""
 HIDDEN = "its password is not written; name an environment variable in its place, such as ${DB_PASSWORD}"
 
 
@@ -95,7 +93,7 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
     for title, fields in groups_of(type(options)):
         lines += ["", f"# {title}:"]
         for name in fields:
-            if not fields[name].repr and MASK in str(values[name]):
+            if not fields[name].repr and getattr(options, name) != values[name]:
                 lines.append(f"# {_line(name, values[name])}  # {HIDDEN}")
             elif name in given:
                 lines.append(_line(name, values[name]))

@@ -66,7 +66,7 @@ def random_prices(normalization: Normalization, rows: int, seed: int) -> Array:
 
 
 def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 0) -> Array:
-    """The largest difference of each window's outputs between the graph and the checkpoint in torch, (windows,).
+    """The largest difference of each window from the checkpoint in torch, over the graph's outputs, (n,), n >= windows.
 
     It is relative to the price; of models of plain prices, to a standard deviation of the training prices where the
     price is less; and of models of log prices, also to the logarithm of a quantile's distance from the last price where
