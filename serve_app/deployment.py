@@ -11,8 +11,6 @@ from typing import Any
 import click
 import ray
 from ray import serve
-from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.services import canonicalize_bootstrap_address
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -28,7 +26,8 @@ from serve_app.live import LiveLedger
 from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
-from serve_app.ports import require_free_port, set_internal_ports
+from serve_app.ports import answers, require_free_port, set_internal_ports
+from serve_app.ray_internals import gpus_of_this_machine, has_cluster, start_dashboard_once
 from serve_app.recording import Recorder
 from serve_app.served_model import Engines
 from serve_app.service import RETRY_AFTER_S, ForecastService
@@ -145,8 +144,7 @@ def app(args: dict[str, Any]) -> Application:
         application = build(parse_settings(ServeOptions, given))
         if starts_cluster():
             http = HTTPOptions()
-            require_free_port(http.host or "", http.port)
-            set_internal_ports(http.port)
+            prepare_cluster(http.host or "", http.port)
         return application
     except ForecastError as error:
         raise click.ClickException(spell_parameters(str(error), spell)) from None
@@ -233,26 +231,31 @@ def ray_address() -> str:
 
 def starts_cluster() -> bool:
     """Tell whether ``serve run`` is about to start a local cluster, instead of using one that runs."""
-    if ray.is_initialized():
-        return False
-    address: str | None = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as ray.init() calls it
-    return address is None
+    return not ray.is_initialized() and not has_cluster()
+
+
+def prepare_cluster(host: str, port: int) -> None:
+    """Prepare for the local cluster that this process starts next, whose application will listen on ``port``.
+
+    Raises:
+        ForecastError: when the port is taken.
+    """
+    require_free_port(host, port)
+    set_internal_ports(port)
+    start_dashboard_once(lambda: answers(host, port))
 
 
 def cluster_gpus() -> float:
     """Count the GPUs of the cluster that the application will run on.
 
     That is the connected cluster, the one in ``RAY_ADDRESS``, or else the local one that ``serve run`` is about to
-    start, which will count this machine's GPUs as this does: Ray has no public way to count them before.
+    start, which will count this machine's GPUs as this does.
     """
     if not ray.is_initialized() and ray_address() != LOCAL:
         ray.init(namespace="serve", log_to_driver=False)
     if ray.is_initialized():
         return float(ray.cluster_resources().get("GPU", 0.0))
-    manager: Any = get_accelerator_manager_for_resource("GPU")
-    visible = manager.get_current_process_visible_accelerator_ids()
-    found = manager.get_current_node_num_accelerators()
-    return float(found if visible is None else min(found, len(visible)))
+    return gpus_of_this_machine()
 
 
 def assigned_device() -> str:

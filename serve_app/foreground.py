@@ -6,21 +6,17 @@ answers nothing, and SIGTERM, which stops containers, aborts the requests under 
 
 from __future__ import annotations
 
-import http.client
-import logging
 import signal
 from types import FrameType
 
 import ray
 from ray import serve
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants
-from ray.serve.config import ProxyLocation
 
 from forecast.errors import ForecastError, UsageError
-from serve_app.deployment import DRAIN_MARGIN_S, LOCAL, build, ray_address
+from serve_app.deployment import DRAIN_MARGIN_S, LOCAL, build, prepare_cluster, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
-from serve_app.ports import require_free_port, set_internal_ports
+from serve_app.ports import answers, require_free_port
+from serve_app.ray_internals import start_serve, temporary_directory, without_failure_handler
 
 END_MARGIN_S = 15.0
 """Seconds, beyond the replicas' own limit, until a stopping process is killed."""
@@ -40,8 +36,7 @@ def serve_until_stopped(options: RunOptions) -> None:
     application = build(options)
     local = ray_address() == LOCAL
     if local:
-        require_free_port(options.host, options.port)
-        set_internal_ports(options.port)
+        prepare_cluster(options.host, options.port)
     limit = options.request_timeout_s + DRAIN_MARGIN_S + END_MARGIN_S
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -50,19 +45,14 @@ def serve_until_stopped(options: RunOptions) -> None:
         signal.default_int_handler(signum, frame)
 
     if not ray.is_initialized():  # building has already connected, if it queried the cluster's GPUs
-        # Where its dashboard does not start, Ray logs the end of the dashboard's log in twenty lines.
-        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
-        setting = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
         try:
-            # Its handler in C++ would abort at a signal that arrives before those below are set.
-            ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-            ray.init(ray_address(), namespace="serve")
+            # A signal may arrive before the handlers below are set.
+            with without_failure_handler():
+                ray.init(ray_address(), namespace="serve")
         except SystemExit as ended:  # from Ray's own handler of SIGTERM
             raise KeyboardInterrupt from ended
         except Exception as error:  # Ray raises bare ones too
             raise _not_connected(error) from error
-        finally:
-            ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = setting
     # Ray has just installed its own handlers, which end the process at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -73,17 +63,14 @@ def serve_until_stopped(options: RunOptions) -> None:
         )
     require_free_port(options.host, options.port)
     try:
-        serve.start(
-            proxy_location=ProxyLocation.EveryNode,
-            http_options={"host": options.host, "port": options.port},
-        )
+        start_serve(options.host, options.port)
         try:
             serve.run(application, name=DEFAULT_APP)
             while True:
                 signal.pause()
         except KeyboardInterrupt:
             # Clients are answered a moment before ``serve.run`` returns; from then on, a signal is a normal end.
-            if not _answers(options):
+            if not answers(options.host, options.port):
                 raise
         # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
         serve.delete(DEFAULT_APP)
@@ -99,23 +86,10 @@ def _not_connected(error: Exception) -> ForecastError:
     reason = str(error).strip().partition("\n")[0]
     if ray_address() == LOCAL:
         return ForecastError(
-            f"Ray could not start on this machine ({reason}); its logs are in {get_default_ray_temp_dir()}; or start a "
+            f"Ray could not start on this machine ({reason}); its logs are in {temporary_directory()}; or start a "
             "cluster with `ray start --head`, and set RAY_ADDRESS=auto"
         )
     return ForecastError(
         f"RAY_ADDRESS={ray_address()}: there is no Ray cluster ({reason}); start one with `ray start --head`, or unset "
         "RAY_ADDRESS for a local one"
     )
-
-
-def _answers(options: RunOptions) -> bool:
-    """Whether the application answers at its port."""
-    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
-    connection = http.client.HTTPConnection(host, options.port, timeout=2)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

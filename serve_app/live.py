@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from forecast.errors import LedgerError
-from forecast.live.ledger import LEDGER_FILE
-from forecast.live.record import Record
+from forecast.live.store import LEDGER_FILE
 from serve_app.models import Models
+
+if TYPE_CHECKING:
+    from forecast.live.record import Record
 
 Found = TypeVar("Found")
 
@@ -52,6 +54,9 @@ class LiveLedger:
                     "model store (checkpoint=models) or name the ledger (ledger=models/ledger.db)"
                 ) from None
             if self._opened is None or self._file != file:
+                # A server without a ledger starts sooner without its libraries.
+                from forecast.live.record import Record
+
                 if self._opened is not None:
                     self._opened.close()
                 self._opened, self._file = Record(path), file

@@ -11,15 +11,17 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.serve import metrics
 
-from forecast.live.record import LiveRecord, Record
 from serve_app.catalog import Catalog
 from serve_app.live import LiveLedger, NoLedger
 from serve_app.models import Models, logger
 from serve_app.recording import Recorder
+
+if TYPE_CHECKING:
+    from forecast.live.record import LiveRecord, Record
 
 PUBLISH_EVERY_S = 0.25
 """Seconds between hand-overs: short, so that none blocks the event loop for long."""

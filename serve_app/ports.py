@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import os
 import socket
 
@@ -55,6 +56,18 @@ def set_internal_ports(port: int) -> None:
         if variable not in os.environ:
             keep = port == DEFAULT_PORT and _is_free(default)
             os.environ[variable] = str(default if keep else next(spare))
+
+
+def answers(host: str, port: int) -> bool:
+    """Tell whether the application answers at its port."""
+    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _bind(host: str, port: int) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 
 from forecast.errors import LedgerError, LevelError
-from forecast.live.record import MOST_SESSIONS
+from forecast.live.limits import MOST_SESSIONS
 from forecast.model.header import Header
 from forecast.names import did_you_mean, split_names
 from forecast.scores.metrics import METRICS

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypeAliasType
 
-from forecast.live.record import MOST_CHANGES, MOST_SESSIONS
+from forecast.live.limits import MOST_CHANGES, MOST_SESSIONS
 from forecast.model.forecaster import WIDEST_SIMULATED_LEVEL
 
 MAX_HORIZON = 365

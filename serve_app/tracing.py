@@ -49,10 +49,10 @@ def spans() -> Spans | None:
         from serve_app.spans import Spans
 
         made = Spans.of_environment()
-    except Exception as error:  # also what OpenTelemetry raises for a variable's value
+    except Exception as error:  # OpenTelemetry raises many kinds for an invalid variable
         logger.error("requests are not traced: %s", first_line(error))
         return None
-    # What the exporters say later, such as that a collector does not answer, would be in no log of a replica.
+    # Otherwise, no log of a replica would say what goes wrong later, for example that the collector does not answer.
     for handler in logger.handlers:
         logging.getLogger("opentelemetry").addHandler(handler)
     return made

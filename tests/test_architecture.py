@@ -16,8 +16,7 @@ KEEPERS = {
     "forecast/cli/command.py": "argparse's",
     "forecast/cli/completion.py": "argparse's",
     "serve_app/__main__.py": "atexit's",
-    "serve_app/deployment.py": "Ray's",
-    "serve_app/foreground.py": "Ray's",
+    "serve_app/ray_internals.py": "Ray's",
 }
 """The files that may use private names of a library."""
 PUBLIC = {"_exit", "_replace"}

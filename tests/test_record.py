@@ -9,7 +9,8 @@ import pytest
 from live_ledger import DAYS, issued, live
 
 from forecast.errors import LevelError
-from forecast.live.record import MOST_CHANGES, Published, Record
+from forecast.live.limits import MOST_CHANGES
+from forecast.live.record import Published, Record
 from forecast.prices.calendars import BarGrid
 from forecast.prices.timeline import Timeline
 from forecast.scores.sequential import coverage_bounds

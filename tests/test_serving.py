@@ -151,8 +151,7 @@ def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch):
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(foreground, "build", lambda _: None)
-    monkeypatch.setattr(foreground, "require_free_port", lambda *_: None)
-    monkeypatch.setattr(foreground, "set_internal_ports", lambda *_: None)
+    monkeypatch.setattr(foreground, "prepare_cluster", lambda *_: None)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(
@@ -221,7 +220,7 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
         (signal.SIGINT, "is not set"),
         (signal.SIGTERM, "Started a local Ray instance"),
         (signal.SIGINT, "Started a local Ray instance"),
-        (signal.SIGTERM, "Started Serve"),
+        (signal.SIGTERM, STARTED_SERVE),
     ],
 )
 def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_path, number, reached):
@@ -247,7 +246,7 @@ def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_pa
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     # Ray sees a signal up to two seconds late; a server that answers by then ends as one that runs.
-    answered = reached == "Started Serve" and any("Deleting app" in line for line in lines)
+    answered = reached == STARTED_SERVE and any("Deleting app" in line for line in lines)
     assert code == (0 if answered else 130), lines
     assert answered or lines[-1] == "interrupted"
     assert not any("Traceback" in line for line in lines)

@@ -52,7 +52,6 @@ Event = Literal[
     "added", "promoted", "kept", "waits", "shadow", "rolled_back", "alarm", "alarm_over", "notified"
 ]
 
-LEDGER_FILE = "ledger.db"
 LATEST = "0002"
 """The latest migration."""
 IMMEDIATE = "immediate"

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from forecast.errors import LevelError
 from forecast.live.ledger import Ledger
+from forecast.live.limits import MOST_CHANGES, MOST_SESSIONS
 from forecast.live.store import CHANGES
 from forecast.live.tables import EVENTS, FORECASTS, PUBLISHED, REQUESTS, SCORES, SESSIONS
 from forecast.names import matching
@@ -22,10 +23,6 @@ from forecast.scores.distribution import PROBABILITIES, interval_probabilities
 from forecast.scores.metrics import interval_bounds
 from forecast.scores.sequential import coverage_bounds
 
-MOST_SESSIONS = 500
-"""Largest number of sessions, the latest ones, in a live record."""
-MOST_CHANGES = 50
-"""Largest number of events, the latest ones, in the history of a name's versions."""
 HISTORY = ("added", "kept", "waits", "shadow", *CHANGES)
 """The events of a name's versions."""
 ALARM_EVENTS = ("alarm", "alarm_over")

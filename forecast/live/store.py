@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from forecast.atomic import sync_directory, write_json
@@ -37,11 +37,14 @@ from forecast.job_files import (
     SUMMARY_FILE,
     SYMBOLS_FILE,
 )
-from forecast.live.ledger import LEDGER_FILE, Event, Ledger
+
+if TYPE_CHECKING:
+    from forecast.live.ledger import Event, Ledger
 
 FILES = (PICK_FILE, SCORED_FILE, SUMMARY_FILE, FRONT_FILE, SYMBOLS_FILE, REPORT_FILE)
 """The files of a job that a version keeps, if they exist."""
 MANIFEST_FILE = "manifest.json"
+LEDGER_FILE = "ledger.db"
 CURRENT = "current"
 LOCK_FILE = ".lock"
 CHANGES: tuple[Event, ...] = ("promoted", "rolled_back")
@@ -86,6 +89,9 @@ class Store:
         Raises:
             LedgerError: when it cannot be opened.
         """
+        # A server of files needs no ledger, and its libraries take a third of a second to import.
+        from forecast.live.ledger import Ledger
+
         return Ledger(self.root / LEDGER_FILE)
 
     def require(self) -> None:
