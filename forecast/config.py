@@ -298,9 +298,9 @@ def kind_of(field: FieldInfo) -> Any:
 
 
 def from_text(field: FieldInfo, text: str) -> Any:
-    """The value of an option that stands in one text: names or numbers of a list are separated by commas.
+    """The value of an option that is given as one text: commas separate the names or numbers of a list.
 
-    No shell has replaced the ``~`` of a path.
+    The ``~`` of a path is replaced here, because no shell has done so.
     """
     kind = kind_of(field)
     if kind is Path:
@@ -309,7 +309,7 @@ def from_text(field: FieldInfo, text: str) -> Any:
 
 
 def home_expanded(path: str | Path) -> Path:
-    """The path with a leading ``~`` as the home directory; ``~name`` stays if there is no such user."""
+    """The path with a leading ``~`` replaced by the home directory; ``~name`` stays if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

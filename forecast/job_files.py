@@ -15,12 +15,12 @@ SYMBOLS_FILE = "symbols.csv"
 REPORT_FILE = "report.html"
 
 TIME_BUDGET = "time budget"
-"""What has stopped a search that ended as planned before its last trial."""
+"""The ``stopped_by`` of a search that ended before its last trial, as planned."""
 PICK_INTERRUPTED = "interrupted; continue with --resume"
-"""The problem of a pick whose training a signal ended."""
+"""The ``problem`` of a pick whose training was ended by a signal."""
 
 
 def is_complete(summary: Mapping[str, Any]) -> bool:
-    """Whether the job of a summary ended as planned, with a pick."""
+    """Whether a summary's job ended as planned, with a pick."""
     pick, planned = summary["pick"], summary["stopped_by"] in (None, TIME_BUDGET)
     return planned and pick is not None and pick["problem"] != PICK_INTERRUPTED

@@ -92,7 +92,9 @@ def resolve(python: str, pinned: dict[str, str]) -> dict[str, str]:
 
 
 def needed_on(python: str, installed: list[dict[str, Any]]) -> set[str]:
-    """Return the normalized names of what packages need on a version of Python: pip asks the markers of its own.
+    """Return the normalized names of what packages need on a version of Python.
+
+    pip does not do this for another Python: it evaluates markers with the version that runs it.
 
     Args:
         python: the version.

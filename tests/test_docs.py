@@ -73,7 +73,7 @@ SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
 )
 NOT_HERE = {"cloud", "collector", "cron", "docker", "kubernetes", "systemd"}
 SHORT = "--windows-per-epoch 320"
-"""Jobs of the pages train as little as they can."""
+"""Options with which the jobs of the pages train as little as possible."""
 REPLACED = """\
 #!/bin/bash
 case "$*" in

@@ -249,7 +249,7 @@ def test_a_new_study_does_not_write_over_the_checkpoints_of_another(finished, tm
     shutil.copytree(finished[0], directory)
     (directory / "checkpoints" / "trial_00000.pt").unlink()  # as after an interruption
     before = {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()}
-    with pytest.raises(StudyError, match=r"models of another study's trials, which 'other' would replace"):
+    with pytest.raises(StudyError, match=r"models of trials that 'other' does not have"):
         jobs.run_job(options(directory, study_name="other"))
     assert {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()} == before
 

@@ -53,7 +53,8 @@ PICKED, CHAMPION, CHALLENGER = "pick", "champion", "challenger"
 JOB, TRIAL, ON_FRONT, SHA256, SUBJECT = (
     f"forecaster.{name}" for name in ("job", "trial", "front", "sha256", "subject")
 )
-"""Tags by which a run, a nested run and a version are found again, and of whose prices a version is."""
+"""Tags by which a run, a nested run and a version are found again, and ``SUBJECT``, the prices that a version
+forecasts."""
 PARAMS = (*FIXED, "symbols", "objectives")
 """Settings that a job never changes when it is resumed, as MLflow never changes a parameter."""
 SETTINGS = (
@@ -142,7 +143,7 @@ class Tracking:
     """An MLflow server, or a database that MLflow uses itself."""
 
     def __init__(self, uri: str) -> None:
-        """Use the server at ``uri``, as MLflow's tracking URIs."""
+        """Use the server at ``uri``, a tracking URI of MLflow."""
         self.uri = uri
 
     @cached_property
@@ -169,7 +170,7 @@ class Tracking:
             trials: the study's trials; unless given, those of the study in the directory, if there is one.
 
         Raises:
-            StoreError: when the directory has no finished job, or the registered model is of other prices.
+            StoreError: when the directory has no finished job, or the registered model forecasts other prices.
             TrackingError: when MLflow fails; the same call completes the log.
         """
         summary = _summary(directory)
@@ -196,8 +197,8 @@ class Tracking:
     def follow(self, store: Store, name: str, shadow: Version | None) -> None:
         """Make the aliases of a model say what the store says: the current version, and the shadow.
 
-        A version that is not registered yet is logged from the store's copy of its files. The alias of one that MLflow
-        cannot have is removed: it would name another model.
+        A version that is not registered yet is logged from the store's copy of its files. The alias of a version
+        that MLflow cannot have is removed: it would name another model.
 
         Args:
             store: the store.
@@ -225,7 +226,7 @@ class Tracking:
             raise problem
 
     def _registered(self, store: Store, name: str, version: Version) -> ModelVersion:
-        """The registered version of one in a store, which is logged if MLflow lacks it; errors as ``follow``."""
+        """The registered version of a store's version, which is logged if MLflow lacks it; errors as ``follow``."""
         with self._one_line():
             registered = self._version_of(model_name(name), version.sha256)
         if registered is None:
@@ -320,7 +321,7 @@ class Tracking:
             f"{DISTRIBUTION}.version": summary["versions"].get(DISTRIBUTION) or installed_version(),
         }
         states = {state: summary["trials"].get(state.name, 0) for state in TrialState}
-        if trials:  # those that were interrupted run again, and are no failures
+        if trials:  # an interrupted trial runs again, so it is no failure
             states[TrialState.FAIL] = sum(
                 trial.state == TrialState.FAIL for trial in trials if _has_ended(trial)
             )
@@ -405,7 +406,7 @@ class Tracking:
         return next((each for each in versions if each.tags.get(SHA256) == sha256), None)
 
     def _require_same_subject(self, name: str, model: Checkpoint) -> None:
-        """Let nobody who loads a model by its name get one of another symbol."""
+        """Refuse a model of other prices: whoever loads a name must not get a model of another symbol."""
         subject = _subject(model)
         for version in self._client.search_model_versions(f"name = '{name}'"):
             if (other := version.tags.get(SUBJECT, subject)) != subject:
@@ -495,7 +496,7 @@ def _subject(model: ModelCard) -> str:
 
 
 def described(predictor: Predictor) -> dict[str, Any]:
-    """What the signature cannot say of a window: its columns in their order, its least length, what it is of."""
+    """What the signature cannot say about a window: its symbol, the order of its columns, its least length."""
     config = predictor.whole.config
     return {
         "symbol": config.symbol,
@@ -544,7 +545,7 @@ def _summary(directory: Path) -> dict[str, Any]:
     """The summary of a finished job.
 
     Raises:
-        StoreError: when there is none, or it lacks what a log needs.
+        StoreError: when there is none, it lacks what a log needs, or its job is not finished.
     """
     try:
         summary: dict[str, Any] = json.loads((directory / SUMMARY_FILE).read_text())

@@ -71,7 +71,7 @@ COMMANDS: dict[str, tuple[str, tuple[tuple[str, str, type], ...]]] = {
 }
 """The description of each command, and its arguments."""
 UNTIL_UPDATE = "; its published forecasts and their record begin with the next update"
-"""What a change of the current version does not change at once."""
+"""The end of a message: what a new current version gets only at the next update."""
 IN_MLFLOW = ("promote", "rollback", "log")
 """The commands whose changes MLflow can follow."""
 

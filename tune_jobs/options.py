@@ -73,7 +73,7 @@ class MlflowOptions(Config):
         "pick becomes a registered model, whose aliases follow the model store; needs the extra mlflow",
     )
 
-    # Of all fields: a field's own validator would show the password.
+    # A validator of the whole model: the error of a field's own validator would show the password.
     @model_validator(mode="after")
     def _is_usable(self) -> Self:
         if self.mlflow is None:
@@ -296,7 +296,7 @@ class TuneOptions(SearchOptions):
 
         return address and masked(address)
 
-    # Of all fields: a field's own validator would show the password.
+    # A validator of the whole model: the error of a field's own validator would show the password.
     @model_validator(mode="after")
     def _storage_is_a_database(self) -> TuneOptions:
         scheme, mark, rest = (self.study_storage or f"{STORAGES[0]}://").partition("://")

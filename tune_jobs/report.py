@@ -88,7 +88,7 @@ def report_job(job: Job, found: Found, started: float, connect: Connect) -> dict
     findings = _score_front(job, found, lines, connect)
     if findings:
         for model, file in ((findings.final.scored, SCORED_FILE), (findings.final.served, PICK_FILE)):
-            # A job that is resumed when nothing is left trains the same models again: their files keep their hashes.
+            # A job that is resumed with no trial left trains the same models again: their files must keep their hashes.
             if not is_saved(model, output / file):
                 save_checkpoint(model, output / file)
     # An earlier run's may be those of another pick.

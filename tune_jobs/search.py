@@ -130,16 +130,16 @@ def _search(job: Job, connect: Connect, database: Database, storage: optuna.stor
 
 
 def _refuse_checkpoints_of_others(study: optuna.Study, checkpoints: Path) -> None:
-    """Keep a new study from writing over the checkpoints of another one.
+    """Keep a new study from replacing the checkpoints of another study.
 
     Raises:
-        StudyError: when no trial of the study is finished, but the directory has checkpoints of trials that it lacks.
+        StudyError: when no trial of the study is finished, but the directory has checkpoints of another study.
     """
     own = [trial_checkpoint_path(checkpoints, trial.number) for trial in study.get_trials(deepcopy=False)]
     if not studies.completed(study) and set(checkpoints.glob(ANY_TRIAL)) - set(own):
         raise StudyError(
-            f"{checkpoints} holds the models of another study's trials, which {study.study_name!r} would replace; give "
-            "each study its own `output_dir`"
+            f"{checkpoints} holds models of trials that {study.study_name!r} does not have, and it would replace them; "
+            "give each study its own `output_dir`, or delete these models"
         )
 
 

@@ -331,7 +331,7 @@ def put_back_running(study: optuna.Study, checkpoint_dir: Path) -> int:
 
 
 ANY_TRIAL = "trial_*.pt"
-"""The names of all trials' checkpoints."""
+"""Pattern of the names of the trials' checkpoints."""
 
 
 def trial_checkpoint_path(directory: Path, number: int) -> Path:

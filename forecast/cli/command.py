@@ -115,12 +115,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _split_numbers(given: dict[str, Any], settings: type[BaseModel]) -> None:
-    """Let commas separate the numbers of a list, as spaces do: a name may hold one, a number does not."""
+    """Let commas separate the numbers of a list, as spaces do. Names are not split: a name may hold a comma."""
     for name, field in options_of(settings).items():
         kind = kind_of(field)
         if name in given and get_origin(kind) in (list, tuple):
             item = get_args(kind)[0]
-            if getattr(item, "__origin__", item) in (int, float):  # of an annotated number
+            if getattr(item, "__origin__", item) in (int, float):  # its type, if it is annotated
                 given[name] = split_names(given[name])
 
 

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 UNSEEN = -1
 """The number of a symbol that a model of many was not trained on."""
 UNSEEN_ONES = 4
-"""Windows of such symbols in a batch at least."""
+"""Least number of windows of such symbols in a full batch."""
 
 
 def exported_and_checked(
@@ -66,15 +66,16 @@ def random_prices(normalization: Normalization, rows: int, seed: int) -> Array:
 
 
 def differences(checkpoint: Checkpoint, graph: bytes, windows: int, seed: int = 0) -> Array:
-    """The largest difference of each window from the checkpoint in torch, over the graph's outputs, (n,), n >= windows.
+    """Each window's largest difference between the graph's outputs and the checkpoint's in torch, (n,), n >= windows.
 
-    It is relative to the price; of models of plain prices, to a standard deviation of the training prices where the
-    price is less; and of models of log prices, also to the logarithm of a quantile's distance from the last price where
-    that is a factor of more than e: networks compute logarithms, with the seven digits of float32.
+    The difference is relative to the price. For models of plain prices, it is relative to a standard deviation of the
+    training prices where the price is less. For models of log prices, it is also relative to the logarithm of a
+    quantile's distance from the last price, where that distance is a factor of more than e: networks compute
+    logarithms, with the seven digits of float32.
 
-    The windows of a batch have different numbers of rows, from the least to the most that a forecast uses. A model of
-    many symbols forecasts all of these and ones that it has never seen. One that sees the market forecasts the windows
-    of the first batch, and then of every second one, as those of one session; it gets two batches at least.
+    The windows of a batch have different numbers of rows, from the least to the most that a forecast uses. For a model
+    of many symbols, the windows are of all its symbols and of symbols that it has never seen. A model that sees the
+    market gets at least two batches: in the first, the third and so on, all windows are of one session.
     """
     import onnxruntime
 
@@ -167,6 +168,6 @@ def _differences(
             else:
                 scale = np.maximum(np.abs(right), feature.std)
             answer = np.atleast_1d(answers[name][index])
-            # Python's max would lose an answer that is not a number.
+            # Python's max would ignore an answer that is NaN.
             largest[index] = np.maximum(largest[index], np.max(np.abs(answer - right) / scale))
     return largest

@@ -99,7 +99,7 @@ class OnnxEngine:
         outputs: Array = self._session.run(None, named)[0]
         for values in inputs:
             if not np.isfinite(values).all():
-                # ONNX Runtime's LSTM makes numbers of what is none; torch does not.
+                # ONNX Runtime's LSTM computes plausible numbers from NaN or infinity; torch does not.
                 outputs[~np.isfinite(values).all(axis=(1, 2))] = np.nan
         return outputs
 

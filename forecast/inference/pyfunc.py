@@ -138,7 +138,7 @@ def _each_alone(
         except WindowError as error:
             if len(rows) == len(windows):
                 raise
-            # Numbers of windows in its text are those of this symbol's windows.
+            # The error's text counts only this symbol's windows.
             raise WindowError(f"{predictor.checkpoint.config.symbol}: {error}") from None
     return prices, bounds
 

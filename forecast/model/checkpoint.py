@@ -284,7 +284,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
 
 
 def is_saved(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> bool:
-    """Whether the file at ``path`` holds this model to the bit, whenever it was trained."""
+    """Whether the file at ``path`` holds exactly this model; only ``created`` may differ."""
     try:
         content, _ = _read(Path(path))
     except CheckpointError:

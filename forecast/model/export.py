@@ -130,7 +130,7 @@ def _add_card(model: onnx.ModelProto, checkpoint: Checkpoint) -> None:
     weights: Any = {"model_state": True, "further_members": {"__all__": {"model_state"}}}
     card = {**checkpoint.model_dump(mode="json", exclude=weights), "schema_version": SCHEMA_VERSION}
     if math.isnan(checkpoint.val_loss_best):
-        card["val_loss_best"] = None  # an original checkpoint may lack it, and JSON has no such number
+        card["val_loss_best"] = None  # an original checkpoint may lack it, and JSON has no NaN
     cost = sum(multiply_adds(member.config) for member in checkpoint.members)
     describe(model, {CARD: json.dumps(card, allow_nan=False), COST: str(cost)})
 
@@ -264,14 +264,14 @@ class _Tracing:
         shown = same & (trained >= float(least_symbols(len(self._checkpoint.symbols))))
         # An axis of the windows, (n, 1, 1), whatever their symbols.
         each = (symbols >= symbols)[:, np.newaxis, np.newaxis]
-        # What the market did before a window's own rows is unknown to it.
+        # Before its own rows, a window does not see the market.
         own = np.isfinite(normalized[..., :1])
         return np.where(shown & each & own, columns[np.newaxis], np.nan)
 
     def _usable(self, prices: Any, normalized: Any, views_: Sequence[Any]) -> Any:
-        """Whether each window (n,) has the rows that the model needs, all of prices that it can take.
+        """Whether each window (n,) has the rows that the model needs, and only prices that the model can use.
 
-        ``Predictor`` refuses the others. Networks in ONNX Runtime do not: its LSTM makes numbers of what is none.
+        ``Predictor`` refuses all other windows. ONNX Runtime does not: its LSTM computes plausible numbers from NaN.
         """
         whole, length = float(self._columns), self._checkpoint.sequence_length
         known = np.isfinite(normalized).astype(np.float64).sum(axis=2) >= whole

@@ -56,7 +56,7 @@ SIZED_BY_VALUES = frozenset(
         "Upsample",
     }
 )
-"""Operators whose output has the size that a value says; no network needs them."""
+"""Operators whose output's size is set by a value; no network needs them."""
 
 VERSION, GRAPH, OPERATORS, METADATA = 1, 7, 8, 14
 """Numbers of the fields of a model."""
@@ -285,7 +285,7 @@ def _number(data: bytes | memoryview, wanted: int) -> int:
 
 
 def _text(data: memoryview, wanted: int) -> str:
-    # Readers of Protocol Buffers take the last of several values: none of them may see another one than this.
+    # Other readers of Protocol Buffers take the last of several values, and must not see another value than this one.
     values = _all(data, wanted)
     if len(values) > 1:
         raise ValueError(f"field {wanted} is there twice")

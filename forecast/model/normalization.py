@@ -27,7 +27,7 @@ def as_numbers(values: ArrayLike) -> Array:
 
 
 def rounding_of(mean: Any) -> Any:
-    """The largest standard deviation that rounding errors could give values that are all equal to ``mean``."""
+    """The largest standard deviation that rounding errors could give to values that are all equal to ``mean``."""
     return 1e-12 * np.maximum(1.0, np.absolute(mean))
 
 

@@ -120,7 +120,7 @@ class _Inquiry:
 
     def _take_failure(self, symbol: str, error: SourceUnavailable) -> None:
         if self._stopped is not None:
-            # Its request was under way at the stop. One reason for all of them makes one line for a person.
+            # The request was under way at the stop. One reason for all such symbols makes one line for the user.
             self._answers[symbol] = self._stopped
         elif isinstance(error, RateLimited):
             self._left.appendleft(symbol)

@@ -22,7 +22,7 @@ Dates = NDArray[np.datetime64]
 RECENT = np.timedelta64(30, "D")
 """Days among which the last session is sought."""
 LONGEST_SHORT_BAR = np.timedelta64(3, "D")
-"""Days within which a bar that is shorter than a day has ended, whatever its calendar."""
+"""A bar that is shorter than a day ends within this time, whatever its calendar."""
 RECENT_DATES = 8
 """Number of a series' last dates that show how weeks and months are labelled."""
 UNITS = {"1d": "session", "1wk": "week", "1mo": "month"}
@@ -176,7 +176,8 @@ class Timeline:
             now: with a zone.
         """
         moment = np.datetime64(now.astimezone(dt.UTC).replace(tzinfo=None), "s")
-        # Every bar that began before has ended; a file may have many rows of the future.
+        # Every bar that began before this moment has ended. The last few rows would not be enough: a file may
+        # have many rows with dates in the future.
         before = moment - (LONGEST_SHORT_BAR if self.is_intraday else 2 * RECENT)
         recent = dates[np.searchsorted(dates, before) :]
         if not len(recent):
