@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import catches
 
@@ -311,6 +311,7 @@ TEXT = st.text(min_size=1, max_size=20)
         },
     )
 )
+@example({"symbol": "\xa0"})
 def test_a_written_file_reads_as_the_same_options(tmp_path_factory, written):
     try:
         options = parse_settings(DataConfig, written)

@@ -104,4 +104,5 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
 
 def _line(name: str, value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=2**31)
-    return f"{name}: {text.removesuffix(DOCUMENT_END).strip()}"
+    text = text.removesuffix(DOCUMENT_END).removesuffix("\n")  # other white space may be the value's
+    return f"{name}: {text}"
