@@ -311,7 +311,8 @@ TEXT = st.text(min_size=1, max_size=20)
         },
     )
 )
-@example({"symbol": "\xa0", "source": "\x85"})
+@example({"symbol": "\xa0"})
+@example({"symbol": "\x85"})
 def test_a_written_file_reads_as_the_same_options(tmp_path_factory, written):
     try:
         options = parse_settings(DataConfig, written)
