@@ -177,6 +177,20 @@ def serve_run(
 
 
 @contextlib.contextmanager
+def server_run(
+    model: Path, programs: Path = Path(sys.executable).parent, tree: Path | None = None
+) -> Iterator[Server]:
+    """Run ``python -m serve_app run`` on a new local cluster, with other ``programs``, or the code in ``tree``."""
+    out = {"RAY_ADDRESS", "PYTHONPATH", *SERVE_FLAGS}
+    kept = {name: value for name, value in os.environ.items() if name not in out}
+    if tree:
+        kept["PYTHONPATH"] = str(tree)
+    command = [str(programs / "python"), "-m", "serve_app", "run", "--checkpoint", str(model)]
+    with _running(command, PORT, kept) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def original_server(checkpoint: Path, processes: int = 1) -> Iterator[Server]:
     """Run the design that this project replaces, on its port; it had one process."""
     command = [sys.executable, "-m", "benchmarks.original_server", str(checkpoint), "9010", str(processes)]

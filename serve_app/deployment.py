@@ -27,7 +27,7 @@ from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.ports import answers, require_free_port, set_internal_ports
-from serve_app.ray_internals import gpus_of_this_machine, has_cluster, start_dashboard_once
+from serve_app.ray_internals import gpus_of_this_machine, has_cluster, start_observers_once
 from serve_app.recording import Recorder
 from serve_app.served_model import Engines
 from serve_app.service import RETRY_AFTER_S, ForecastService
@@ -242,7 +242,7 @@ def prepare_cluster(host: str, port: int) -> None:
     """
     require_free_port(host, port)
     set_internal_ports(port)
-    start_dashboard_once(lambda: answers(host, port))
+    start_observers_once(lambda: answers(host, port))
 
 
 def cluster_gpus() -> float:

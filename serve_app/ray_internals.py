@@ -6,6 +6,7 @@ A job has its own such file, ``tune_jobs.ray_internals``: neither package may im
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -21,11 +22,10 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.serve._private import api
 from ray.serve.config import ControllerOptions, HTTPOptions, ProxyLocation
 
-DASHBOARD_WAIT_S = 60.0
-"""Seconds after which Ray's dashboard starts, even if the application does not answer."""
+OBSERVERS_WAIT_S = 60.0
+"""Seconds after which Ray's dashboard and monitor start, even if the application does not answer."""
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at whether the application answers."""
-logger = logging.getLogger("ray.serve")
 
 
 def has_cluster() -> bool:
@@ -61,28 +61,36 @@ def without_failure_handler() -> Iterator[None]:
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = setting
 
 
-def start_dashboard_once(answers: Callable[[], bool]) -> None:
-    """Have the cluster that this process starts next start its dashboard once the application answers.
+def start_observers_once(answers: Callable[[], bool]) -> None:
+    """Have the next cluster of this process start its dashboard and autoscaler's monitor once the application answers.
 
-    The dashboard is ten processes, for which ``ray.init`` waits, and which take the cores that controller, proxies and
-    replicas need to start. It also writes the file that tells Prometheus where the metrics are.
+    These eleven processes take the cores that the controller, the proxies and the replicas need to start, and
+    ``ray.init`` waits for the dashboard. The dashboard also writes the file that tells Prometheus where the metrics
+    are.
     """
-    start = Node.start_api_server
+    waiting: list[Callable[[], None]] = []
 
-    def start_and_stay(node: Node, **options: Any) -> None:
-        deadline = time.monotonic() + DASHBOARD_WAIT_S
+    def start_and_stay() -> None:
+        deadline = time.monotonic() + OBSERVERS_WAIT_S
         while not answers() and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)
-        # Where it does not start, Ray logs the end of the dashboard's log in twenty lines.
+        # Where the dashboard does not start, Ray logs the end of its log in twenty lines.
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
-        start(node, **options)
+        for start in waiting:
+            start()
         # Linux ends a process of Ray when the thread that started it ends.
         threading.Event().wait()
 
-    def start_later(node: Node, **options: Any) -> None:
-        threading.Thread(target=start_and_stay, args=(node,), kwargs=options, daemon=True).start()
+    def later(start: Callable[..., None]) -> Callable[..., None]:
+        def wait(node: Node, **options: Any) -> None:
+            if not waiting:
+                threading.Thread(target=start_and_stay, daemon=True).start()
+            waiting.append(functools.partial(start, node, **options))
 
-    Node.start_api_server = start_later  # type: ignore[assignment, method-assign]
+        return wait
+
+    for name in ("start_monitor", "start_api_server"):
+        setattr(Node, name, later(getattr(Node, name)))
 
 
 def start_serve(host: str, port: int) -> None:

@@ -27,6 +27,8 @@ from serve_app.options import RunOptions
 pytestmark = pytest.mark.slow
 
 URL = "http://127.0.0.1:8000"
+SERVE_STARTED = "Connecting to existing Serve app"
+"""In the log of a server, once Serve's controller runs."""
 SERVE = str(Path(sys.executable).with_name("serve"))
 
 
@@ -220,7 +222,7 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
         (signal.SIGINT, "is not set"),
         (signal.SIGTERM, "Started a local Ray instance"),
         (signal.SIGINT, "Started a local Ray instance"),
-        (signal.SIGTERM, STARTED_SERVE),
+        (signal.SIGTERM, SERVE_STARTED),
     ],
 )
 def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_path, number, reached):
@@ -246,7 +248,7 @@ def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_pa
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     # Ray sees a signal up to two seconds late; a server that answers by then ends as one that runs.
-    answered = reached == STARTED_SERVE and any("Deleting app" in line for line in lines)
+    answered = reached == SERVE_STARTED and any("Deleting app" in line for line in lines)
     assert code == (0 if answered else 130), lines
     assert answered or lines[-1] == "interrupted"
     assert not any("Traceback" in line for line in lines)
@@ -318,6 +320,19 @@ def test_haproxys_administration_is_on_the_loopback_alone(server):
 
 def test_haproxy_is_what_answers(server):
     assert "haproxy" in {process.name() for process, _ in family(server.pid)}
+
+
+def test_rays_dashboard_starts_after_the_first_answer_and_tells_prometheus_where_the_metrics_are(server):
+    deadline = time.monotonic() + 100
+    found = None
+    while not (found and found.is_file()):
+        assert time.monotonic() < deadline, [title for _, title in family(server.pid)]
+        time.sleep(0.5)
+        for _, words in family(server.pid):
+            if "dashboard.py" in words and (place := re.search(r"--session-dir=(\S+)", words)):
+                found = Path(place[1], "prom_metrics_service_discovery.json")
+    (job,) = json.loads(found.read_text())
+    assert job["targets"]
 
 
 def test_haproxy_and_a_replica_that_are_killed_come_back_by_themselves(server):
