@@ -39,9 +39,10 @@ def write_summary(directory, *front, pick=0, **changes):
 
 
 def start_job(directory, *arguments, address="local"):
-    """Start the command on the snapshot and the small space."""
+    """Start the command on the snapshot and the small space, with one network for the pick and without a report."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "tune_jobs.pareto", "--source", "snapshot", "--space", "small"]
+    command += ["--members", "1", "--no-report"]
     return subprocess.Popen(
         [*command, "--output-dir", str(directory), "--address", address, *arguments],
         stdout=subprocess.PIPE,

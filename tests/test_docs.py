@@ -72,7 +72,7 @@ SESSIONS = dict.fromkeys(LEARNING, "learning") | dict.fromkeys(
     "readme",
 )
 NOT_HERE = {"cloud", "collector", "cron", "docker", "kubernetes", "systemd"}
-SHORT = "--windows-per-epoch 320"
+SHORT = "--windows-per-epoch 320 --members 1"
 """Options with which the jobs of the pages train as little as possible."""
 REPLACED = """\
 #!/bin/bash

@@ -662,7 +662,7 @@ def test_a_full_disk_is_one_line_that_names_it_and_resume_continues(tmp_path, mo
         pytest.skip("this machine does not let root mount")
     output = disk / "output" if place == "output" else tmp_path / "output"
     full = {"output": output, "states": disk / "states", "ray": disk / "ray"}[place]
-    more = ["--quiet", "--no-report", *(["--storage-path", str(full)] if place == "states" else [])]
+    more = ["--quiet", *(["--storage-path", str(full)] if place == "states" else [])]
     try:
         assert wait_for_end(start_job(output, "--num-samples", "2", *more)) == (0, "")
         room = os.statvfs(disk)
@@ -713,7 +713,7 @@ def test_a_warm_job_that_is_killed_is_resumed_to_the_exact_number_with_each_conf
         )
         for number, rate in enumerate((0.001, 0.002, 0.003))
     ]
-    arguments = ["--warm-start", str(write_summary(tmp_path, *front)), "--num-samples", "4", "--members", "1"]
+    arguments = ["--warm-start", str(write_summary(tmp_path, *front)), "--num-samples", "4"]
     job = tmp_path / "job"
     process = start_job(job, *arguments)
     wait_for_finished(job, 1, process)

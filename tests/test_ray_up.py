@@ -72,8 +72,10 @@ def test_a_cluster_made_by_ray_up_tunes_on_both_nodes_and_each_serves_the_pick(h
     hosts.run("ray", "get-auth-token", "--generate")
     ray("up", cluster, "--yes", "--disable-usage-stats")
     both = f"timeout 90 python -c '{WAIT_FOR_BOTH}' || {{ tail -n 60 /tmp/ray/session_latest/logs/monitor.*; exit 1; }}"
-    tune = "python -m tune_jobs.pareto --source snapshot --space small --num-samples 4 --address auto"
-    ray("exec", cluster, f"{both} && {tune} --storage-path {hosts.place}/tune")
+    tune = (
+        "python -m tune_jobs.pareto --source snapshot --space small --num-samples 4 --members 1 --no-report"
+    )
+    ray("exec", cluster, f"{both} && {tune} --address auto --storage-path {hosts.place}/tune")
     ray("rsync-down", cluster, "~/artifacts/", f"{artifacts}/")
     assert {trial.user_attrs["node_ip"] for trial in study_of(artifacts).trials} == {HEAD, WORKER}
 
