@@ -26,6 +26,7 @@ OBSERVERS_WAIT_S = 60.0
 """Seconds after which Ray's dashboard and monitor start, even if the application does not answer."""
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at whether the application answers."""
+logger = logging.getLogger("ray.serve")
 
 
 def has_cluster() -> bool:
@@ -70,7 +71,7 @@ def start_observers_once(answers: Callable[[], bool]) -> None:
     """
     waiting: list[Callable[[], None]] = []
 
-    def start_and_stay() -> None:
+    def start_and_stay(node: Node) -> None:
         deadline = time.monotonic() + OBSERVERS_WAIT_S
         while not answers() and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)
@@ -78,13 +79,15 @@ def start_observers_once(answers: Callable[[], bool]) -> None:
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
         for start in waiting:
             start()
+        if node.webui_url:
+            logger.info("Ray's dashboard is at http://%s", node.webui_url)
         # Linux ends a process of Ray when the thread that started it ends.
         threading.Event().wait()
 
     def later(start: Callable[..., None]) -> Callable[..., None]:
         def wait(node: Node, **options: Any) -> None:
             if not waiting:
-                threading.Thread(target=start_and_stay, daemon=True).start()
+                threading.Thread(target=start_and_stay, args=(node,), daemon=True).start()
             waiting.append(functools.partial(start, node, **options))
 
         return wait
