@@ -104,8 +104,7 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
 
 def _line(name: str, value: Any) -> str:
     parts = value if isinstance(value, list) else [value]
-    printable = all(
-        str(part).isprintable() for part in parts
-    )  # others may be line breaks to YAML: they are escaped
+    # Other characters may be line breaks to YAML: they are escaped.
+    printable = all(str(part).isprintable() for part in parts)
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=printable, width=2**31)
     return f"{name}: {text.removesuffix(DOCUMENT_END).strip()}"
