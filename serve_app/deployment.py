@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from serve_app.metrics import Measurements, Publisher
 from serve_app.models import Models, ReloadOutcome, logger
 from serve_app.options import API_KEY_VARIABLE, ServeOptions
 from serve_app.ports import answers, require_free_port, set_internal_ports
-from serve_app.ray_internals import gpus_of_this_machine, has_cluster, start_observers_once
+from serve_app.ray_internals import defer_observers, gpus_of_this_machine, has_cluster
 from serve_app.recording import Recorder
 from serve_app.served_model import Engines
 from serve_app.service import RETRY_AFTER_S, ForecastService
@@ -234,15 +234,20 @@ def starts_cluster() -> bool:
     return not ray.is_initialized() and not has_cluster()
 
 
-def prepare_cluster(host: str, port: int) -> None:
-    """Prepare for the local cluster that this process starts next, whose application will listen on ``port``.
+def prepare_cluster(host: str, port: int) -> Callable[[], None]:
+    """Prepare the local cluster that this process starts next, whose application will listen on ``port``.
+
+    Sets the environment of its processes, and defers its observers (``ray_internals.defer_observers``).
+
+    Returns:
+        A function to call before the cluster is shut down.
 
     Raises:
         ForecastError: when the port is taken.
     """
     require_free_port(host, port)
     set_internal_ports(port)
-    start_observers_once(lambda: answers(host, port))
+    return defer_observers(until=lambda: answers(host, port))
 
 
 def cluster_gpus() -> float:

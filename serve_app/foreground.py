@@ -16,7 +16,12 @@ from forecast.errors import ForecastError, UsageError
 from serve_app.deployment import DRAIN_MARGIN_S, LOCAL, build, prepare_cluster, ray_address
 from serve_app.options import DEFAULT_APP, RunOptions
 from serve_app.ports import answers, require_free_port
-from serve_app.ray_internals import start_serve, temporary_directory, without_failure_handler
+from serve_app.ray_internals import (
+    require_proxies,
+    start_serve,
+    temporary_directory,
+    without_failure_handler,
+)
 
 END_MARGIN_S = 15.0
 """Seconds, beyond the replicas' own limit, until a stopping process is killed."""
@@ -35,8 +40,7 @@ def serve_until_stopped(options: RunOptions) -> None:
     """
     application = build(options)
     local = ray_address() == LOCAL
-    if local:
-        prepare_cluster(options.host, options.port)
+    end_observers = prepare_cluster(options.host, options.port) if local else None
     limit = options.request_timeout_s + DRAIN_MARGIN_S + END_MARGIN_S
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -63,9 +67,10 @@ def serve_until_stopped(options: RunOptions) -> None:
         )
     require_free_port(options.host, options.port)
     try:
-        start_serve(options.host, options.port)
+        proxies = start_serve(options.host, options.port)
         try:
             serve.run(application, name=DEFAULT_APP)
+            require_proxies(proxies)
             while True:
                 signal.pause()
         except KeyboardInterrupt:
@@ -75,7 +80,8 @@ def serve_until_stopped(options: RunOptions) -> None:
         # Replicas finish their requests through HAProxy, which a shutdown alone would end at once.
         serve.delete(DEFAULT_APP)
     finally:
-        if local:
+        if end_observers is not None:
+            end_observers()
             # Serve ends with its cluster; ended on its own while it starts, it would print tracebacks.
             ray.shutdown()
         else:

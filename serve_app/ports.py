@@ -60,7 +60,7 @@ def set_internal_ports(port: int) -> None:
 
 def answers(host: str, port: int) -> bool:
     """Tell whether the application answers at its port."""
-    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=2)
+    connection = http.client.HTTPConnection("127.0.0.1" if host in ("", "0.0.0.0") else host, port, timeout=2)
     try:
         connection.request("GET", "/healthz")
         return connection.getresponse().status == http.client.OK

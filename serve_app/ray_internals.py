@@ -14,16 +14,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
 from ray.serve._private import api
+from ray.serve._private.constants import HTTP_PROXY_TIMEOUT
 from ray.serve.config import ControllerOptions, HTTPOptions, ProxyLocation
 
+from forecast.errors import ForecastError
+
+OBSERVERS: dict[str, Callable[..., None]] = {
+    "monitor": Node.start_monitor,
+    "dashboard": Node.start_api_server,
+}
+"""What starts the autoscaler's monitor and the dashboard, in Ray's order."""
 OBSERVERS_WAIT_S = 60.0
-"""Seconds after which Ray's dashboard and monitor start, even if the application does not answer."""
+"""Seconds after which they start, even if the application does not answer."""
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at whether the application answers."""
 logger = logging.getLogger("ray.serve")
@@ -62,47 +71,77 @@ def without_failure_handler() -> Iterator[None]:
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = setting
 
 
-def start_observers_once(answers: Callable[[], bool]) -> None:
-    """Have the next cluster of this process start its dashboard and autoscaler's monitor once the application answers.
+def defer_observers(until: Callable[[], bool]) -> Callable[[], None]:
+    """Have the next cluster of this process start its dashboard and autoscaler's monitor once ``until`` is true.
 
     These eleven processes take the cores that the controller, the proxies and the replicas need to start, and
     ``ray.init`` waits for the dashboard. The dashboard also writes the file that tells Prometheus where the metrics
     are.
-    """
-    waiting: list[Callable[[], None]] = []
 
-    def start_and_stay(node: Node) -> None:
+    Returns:
+        A function to call before that cluster is shut down: it ends the two, or the wait for them.
+    """
+    ended = threading.Event()
+    deferred: dict[str, Callable[[], None]] = {}
+
+    def defer_monitor(node: Node, **options: Any) -> None:
+        deferred["monitor"] = functools.partial(OBSERVERS["monitor"], node, **options)
+
+    def defer_dashboard(node: Node, **options: Any) -> None:
+        # Ray starts it last. Other clusters of this process start theirs as always.
+        _set_starts(OBSERVERS["monitor"], OBSERVERS["dashboard"])
+        deferred["dashboard"] = functools.partial(OBSERVERS["dashboard"], node, **options)
+        threading.Thread(target=start_deferred, args=(node,), daemon=True).start()
+
+    def start_deferred(node: Node) -> None:
         deadline = time.monotonic() + OBSERVERS_WAIT_S
-        while not answers() and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY_S)
-        # Where the dashboard does not start, Ray logs the end of its log in twenty lines.
-        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)
-        for start in waiting:
-            start()
+        while not until() and time.monotonic() < deadline:
+            if ended.wait(LOOK_EVERY_S):
+                return
+        for name, start in deferred.items():
+            try:
+                with _without_details():
+                    start()
+            except Exception as error:  # every kind: a server does without them
+                if not ended.is_set():
+                    logger.warning("Ray's %s did not start (%s)", name, error)
         if node.webui_url:
             logger.info("Ray's dashboard is at http://%s", node.webui_url)
+        elif not ended.is_set():
+            logger.warning("Ray's dashboard did not start; its log is in %s", node.get_logs_dir_path())
         # Linux ends a process of Ray when the thread that started it ends.
-        threading.Event().wait()
+        ended.wait()
 
-    def later(start: Callable[..., None]) -> Callable[..., None]:
-        def wait(node: Node, **options: Any) -> None:
-            if not waiting:
-                threading.Thread(target=start_and_stay, args=(node,), daemon=True).start()
-            waiting.append(functools.partial(start, node, **options))
-
-        return wait
-
-    for name in ("start_monitor", "start_api_server"):
-        setattr(Node, name, later(getattr(Node, name)))
+    _set_starts(defer_monitor, defer_dashboard)
+    return ended.set
 
 
-def start_serve(host: str, port: int) -> None:
+def _set_starts(monitor: Callable[..., None], dashboard: Callable[..., None]) -> None:
+    Node.start_monitor = monitor  # type: ignore[method-assign]
+    Node.start_api_server = dashboard  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _without_details() -> Iterator[None]:
+    """Silence the twenty lines in which Ray logs the end of the log of a dashboard that does not start."""
+    services = logging.getLogger("ray._private.services")
+    level = services.level
+    services.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        services.setLevel(level)
+
+
+def start_serve(host: str, port: int) -> list[ray.ObjectRef[Any]]:
     """Start Serve's controller and proxies, without waiting for the proxies.
 
-    ``serve.start`` waits until the proxies have started, before a replica can begin to. ``serve.run`` waits for them in
-    any case, once the application runs.
+    ``serve.start`` waits until the proxies have started, before a replica can begin to.
+
+    Returns:
+        What ``require_proxies`` waits for.
     """
-    api._create_controller_and_proxy_refs(
+    _, proxies = api._create_controller_and_proxy_refs(
         HTTPOptions(host=host, port=port),
         grpc_options=None,
         global_logging_config=None,
@@ -110,3 +149,21 @@ def start_serve(host: str, port: int) -> None:
         controller_options=ControllerOptions(),
         proxy_location=ProxyLocation.EveryNode,
     )
+    logger.info("Started Serve on %s, port %d", host, port)
+    return proxies
+
+
+def require_proxies(proxies: list[ray.ObjectRef[Any]]) -> None:
+    """Wait for the proxies as ``serve.start`` does: ``serve.run`` takes no notice of one that has died.
+
+    Raises:
+        ForecastError: when one has not started.
+    """
+    try:
+        ray.get(proxies, timeout=HTTP_PROXY_TIMEOUT)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ForecastError(
+            f"a proxy of Ray Serve did not start ({reason}); the logs are in "
+            f"{temporary_directory() / 'session_latest' / 'logs' / 'serve'}"
+        ) from error

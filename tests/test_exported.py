@@ -389,6 +389,7 @@ def test_neither_the_library_nor_a_server_imports_torch_for_an_exported_model(pa
             assert [client.get(page).status_code for page in ("/", "/model", "/models", "/docs")] == [200] * 4
         assert serve_app.deployment.cluster_gpus() >= 0
         assert not [name for name, module in sys.modules.items() if name.split(".")[0] == "torch" and module]
+        assert not {{"sqlalchemy", "alembic"}} & set(sys.modules)  # which only a ledger needs
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

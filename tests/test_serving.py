@@ -27,8 +27,6 @@ from serve_app.options import RunOptions
 pytestmark = pytest.mark.slow
 
 URL = "http://127.0.0.1:8000"
-SERVE_STARTED = "Connecting to existing Serve app"
-"""In the log of a server, once Serve's controller runs."""
 SERVE = str(Path(sys.executable).with_name("serve"))
 
 
@@ -220,12 +218,12 @@ def test_two_servers_on_one_machine_answer_with_their_own_models_on_ports_of_the
     [
         (signal.SIGTERM, ""),
         (signal.SIGINT, "is not set"),
-        (signal.SIGTERM, "Started a local Ray instance"),
         (signal.SIGINT, "Started a local Ray instance"),
-        (signal.SIGTERM, SERVE_STARTED),
+        (signal.SIGTERM, "Started Serve"),
+        (signal.SIGTERM, "is ready"),
     ],
 )
-def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_path, number, reached):
+def test_a_signal_while_it_starts_ends_it_without_a_traceback(tiny_checkpoint, tmp_path, number, reached):
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -236,19 +234,20 @@ def test_a_signal_while_it_starts_ends_it_as_interrupted(tiny_checkpoint, tmp_pa
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while reached not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        time.sleep(1)  # then it imports torch, or starts Ray, Serve or the replica
+        time.sleep(1)  # then it imports torch, or starts Ray, Serve, the replica or Ray's dashboard
         process.send_signal(number)
         code, lines = process.wait(60), log.read_text().splitlines()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     # Ray sees a signal up to two seconds late; a server that answers by then ends as one that runs.
-    answered = reached == SERVE_STARTED and any("Deleting app" in line for line in lines)
+    answered = any("Deleting app" in line for line in lines)
+    assert answered or reached != "is ready"
     assert code == (0 if answered else 130), lines
     assert answered or lines[-1] == "interrupted"
     assert not any("Traceback" in line for line in lines)

@@ -104,7 +104,7 @@ def config_text(prog: str, options: BaseModel, given: Collection[str]) -> str:
 
 def _line(name: str, value: Any) -> str:
     parts = value if isinstance(value, list) else [value]
-    # Other characters may be line breaks to YAML: they are escaped.
+    # White space beyond ASCII may be a line break to YAML, or be stripped below: it is escaped.
     printable = all(str(part).isprintable() for part in parts)
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=printable, width=2**31)
     return f"{name}: {text.removesuffix(DOCUMENT_END).strip()}"
