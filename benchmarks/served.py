@@ -26,6 +26,7 @@ from serve_app.flags import SERVE_FLAGS
 
 PORT = 8000
 START_S = 120.0
+AS_JSON = {"content-type": "application/json"}
 REPLICA = "ServeReplica:"
 """How the command line of a replica's process begins, after ``ray::``."""
 
@@ -177,7 +178,7 @@ def serve_run(
 
 
 @contextlib.contextmanager
-def server_run(
+def serve_app_run(
     model: Path, programs: Path = Path(sys.executable).parent, tree: Path | None = None
 ) -> Iterator[Server]:
     """Run ``python -m serve_app run`` on a new local cluster, with other ``programs``, or the code in ``tree``."""

@@ -31,7 +31,7 @@ import httpx2 as httpx
 import numpy as np
 import torch
 
-from benchmarks.served import Load, Server, make_checkpoint, original_server, serve_run, wrk
+from benchmarks.served import AS_JSON, Load, Server, make_checkpoint, original_server, serve_run, wrk
 from forecast import Predictor, TrainConfig, load_series, save_checkpoint, train
 from forecast.inference.agreement import differences
 from forecast.inference.engines import TOLERANCE, OnnxEngine, TorchEngine, disagreement, random_inputs
@@ -52,7 +52,6 @@ MEMBERS_BAR = 1.5
 """Largest p50 of the default model over that of a single member."""
 GRAPH_BAR = 1e-6
 """Largest difference of an exported graph from torch, relative to the price."""
-AS_JSON = {"content-type": "application/json"}
 
 Start = Callable[[Path], AbstractContextManager[Server]]
 

@@ -28,7 +28,7 @@ from typing import Any
 import httpx2 as httpx
 import psutil
 
-from benchmarks.served import server_run
+from benchmarks.served import AS_JSON, serve_app_run
 from forecast import load_checkpoint, load_series
 from forecast.model.export import exported_model
 
@@ -41,8 +41,6 @@ BAR = 0.6
 """Largest wall time of these, as a multiple of version 0.1.0's."""
 LOOK_EVERY = 0.05
 """Seconds between two looks at the job's processes; work of a process after the last look is not counted."""
-AS_JSON = {"content-type": "application/json"}
-
 Start = Callable[[], tuple[float, float]]
 """Starts a job or a server, and returns wall seconds and CPU seconds."""
 
@@ -75,7 +73,7 @@ def server_seconds(model: Path, body: str, **where: Any) -> tuple[float, float]:
     """Wall seconds from a server's start to its first answer, and CPU seconds of all its processes until then."""
     started = time.perf_counter()
     # Elsewhere than this checkout, whose modules would hide those of another environment.
-    with contextlib.chdir(model.parent), server_run(model, **where) as server:
+    with contextlib.chdir(model.parent), serve_app_run(model, **where) as server:
         answer = httpx.post(f"{server.url}/predict", content=body, headers=AS_JSON)
         wall = time.perf_counter() - started
         answer.raise_for_status()

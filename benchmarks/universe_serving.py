@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from benchmarks.served import serve_run, server_run, wrk
+from benchmarks.served import serve_app_run, serve_run, wrk
 from forecast import TrainConfig, load_series, save_checkpoint, train
 from forecast.model.checkpoint import Checkpoint, SymbolPart
 
@@ -72,7 +72,7 @@ def directory() -> bool:
         (place / f"{damaged}.pt").write_bytes(whole[: len(whole) // 2])
 
         started = time.perf_counter()
-        with server_run(place) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with serve_app_run(place) as server, httpx.Client(base_url=server.url, timeout=60) as client:
 
             def ask(symbol: str) -> int:
                 asked = {"symbol": symbol, "values": model.latest_window}

@@ -90,10 +90,10 @@ def defer_observers(until: Callable[[], bool]) -> Callable[[], None]:
     def defer_dashboard(node: Node, **options: Any) -> None:
         # Ray starts it last. Other clusters of this process start theirs as always.
         _set_starts(OBSERVERS["monitor"], OBSERVERS["dashboard"])
-        deferred["dashboard"] = functools.partial(OBSERVERS["dashboard"], node, **options)
-        threading.Thread(target=start_deferred, args=(node,), daemon=True).start()
+        deferred["dashboard"] = functools.partial(_start_dashboard, node, **options)
+        threading.Thread(target=start_deferred, daemon=True).start()
 
-    def start_deferred(node: Node) -> None:
+    def start_deferred() -> None:
         deadline = time.monotonic() + OBSERVERS_WAIT_S
         while not until() and time.monotonic() < deadline:
             if ended.wait(LOOK_EVERY_S):
@@ -105,15 +105,18 @@ def defer_observers(until: Callable[[], bool]) -> Callable[[], None]:
             except Exception as error:  # every kind: a server does without them
                 if not ended.is_set():
                     logger.warning("Ray's %s did not start (%s)", name, error)
-        if node.webui_url:
-            logger.info("Ray's dashboard is at http://%s", node.webui_url)
-        elif not ended.is_set():
-            logger.warning("Ray's dashboard did not start; its log is in %s", node.get_logs_dir_path())
         # Linux ends a process of Ray when the thread that started it ends.
         ended.wait()
 
     _set_starts(defer_monitor, defer_dashboard)
     return ended.set
+
+
+def _start_dashboard(node: Node, **options: Any) -> None:
+    OBSERVERS["dashboard"](node, **options)
+    if not node.webui_url:
+        raise RuntimeError(f"its log is in {node.get_logs_dir_path()}")
+    logger.info("Ray's dashboard is at http://%s", node.webui_url)
 
 
 def _set_starts(monitor: Callable[..., None], dashboard: Callable[..., None]) -> None:

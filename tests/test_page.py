@@ -310,7 +310,10 @@ def test_an_answer_that_comes_after_the_next_question_is_not_shown(open_page, ad
     held = []
 
     def hold_the_first(route):
-        held.append(route) if "5019" in route.request.post_data else route.continue_()
+        if "5019" in route.request.post_data:
+            held.append(route)
+        else:
+            route.continue_()
 
     page.tab.route("**/predict", hold_the_first)
     with page.tab.expect_request("**/predict"):

@@ -321,7 +321,7 @@ def test_haproxy_is_what_answers(server):
     assert "haproxy" in {process.name() for process, _ in family(server.pid)}
 
 
-def test_rays_dashboard_starts_after_the_first_answer_and_tells_prometheus_where_the_metrics_are(server):
+def test_a_server_has_rays_dashboard_which_tells_prometheus_where_the_metrics_are(server):
     deadline = time.monotonic() + 100
     found = None
     while not (found and found.is_file()):
